@@ -1,0 +1,29 @@
+# `make demo` and `make test` set everything up by themselves: all they need is Python 3.11 and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test quick lint clean
+
+demo: $(STAMP)  ## fold two trained networks, verify them, show what became of every batch norm
+	@$(BIN)/python demo.py
+
+test: $(STAMP) lint  ## everything: style, types, all tests
+	$(BIN)/python -m pytest
+
+quick: $(STAMP)  ## the tests that take no time
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info demo-out

@@ -1,0 +1,59 @@
+"""bnfold takes batch normalisation out of trained networks, exactly, and proves it.
+
+>>> import bnfold
+>>> result = bnfold.fold("model.onnx", out="folded.onnx")       # doctest: +SKIP
+>>> print(result.plan)                                          # doctest: +SKIP
+
+Importing bnfold is cheap: everything behind these names is imported when it is first used, and torch never for ONNX.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import BnfoldError, ModelError, OutputError, PlanError, UsageError, VerificationError
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .api import FoldResult, fold, inspect, verify
+    from .plan import BatchNorm, Plan
+    from .verify.check import Check
+
+__all__ = [
+    "BatchNorm",
+    "BnfoldError",
+    "Check",
+    "FoldResult",
+    "ModelError",
+    "OutputError",
+    "Plan",
+    "PlanError",
+    "UsageError",
+    "VerificationError",
+    "__version__",
+    "fold",
+    "inspect",
+    "verify",
+]
+
+_HOMES = {
+    "BatchNorm": "plan",
+    "Check": "verify.check",
+    "FoldResult": "api",
+    "Plan": "plan",
+    "fold": "api",
+    "inspect": "api",
+    "verify": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

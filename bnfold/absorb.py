@@ -1,0 +1,90 @@
+"""Gauges into weights: arrays in, arrays out.
+
+    W' = diag(p_out) W diag(u_in)
+    b' = p_out * (b + sum_taps(W) t_in) + q_out
+
+All products and sums are taken in float64 and rounded once, to the dtype of the array they replace.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .plan import Rescale
+
+Vector = npt.NDArray[np.float64]
+Weights = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weight array holds its channels: `axes` "oi" (output channels first, as Conv) or "io"; `groups`.
+
+    "oi": (out, in/groups, *kernel). "io": (in, out/groups, *kernel), as ConvTranspose and a plain matrix.
+    """
+
+    axes: str = "oi"
+    groups: int = 1
+
+    def spread(self, vector: Vector, side: str, rank: int) -> Vector:
+        """A vector over output ("o") or input ("i") channels, shaped to multiply the grouped view of `view`."""
+        place = 1 + self.axes.index(side)
+        shape = [self.groups] + [1] * rank
+        shape[place] = -1
+        return vector.reshape(shape)
+
+    def view(self, weight: Weights) -> Weights:
+        """(groups * a, b, *kernel) -> (groups, a, b, *kernel), where a and b are the two sides in the order of `axes`.
+
+        The second side of a weight array is per group already; the first runs over all groups.
+        """
+        return weight.reshape(self.groups, weight.shape[0] // self.groups, *weight.shape[1:])
+
+
+def scale_weight(weight: Weights, layout: Layout, edit: Rescale) -> Weights:
+    """`diag(p_out) W diag(u_in)` in the shape and dtype of `weight`."""
+    if edit.p_out is None and edit.u_in is None:
+        return weight
+    view = layout.view(weight)
+    factor: Vector = np.ones(1)
+    for vector, side in ((edit.p_out, "o"), (edit.u_in, "i")):
+        if vector is not None:
+            factor = factor * layout.spread(vector, side, weight.ndim)
+    return multiply(view, factor).reshape(weight.shape)
+
+
+def multiply(array: Weights, factor: Vector) -> Weights:
+    """The product in float64, rounded once to the dtype of `array`."""
+    with np.errstate(over="ignore"):
+        if array.dtype in (np.float32, np.float16):  # numpy converts in small blocks, without a copy in float64
+            result: Weights = np.multiply(array, factor, dtype=np.float64, casting="unsafe", out=np.empty_like(array))
+            return result
+        return (array.astype(np.float64) * factor).astype(array.dtype)
+
+
+def response(weight: Weights, layout: Layout, t_in: Vector) -> Vector:
+    """`sum_taps(W) t_in`: what a constant input t_in, (in,), gives at each output channel, (out,), float64."""
+    view = layout.view(weight)
+    taps = view.sum(tuple(range(3, view.ndim)), dtype=np.float64) if view.ndim > 3 else view.astype(np.float64)
+    i = layout.axes.index("i")
+    summed: Vector = (taps * layout.spread(t_in, "i", 2)).sum(1 + i)  # (groups, out/groups)
+    return summed.reshape(-1)
+
+
+def new_bias(bias: Vector | None, weight: Weights, layout: Layout, edit: Rescale, out_channels: int) -> Vector:
+    """`p_out * (b + sum_taps(W) t_in) + q_out`, (out,), float64, with the weight as it was before the edit."""
+    total = np.zeros(out_channels) if bias is None else np.asarray(bias, np.float64)
+    if edit.t_in is not None:
+        total = total + response(weight, layout, edit.t_in)
+    if edit.p_out is not None:
+        total = total * edit.p_out
+    return total if edit.q_out is None else total + edit.q_out
+
+
+def moves_bias(edit: Rescale) -> bool:
+    """Whether the edit can give a bias to a layer that has none."""
+    return edit.t_in is not None or edit.q_out is not None

@@ -1,0 +1,206 @@
+"""The front door: inspect, fold, verify."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import ModelError, UsageError, VerificationError
+from .plan import Plan
+from .planner import plan as make_plan
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from .frontends.onnx.read import Source
+    from .verify.check import Check
+
+Model = "str | PathLike[str] | ModelProto"
+Progress = Callable[[str], None]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """A folded model, the plan that made it, and the judge's verdict (None when it was not asked)."""
+
+    model: ModelProto
+    plan: Plan
+    check: Check | None
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    model: ModelProto
+    source: Source
+    path: Path | None
+    name: str
+
+
+def inspect(model: str | PathLike[str] | ModelProto, *, skip: Iterable[str] = (), freeze_inputs: bool = False) -> Plan:
+    """What `fold` would do to a model: every norm with its verdict. Nothing is changed or written.
+
+    `skip`: names, or patterns with * and ?, of norms to leave alone. `freeze_inputs`: treat graph inputs that have a
+    default as constants (IR 4 and later). Raises ModelError where the model cannot be read.
+    """
+    return make_plan(_load(model, skip, freeze_inputs).source.graph)
+
+
+def fold(
+    model: str | PathLike[str] | ModelProto,
+    *,
+    out: str | PathLike[str] | None = None,
+    verify: bool = True,
+    seed: int = 0,
+    shapes: Shapes | None = None,
+    skip: Iterable[str] = (),
+    freeze_inputs: bool = False,
+    progress: Progress = lambda stage: None,
+) -> FoldResult:
+    """Fold the norms of an ONNX model (a path or a ModelProto, which is left alone), and verify the result.
+
+    `out`: where to write it; the file appears only when the result passed. `shapes`: input shapes for the check, by
+    input name. `skip`, `freeze_inputs`: as for `inspect`. `progress` is called with the name of each stage.
+
+    Raises ModelError (unreadable model), OutputError (cannot write), UsageError (arguments that do not fit),
+    VerificationError (the result differs, or nothing here can run the model).
+    """
+    from .frontends.onnx.apply import apply
+    from .frontends.onnx.files import check as check_model
+    from .frontends.onnx.files import check_target, dump
+
+    target = None if out is None else Path(fspath(out))
+    if target is not None:
+        check_target(target, _path(model))
+    progress("reading")
+    loaded = _load(model, skip, freeze_inputs)
+    progress("planning")
+    plan = make_plan(loaded.source.graph)
+    progress("folding")
+    with _reference(model, loaded, verify) as reference:
+        apply(loaded.model, loaded.source, plan)
+        check_model(loaded.model, f"{loaded.name} (folded)")
+        with _destination(target, loaded, needed=verify or target is not None) as temporary:
+            if temporary is not None:
+                progress("writing")
+                dump(loaded.model, temporary)
+            verdict = None
+            if verify and temporary is not None:
+                verdict = _judge(reference, temporary, loaded, seed, shapes, progress)
+                if not verdict.passed:
+                    raise _failure(verdict, plan)
+            return FoldResult(loaded.model, plan, verdict)
+
+
+def verify(
+    reference: str | PathLike[str],
+    candidate: str | PathLike[str],
+    *,
+    seed: int = 0,
+    shapes: Shapes | None = None,
+    limit: float | None = None,
+    progress: Progress = lambda stage: None,
+) -> Check:
+    """Whether two ONNX files are the same function, on seeded inputs of several kinds.
+
+    `limit`: the largest `error / scale` that passes, instead of the limit of each type. Raises ModelError where a file
+    cannot be read, VerificationError where nothing here can run the reference.
+    """
+    from .frontends.onnx.files import load
+    from .verify.judge import judge
+    from .verify.runners import input_specs
+
+    specs = input_specs(load(Path(fspath(reference))))
+    load(Path(fspath(candidate)))
+    return judge(Path(fspath(reference)), Path(fspath(candidate)), specs, seed, shapes, limit, progress)
+
+
+def _path(model: str | PathLike[str] | ModelProto) -> Path | None:
+    return Path(fspath(model)) if isinstance(model, str | PathLike) else None
+
+
+def _load(model: str | PathLike[str] | ModelProto, skip: Iterable[str], freeze_inputs: bool) -> _Loaded:
+    """Read and check a model; a ModelProto is copied, so that the caller's stays as it is."""
+    from onnx import ModelProto
+
+    from .frontends.onnx.files import check, load
+    from .frontends.onnx.read import read
+
+    path = _path(model)
+    if path is not None:
+        proto, name = load(path), path.name
+    elif isinstance(model, ModelProto):
+        proto, name = ModelProto(), model.graph.name or "model"
+        proto.CopyFrom(model)
+    else:
+        raise UsageError(f"a path or an onnx.ModelProto expected, {type(model).__name__} found")
+    bare = check(proto, str(path or name))
+    patterns = [skip] if isinstance(skip, str) else list(skip)
+    source = read(
+        proto,
+        bare,
+        name,
+        path.parent if path else None,
+        freeze_inputs,
+        lambda label: any(fnmatchcase(label, pattern) for pattern in patterns),
+    )
+    return _Loaded(proto, source, path, name)
+
+
+@contextmanager
+def _reference(model: str | PathLike[str] | ModelProto, loaded: _Loaded, needed: bool) -> Iterator[Path]:
+    """The original as a file for the judge: its own, or a temporary one written before the edits."""
+    if loaded.path is not None or not needed:
+        yield loaded.path or Path()
+        return
+    from .frontends.onnx.files import dump
+
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+        path = Path(folder) / "original.onnx"
+        dump(loaded.model, path)
+        yield path
+
+
+def _destination(target: Path | None, loaded: _Loaded, needed: bool) -> AbstractContextManager[Path | None]:
+    """Where the result is written before it is judged."""
+    from .frontends.onnx.files import written
+
+    if target is not None:
+        return written(target)
+    return _scratch() if needed else _nowhere()
+
+
+@contextmanager
+def _scratch() -> Iterator[Path | None]:
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+        yield Path(folder) / "folded.onnx"
+
+
+@contextmanager
+def _nowhere() -> Iterator[Path | None]:
+    yield None
+
+
+def _judge(
+    reference: Path, candidate: Path, loaded: _Loaded, seed: int, shapes: Shapes | None, progress: Progress
+) -> Check:
+    from .verify.judge import judge
+    from .verify.runners import input_specs
+
+    return judge(reference, candidate, input_specs(loaded.model), seed, shapes, None, progress)
+
+
+def _failure(check: Check, plan: Plan) -> VerificationError:
+    """The error of a result that did not pass; `check` and `plan` hang on it for reports."""
+    error = VerificationError(f"the folded model differs from the original, nothing was written: {check.message}")
+    error.check, error.plan = check, plan
+    return error
+
+
+__all__ = ["FoldResult", "ModelError", "fold", "inspect", "verify"]

@@ -1,0 +1,1 @@
+"""The ONNX front end: files and `ModelProto`s. It never imports torch."""

@@ -1,0 +1,331 @@
+"""Carry out a plan's edits on an ONNX model, in place, touching nothing that no edit names.
+
+The edits go into the protobuf itself and not through an export: so metadata, value_info, quantisation annotations, doc
+strings and whatever a newer ONNX may add stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from ...absorb import moves_bias, new_bias, scale_weight
+from ...errors import PlanError
+from ...plan import Plan, Remove, Replace, Rescale
+from .bindings import AffineBinding, LinearBinding
+from .names import Renaming
+from .read import Source, count_uses
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Applied:
+    """What changed: the tensors written anew by name, and the model, the same object as before."""
+
+    model: ModelProto
+    written: list[str] = field(default_factory=list)
+
+
+def apply(model: ModelProto, source: Source, plan: Plan) -> Applied:
+    """Edit `model`, which `source` was read from. PlanError where the plan was made for another model."""
+    editor = _Editor(model, source)
+    for edit in plan.edits:
+        binding = source.bindings.get(edit.op)
+        if isinstance(edit, Rescale) and isinstance(binding, LinearBinding):
+            editor.rescale(edit, binding)
+        elif isinstance(edit, Remove) and isinstance(binding, AffineBinding):
+            editor.remove(edit, binding)
+        elif isinstance(edit, Replace) and isinstance(binding, AffineBinding):
+            editor.replace(edit, binding)
+        else:
+            raise PlanError(
+                f"{edit.name}: op {edit.op} is not what the plan expects; was the plan made for this model?"
+            )
+    editor.finish()
+    return Applied(model, editor.written)
+
+
+class _Editor:
+    def __init__(self, model: ModelProto, source: Source) -> None:
+        self.model, self.graph, self.source = model, model.graph, source
+        self.uses = Counter(source.uses)
+        self.initializers = {t.name: i for i, t in enumerate(self.graph.initializer)}
+        self.names = set(source.graph.shapes) | set(self.initializers) | set(self.uses)
+        self.names |= {out for node in self.graph.node for out in node.output}
+        fixed = {v.name for v in (*self.graph.input, *self.graph.output)} | set(source.graph.pinned)
+        self.renaming = Renaming(fixed | set(self.initializers))
+        self.dropped: set[int] = set()
+        self.released: set[str] = set()
+        self.constant_nodes: list[NodeProto] = []
+        self.written: list[str] = []
+
+    # --- weights
+
+    def rescale(self, edit: Rescale, at: LinearBinding) -> None:
+        """New weight and bias for a linear op."""
+        node = self.graph.node[at.node]
+        label = edit.name
+        weight = self._value(node.input[at.weight])
+        if moves_bias(edit) or (at.bias is not None and edit.p_out is not None and self._has(at)):
+            self._rebias(edit, at, weight)
+        scaled = scale_weight(weight, at.layout, edit)
+        if scaled is not weight:
+            _demand_finite(scaled, weight, label)
+            self._put(node, at.weight, scaled, f"{label}_weight")
+
+    def _has(self, at: LinearBinding) -> bool:
+        inputs = self.graph.node[at.bias_node].input
+        return at.bias is not None and at.bias < len(inputs) and bool(inputs[at.bias])
+
+    def _rebias(self, edit: Rescale, at: LinearBinding, weight: Array) -> None:
+        if at.bias is None:
+            raise PlanError(f"{edit.name}: has no bias to put an offset into")
+        node = self.graph.node[at.bias_node]
+        old = self._value(node.input[at.bias]) if self._has(at) else None
+        if old is not None and old.ndim == 2 and old.shape[0] > 1 and not at.column_bias:
+            new = self._matrix_bias(edit, at, weight, old)
+        else:
+            new = self._vector_bias(edit, at, weight, old)
+        dtype = weight.dtype if old is None else old.dtype
+        rounded = _round(new, dtype)
+        _demand_finite(rounded, new, edit.name)
+        if at.beta == 0.0 or (old is None and at.beta != 1.0):
+            _set_float(node, "beta", 1.0)
+        self._put(node, at.bias, rounded, f"{edit.name}_bias")
+
+    def _vector_bias(self, edit: Rescale, at: LinearBinding, weight: Array, old: Array | None) -> Array:
+        """(out,), or (out, 1) for a bias that runs along the rows."""
+        beta = 1.0 if old is None or at.beta == 0.0 else at.beta
+        start = (
+            None
+            if old is None or at.beta == 0.0
+            else np.broadcast_to(beta * old.astype(np.float64).ravel(), at.out_channels)
+        )
+        total = new_bias(start, self._effective(weight, at), at.layout, edit, at.out_channels) / beta
+        return total[:, None] if at.column_bias else total
+
+    def _matrix_bias(self, edit: Rescale, at: LinearBinding, weight: Array, old: Array) -> Array:
+        """Gemm's C as a matrix, (rows, out): the offset joins every row."""
+        moved = new_bias(None, self._effective(weight, at), at.layout, edit, at.out_channels)
+        if at.beta == 0.0:
+            return moved
+        scaled = old.astype(np.float64) * (1.0 if edit.p_out is None else edit.p_out)
+        return scaled + moved / at.beta
+
+    @staticmethod
+    def _effective(weight: Array, at: LinearBinding) -> Array:
+        return weight if at.alpha == 1.0 else weight.astype(np.float64) * at.alpha
+
+    # --- norms
+
+    def remove(self, edit: Remove, at: AffineBinding) -> None:
+        """Let the readers of a norm's output read its input: two names become one."""
+        node = self.graph.node[at.node]
+        source, target = node.input[at.data], node.output[0]
+        self._release_constants(node, at.data)
+        if self.renaming.merge(source, target, edit.keep == "input"):
+            self.dropped.add(at.node)
+        else:  # both names must stay, as graph input and output for instance
+            _rewrite(node, "Identity", [source])
+
+    def replace(self, edit: Replace, at: AffineBinding) -> None:
+        """Turn a norm into Add or Mul with one vector, or into a BatchNormalization with mean 0, var 1 and eps 0."""
+        node = self.graph.node[at.node]
+        source = node.input[at.data]
+        rank = self.source.graph.rank(source)
+        dtype = self._dtype(node, at)
+        self._release_constants(node, at.data)
+        if edit.form == "bn":
+            ones, zeros = np.ones_like(edit.scale), np.zeros_like(edit.scale)
+            self._as_batch_norm(node, edit, [edit.scale, edit.offset, zeros, ones], source)
+            return
+        vector = edit.offset if edit.form == "add" else edit.scale
+        shape = [1] * (rank or vector.size)
+        shape[edit.axis] = vector.size
+        shape = shape[edit.axis :]  # (C, 1, .., 1): broadcasts from the right
+        old = self.source.constants.opset < 7
+        value = self._new(_round(vector.reshape(-1 if old else shape), dtype), f"{edit.name}_{edit.form}")
+        _rewrite(node, edit.form.capitalize(), [source, value])
+        if old:
+            node.attribute.extend([helper.make_attribute("broadcast", 1), helper.make_attribute("axis", edit.axis)])
+
+    def _as_batch_norm(self, node: NodeProto, edit: Replace, vectors: list[Array], source: str) -> None:
+        dtypes = [self.source.constants.value(name).dtype for name in node.input[1:5]]
+        names = [
+            self._new(_round(vector, dtype), f"{edit.name}_{part}")
+            for vector, dtype, part in zip(vectors, dtypes, ("scale", "bias", "mean", "var"), strict=True)
+        ]
+        del node.input[:]
+        node.input.extend([source, *names])
+        del node.output[1:]
+        _set_float(node, "epsilon", 0.0)
+
+    def _dtype(self, node: NodeProto, at: AffineBinding) -> np.dtype[Any]:
+        """The element type of the data: as inferred, else that of the constant."""
+        known = self.source.dtypes.get(node.input[at.data]) or self.source.dtypes.get(node.output[0])
+        if known:
+            return np.dtype(helper.tensor_dtype_to_np_dtype(known))
+        constant = next(name for i, name in enumerate(node.input) if i != at.data)
+        return self.source.constants.value(constant).dtype
+
+    # --- tensors
+
+    def _value(self, name: str) -> Array:
+        return self.source.constants.value(name)
+
+    def _release_constants(self, node: NodeProto, data: int) -> None:
+        for i, name in enumerate(node.input):
+            if i != data and name:
+                self._release(name)
+
+    def _release(self, name: str) -> None:
+        self.uses[name] -= 1
+        self.released.add(name)
+
+    def _put(self, node: NodeProto, position: int, value: Array, wish: str) -> None:
+        """Let an input of a node be a new constant: in place where nobody else reads the old one."""
+        old = node.input[position] if position < len(node.input) else ""
+        if old in self.initializers and self.uses[old] == 1:
+            tensor = self.graph.initializer[self.initializers[old]]
+            if tuple(tensor.dims) == value.shape:
+                _fill(tensor, value, old)
+                self.written.append(old)
+                return
+        if old:
+            self._release(old)
+        while len(node.input) <= position:
+            node.input.append("")
+        node.input[position] = self._new(value, wish)
+
+    def _new(self, value: Array, wish: str) -> str:
+        """A new constant: an initializer, or before IR 4, where every initializer is a graph input, a Constant node."""
+        name = wish
+        count = 1
+        while name in self.names:
+            count += 1
+            name = f"{wish}_{count}"
+        self.names.add(name)
+        tensor = TensorProto()
+        _fill(tensor, value, name)
+        if self.model.ir_version >= 4:
+            self.graph.initializer.append(tensor)
+        else:
+            self.constant_nodes.append(helper.make_node("Constant", [], [name], value=tensor))
+        self.written.append(name)
+        return name
+
+    # --- clean up
+
+    def finish(self) -> None:
+        """Rename, take out what nobody reads any more because of the edits, put new constants in front."""
+        drop_nodes = self.dropped | self._unread_nodes()
+        self.renaming.apply(node for i, node in enumerate(self.graph.node) if i not in drop_nodes)
+        for i in sorted(drop_nodes, reverse=True):
+            del self.graph.node[i]
+        for node in reversed(self.constant_nodes):
+            self.graph.node.insert(0, node)
+        self._drop_tensors()
+
+    def _unread_nodes(self) -> set[int]:
+        """Nodes that computed constants for what was edited, and that nobody else reads."""
+        producers = {out: i for i, node in enumerate(self.graph.node) for out in node.output if out}
+        unread: set[int] = set()
+        queue = [name for name in self.released if self.uses[name] == 0]
+        while queue:
+            name = queue.pop()
+            i = producers.get(name)
+            if i is None or i in unread or i in self.dropped:
+                continue
+            if any(out and self.uses[out] for out in self.graph.node[i].output):
+                continue
+            unread.add(i)
+            for inner in self.graph.node[i].input:
+                if inner:
+                    self._release(inner)
+                    if self.uses[inner] == 0:
+                        queue.append(inner)
+        return unread
+
+    def _drop_tensors(self) -> None:
+        dead = {name for name in self.released if self.uses[name] == 0}
+        initial = dead & set(self.initializers)
+        _delete(self.graph.initializer, (i for i, t in enumerate(self.graph.initializer) if t.name in initial))
+        _delete(self.graph.input, (i for i, v in enumerate(self.graph.input) if v.name in initial))
+        alive = set(count_uses(self.graph)) | {out for node in self.graph.node for out in node.output}
+        alive |= {v.name for v in self.graph.input}
+        touched = dead | self.renaming.vanished()
+        _delete(
+            self.graph.value_info,
+            (i for i, v in enumerate(self.graph.value_info) if v.name in touched and v.name not in alive),
+        )
+        _delete(
+            self.graph.quantization_annotation,
+            (
+                i
+                for i, q in enumerate(self.graph.quantization_annotation)
+                if q.tensor_name in touched and q.tensor_name not in alive
+            ),
+        )
+
+
+def _delete(repeated: Any, positions: Iterable[int]) -> None:
+    for i in sorted(positions, reverse=True):
+        del repeated[i]
+
+
+def _rewrite(node: NodeProto, op_type: str, inputs: list[str]) -> None:
+    """Another op under the same name, with the same first output."""
+    node.op_type = op_type
+    del node.input[:]
+    node.input.extend(inputs)
+    del node.output[1:]
+    del node.attribute[:]
+
+
+def _set_float(node: NodeProto, name: str, value: float) -> None:
+    for i, attribute in enumerate(node.attribute):
+        if attribute.name == name:
+            del node.attribute[i]
+            break
+    node.attribute.append(helper.make_attribute(name, float(value)))
+
+
+def _round(value: Array, dtype: np.dtype[Any]) -> Array:
+    """To a dtype, in one rounding."""
+    with np.errstate(over="ignore"):
+        rounded: Array = value.astype(dtype)
+        return rounded
+
+
+def _fill(tensor: TensorProto, value: Array, name: str) -> None:
+    """Write an array into a tensor; its doc string and metadata stay."""
+    fresh = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    for part in (
+        "float_data",
+        "int32_data",
+        "string_data",
+        "int64_data",
+        "double_data",
+        "uint64_data",
+        "external_data",
+    ):
+        tensor.ClearField(part)
+    tensor.ClearField("data_location")
+    tensor.ClearField("dims")
+    tensor.MergeFrom(fresh)
+
+
+def _demand_finite(new: Array, old: Array, name: str) -> None:
+    """A fold must not overflow the dtype of a weight."""
+    if not np.isfinite(new.astype(np.float64)).all() and np.isfinite(old.astype(np.float64)).all():
+        raise PlanError(
+            f"{name}: the folded weights exceed the range of {new.dtype.name}; "
+            "leave the norm next to it alone (--skip NAME)"
+        )

@@ -1,0 +1,38 @@
+"""What the ops of the neutral graph are in the file: the nodes and weights that an edit changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...absorb import Layout
+
+
+@dataclass(frozen=True)
+class LinearBinding:
+    """A linear op: `node` holds the weight at input `weight`, `bias_node` (the same, or an Add) the bias at `bias`.
+
+    `alpha`, `beta`: Gemm's factors. `bias` is the input position where a bias is or may be put; None where there is no
+    room for one. `transposed`: the weight array is the transpose of what `layout` says (Gemm with transB).
+    """
+
+    node: int
+    weight: int
+    layout: Layout
+    bias_node: int
+    bias: int | None
+    out_channels: int
+    alpha: float = 1.0
+    beta: float = 1.0
+    column_bias: bool = False
+
+
+@dataclass(frozen=True)
+class AffineBinding:
+    """An affine op: node `node`, whose data input is `data` (0, or 1 when the constant comes first)."""
+
+    node: int
+    data: int = 0
+    dtype: str = "float32"
+
+
+Binding = LinearBinding | AffineBinding

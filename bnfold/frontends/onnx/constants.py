@@ -1,0 +1,230 @@
+"""Constants of an ONNX graph: initializers, Constant nodes, and what small constant subgraphs compute. All lazy.
+
+Exporters hide weights behind ConstantOfShape, Cast, CastLike, Shape, Expand, Transpose, Identity and some arithmetic
+(torch's dynamo exporter makes every bias that way). Whether a tensor is constant and which shape it has is known
+without computing it; its value is computed when somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from ...errors import ModelError
+from .skeleton import constant_tensor
+
+Array = npt.NDArray[Any]
+Attributes = Mapping[str, Any]
+
+
+class Constants:
+    """The constants of a model by tensor name. `folder` is where external data lie; `shapes` holds static shapes."""
+
+    def __init__(
+        self,
+        model: ModelProto,
+        shapes: Mapping[str, tuple[int | str | None, ...] | None],
+        folder: Path | None = None,
+        freeze_inputs: bool = False,
+    ) -> None:
+        graph = model.graph
+        self.folder = folder
+        self.shapes = shapes
+        self.opset = default_opset(model)
+        inputs = {value.name for value in graph.input}
+        overridable = inputs if model.ir_version >= 4 and not freeze_inputs else set()
+        self.tensors = {t.name: t for t in graph.initializer if t.name not in overridable}
+        self.overridable = {t.name for t in graph.initializer} & overridable
+        self.producers = {name: node for node in graph.node for name in node.output if name}
+        self._constant: dict[str, bool] = {}
+        self._cache: dict[str, Array] = {}
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a tensor is constant."""
+        if not isinstance(name, str) or not name:
+            return False
+        if name not in self._constant:
+            self._constant[name] = self._decide(name)
+        return self._constant[name]
+
+    def _decide(self, name: str) -> bool:
+        if name in self.tensors:
+            return True
+        node = self.producers.get(name)
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return False
+        if node.op_type == "Constant":
+            return True
+        if node.op_type == "Shape":
+            shape = self.shapes.get(node.input[0])
+            return shape is not None and all(isinstance(dim, int) for dim in shape)
+        if node.op_type not in EVALUATORS:
+            return False
+        return all(i in self for i in node.input if i)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a constant; computed only where nothing says it."""
+        tensor = self.tensor(name)
+        if tensor is not None:
+            return tuple(tensor.dims)
+        known = self.shapes.get(name)
+        if known is not None and all(isinstance(dim, int) for dim in known):
+            return tuple(dim for dim in known if isinstance(dim, int))
+        return self.value(name).shape
+
+    def tensor(self, name: str) -> TensorProto | None:
+        """The stored tensor behind a name, of an initializer or of a Constant node."""
+        if name in self.tensors:
+            stored: TensorProto = self.tensors[name]
+            return stored
+        node = self.producers.get(name)
+        return None if node is None else constant_tensor(node)
+
+    def value(self, name: str) -> Array:
+        """The value of a constant, in its own dtype. ModelError where its data cannot be read."""
+        if name in self._cache:
+            return self._cache[name]
+        tensor = self.tensor(name)
+        value = self._compute(name) if tensor is None else self._load(tensor)
+        if value.size <= 4096:
+            self._cache[name] = value
+        return value
+
+    def _load(self, tensor: TensorProto) -> Array:
+        try:
+            return numpy_helper.to_array(tensor, str(self.folder) if self.folder else "")
+        except Exception as error:  # onnx raises many kinds here, each for damaged data
+            raise ModelError(f"tensor {tensor.name!r}: its data cannot be read ({error})") from error
+
+    def _compute(self, name: str) -> Array:
+        node = self.producers[name]
+        if node.op_type == "Shape":
+            return self._shape_of(node)
+        inputs = [self.value(i) if i else None for i in node.input]
+        try:
+            return np.asarray(EVALUATORS[node.op_type](inputs, attributes(node), self.opset))
+        except (ValueError, TypeError, IndexError, KeyError) as error:
+            raise ModelError(
+                f"node {node.name or node.op_type!r}: constant {name!r} cannot be computed ({error})"
+            ) from error
+
+    def _shape_of(self, node: NodeProto) -> Array:
+        shape = np.array(self.shapes[node.input[0]], np.int64)
+        attrs = attributes(node)
+        return shape[attrs.get("start", 0) : attrs.get("end")]
+
+
+def default_opset(model: ModelProto) -> int:
+    """The version of the default operator set that a model imports; 1 when it says nothing."""
+    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """The attributes of a node as Python values."""
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+Inputs = Sequence[Any]
+
+
+def _constant(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    for key, dtype in (
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+    ):
+        if key in attrs:
+            return np.array(attrs[key], dtype)
+    raise ValueError("no numeric value")
+
+
+def _constant_of_shape(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    value = numpy_helper.to_array(attrs["value"]) if "value" in attrs else np.zeros(1, np.float32)
+    return np.full(tuple(inputs[0]), value.item() if value.dtype.kind in "fiub" else value.reshape(()), value.dtype)
+
+
+def _cast(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    return np.asarray(inputs[0]).astype(helper.tensor_dtype_to_np_dtype(attrs["to"]))
+
+
+def _axes(inputs: Inputs, attrs: Attributes) -> tuple[int, ...] | None:
+    if len(inputs) > 1 and inputs[1] is not None:
+        return tuple(int(a) for a in inputs[1])
+    return tuple(attrs["axes"]) if "axes" in attrs else None
+
+
+def _reshape(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    data = np.asarray(inputs[0])
+    target = [int(d) for d in (inputs[1] if len(inputs) > 1 else attrs["shape"])]
+    if not attrs.get("allowzero", 0):
+        target = [data.shape[i] if d == 0 else d for i, d in enumerate(target)]
+    return data.reshape(target)
+
+
+def _slice(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    data = np.asarray(inputs[0])
+    starts, ends = (inputs[1], inputs[2]) if len(inputs) > 2 else (attrs["starts"], attrs["ends"])
+    axes = inputs[3] if len(inputs) > 3 and inputs[3] is not None else attrs.get("axes", range(len(starts)))
+    steps = inputs[4] if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
+    cut = [slice(None)] * data.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        cut[int(axis)] = axis_slice(int(start), int(end), int(step))
+    return data[tuple(cut)]
+
+
+def axis_slice(start: int, end: int, step: int) -> slice:
+    """ONNX Slice on one axis as a Python slice: an end before the front of the axis means "through to the front"."""
+    return slice(start, None if step < 0 and end < -(2**30) else end, step)
+
+
+def _binary(function: Callable[[Any, Any], Any]) -> Callable[[Inputs, Attributes, int], Array]:
+    def evaluate(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+        a, b = inputs
+        if opset < 7 and "axis" in attrs and np.ndim(b) < np.ndim(a):
+            b = np.reshape(b, np.shape(b) + (1,) * (np.ndim(a) - attrs["axis"] - np.ndim(b)))
+        return np.asarray(function(a, b)).astype(np.asarray(a).dtype)
+
+    return evaluate
+
+
+def _unary(function: Callable[[Any], Any]) -> Callable[[Inputs, Attributes, int], Array]:
+    return lambda inputs, attrs, opset: np.asarray(function(inputs[0])).astype(np.asarray(inputs[0]).dtype)
+
+
+def _divide(a: Array, b: Array) -> Array:
+    """Division as ONNX has it: integers towards zero."""
+    if np.asarray(a).dtype.kind in "iu":
+        return np.asarray(np.trunc(np.divide(a, b)))
+    return np.asarray(np.divide(a, b))
+
+
+EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array]] = {
+    "Constant": _constant,
+    "ConstantOfShape": _constant_of_shape,
+    "Cast": _cast,
+    "CastLike": lambda i, a, o: np.asarray(i[0]).astype(np.asarray(i[1]).dtype),
+    "Identity": lambda i, a, o: np.asarray(i[0]),
+    "Expand": lambda i, a, o: np.broadcast_to(i[0], np.broadcast_shapes(np.shape(i[0]), tuple(int(d) for d in i[1]))),
+    "Transpose": lambda i, a, o: np.transpose(i[0], a.get("perm")),
+    "Reshape": _reshape,
+    "Flatten": lambda i, a, o: np.reshape(i[0], (int(np.prod(np.shape(i[0])[: a.get("axis", 1)])), -1)),
+    "Unsqueeze": lambda i, a, o: np.expand_dims(i[0], _axes(i, a) or ()),
+    "Squeeze": lambda i, a, o: np.squeeze(i[0], _axes(i, a)),
+    "Concat": lambda i, a, o: np.concatenate(list(i), a["axis"]),
+    "Gather": lambda i, a, o: np.take(i[0], np.asarray(i[1]), a.get("axis", 0)),
+    "Slice": _slice,
+    "Add": _binary(np.add),
+    "Sub": _binary(np.subtract),
+    "Mul": _binary(np.multiply),
+    "Div": _binary(_divide),
+    "Pow": _binary(np.power),
+    "Sqrt": _unary(np.sqrt),
+    "Reciprocal": _unary(np.reciprocal),
+    "Neg": _unary(np.negative),
+}

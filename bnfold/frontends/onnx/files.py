@@ -1,0 +1,139 @@
+"""ONNX files: read with the weights they hold, checked without copying them, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+
+import onnx
+import onnx.checker
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import ModelProto, TensorProto, helper
+
+from ...errors import ModelError, OutputError, UsageError
+from .skeleton import Skeleton, skeleton
+
+PACKED_ELSEWHERE = frozenset(
+    getattr(TensorProto, name)
+    for name in ("STRING", "INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+    if hasattr(TensorProto, name)
+)
+"""Element types whose raw data are not one whole number of bytes for each element."""
+
+
+def load(path: Path) -> ModelProto:
+    """The model in a file, external data left where they are. ModelError where it is no ONNX model."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ModelError(f"{path}: a folder, an ONNX file expected") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
+    try:
+        model: ModelProto = ModelProto.FromString(data)
+    except DecodeError:
+        raise ModelError(f"{path}: not an ONNX model, or a truncated one ({len(data):,} bytes)") from None
+    if not model.HasField("graph") or not model.ir_version:
+        raise ModelError(f"{path}: not an ONNX model (it has no graph)")
+    return model
+
+
+def check(model: ModelProto, where: str) -> Skeleton:
+    """The skeleton of a model that onnx.checker accepts; ModelError with the checker's words otherwise."""
+    bare = skeleton(model)
+    try:
+        onnx.checker.check_model(bare.model)
+        for tensor in model.graph.initializer:
+            _check_length(tensor)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{where}: onnx.checker rejects the model: {_first_line(error)}") from error
+    return bare
+
+
+def _check_length(tensor: TensorProto) -> None:
+    """Whether the raw bytes of a tensor are as many as its shape asks for."""
+    if tensor.data_location == TensorProto.EXTERNAL or tensor.data_type in PACKED_ELSEWHERE:
+        return
+    if not tensor.HasField("raw_data"):
+        onnx.checker.check_tensor(tensor)
+        return
+    try:
+        itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except KeyError:
+        raise onnx.checker.ValidationError(f"tensor {tensor.name!r} has the unknown type {tensor.data_type}") from None
+    expected = prod(tensor.dims) * itemsize
+    if len(tensor.raw_data) != expected:
+        raise onnx.checker.ValidationError(
+            f"tensor {tensor.name!r} has {len(tensor.raw_data):,} bytes, "
+            f"its shape {list(tensor.dims)} needs {expected:,}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def check_target(out: Path, model: Path | None) -> None:
+    """Whether `out` can be written: UsageError where the call is wrong, OutputError where the folder is."""
+    if model is not None and out.exists() and model.exists() and out.samefile(model):
+        raise UsageError(f"{out}: the output is the model itself; name another file")
+    if out.is_dir():
+        raise UsageError(f"{out}: a folder, a file name expected")
+    if not out.parent.exists():
+        raise UsageError(f"{out}: the folder {out.parent} does not exist; make it first")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{out}: the folder {out.parent} is not writable")
+
+
+@contextmanager
+def written(out: Path) -> Iterator[Path]:
+    """A new file beside `out` that takes its place when the block ends well, and goes when it does not."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(_mode(out))
+        _sync(temporary)
+        os.replace(temporary, out)
+        _sync(out.parent)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _mode(out: Path) -> int:
+    """The permissions of the file that is replaced, or those that a new file would get."""
+    if out.exists():
+        return out.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def dump(model: ModelProto, path: Path) -> None:
+    """Write a model into a file. ModelError where it is too large for one (2 GB); OSError as the system has it."""
+    try:
+        data = model.SerializeToString()
+    except (EncodeError, ValueError) as error:
+        raise ModelError(f"the model is too large for one file ({error})") from error
+    path.write_bytes(data)

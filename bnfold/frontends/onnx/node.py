@@ -1,0 +1,98 @@
+"""A view of one node while the graph is read: names, attributes, constants and shapes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...graph import Op, Shape
+from .constants import Constants
+
+FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
+
+
+@dataclass
+class Context:
+    """What the readers of nodes share."""
+
+    constants: Constants
+    shapes: dict[str, Shape | None]
+    opset: int
+    uses: Counter[str]
+    pinned: Mapping[str, str]
+    bias_adds: dict[int, Node] = field(default_factory=dict)
+    """Add nodes that are the bias of a MatMul: position of the Add -> the MatMul."""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One node: `index` is its position in the graph, `label` a name for people, unique or not."""
+
+    index: int
+    type: str
+    label: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: Mapping[str, Any]
+    context: Context = field(repr=False)
+
+    def input(self, i: int) -> str:
+        """The name of input i, "" where it is absent."""
+        return self.inputs[i] if i < len(self.inputs) else ""
+
+    def constant(self, i: int) -> bool:
+        """Whether input i is there and constant."""
+        return self.input(i) in self.context.constants
+
+    def value(self, i: int) -> npt.NDArray[Any]:
+        """The value of constant input i."""
+        return self.context.constants.value(self.input(i))
+
+    def float_constant(self, i: int) -> npt.NDArray[np.float64] | None:
+        """Input i as float64, or None when it is no constant of a floating type."""
+        if not self.constant(i):
+            return None
+        value = self.value(i)
+        return np.asarray(value, np.float64) if value.dtype.name in FLOATS else None
+
+    def ints(self, i: int, attribute: str) -> list[int] | None:
+        """Integers that newer opsets take from input i and older ones from an attribute; None where neither says."""
+        if self.input(i):
+            return [int(v) for v in self.value(i).ravel()] if self.constant(i) else None
+        value = self.attrs.get(attribute)
+        return None if value is None else [int(v) for v in (value if isinstance(value, list) else [value])]
+
+    def shape(self, name: str) -> Shape | None:
+        """The shape of a tensor as far as it is known."""
+        if name in self.context.constants:
+            return self.context.constants.shape(name)
+        return self.context.shapes.get(name)
+
+    def rank(self, i: int = 0) -> int | None:
+        """The rank of input i."""
+        shape = self.shape(self.input(i))
+        return None if shape is None else len(shape)
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return self.context.opset
+
+    @property
+    def only_output(self) -> bool:
+        """Whether no output but the first is used."""
+        return not any(name and self.context.uses[name] for name in self.outputs[1:])
+
+    def step(self, name: str, shape: Shape | None) -> str:
+        """The name of a tensor between two neutral ops that one node became."""
+        inner = f"{self.outputs[0]}::{name}"
+        self.context.shapes[inner] = shape
+        return inner
+
+
+Ops = list[Op]

@@ -1,0 +1,216 @@
+"""From an ONNX model to the neutral graph: the table of readers, one for each operator that carries a gauge.
+
+The structure is imported by onnx-graphsurgeon from the skeleton, so that no weight is touched.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import GraphProto, ModelProto
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from ...errors import ModelError
+from ...graph import Graph, Op, Opaque, Reason, Shape
+from . import layers, structure
+from .bindings import Binding
+from .constants import Constants, default_opset
+from .node import Context, Node, Ops
+from .skeleton import Skeleton, infer_shapes, nested_graphs
+
+log = logging.getLogger("bnfold")
+G_LOGGER.severity = G_LOGGER.ERROR
+
+Reader = Callable[[Node], tuple[Ops, dict[int, Binding]] | Ops | None]
+
+READERS: dict[str, Reader] = {
+    "Conv": layers.conv,
+    "ConvTranspose": layers.conv_transpose,
+    "Gemm": layers.gemm,
+    "MatMul": layers.matmul,
+    "BatchNormalization": layers.batch_norm,
+    "Add": layers.arithmetic,
+    "Sub": layers.arithmetic,
+    "Mul": layers.arithmetic,
+    "Div": layers.arithmetic,
+    "Relu": structure.activation,
+    "LeakyRelu": structure.activation,
+    "PRelu": structure.activation,
+    "Abs": structure.activation,
+    "Clip": structure.clip,
+    "Max": structure.extremum,
+    "Min": structure.extremum,
+    "MaxPool": structure.max_pool,
+    "GlobalMaxPool": structure.max_pool,
+    "AveragePool": structure.average_pool,
+    "GlobalAveragePool": structure.average_pool,
+    "ReduceMean": structure.reduce,
+    "ReduceSum": structure.reduce,
+    "ReduceMax": structure.reduce,
+    "ReduceMin": structure.reduce,
+    "Sum": structure.add_all,
+    "Mean": structure.add_all,
+    "Neg": structure.negate,
+    "Identity": structure.same,
+    "Dropout": structure.same,
+    "Cast": structure.same,
+    "Resize": structure.resize,
+    "Upsample": structure.resize,
+    "Pad": structure.pad,
+    "Reshape": structure.reshape,
+    "Flatten": structure.reshape,
+    "Squeeze": structure.reshape,
+    "Unsqueeze": structure.reshape,
+    "Transpose": structure.transpose,
+    "Concat": structure.concat,
+    "Split": structure.split,
+    "Slice": structure.cut,
+    "Gather": structure.gather,
+    "Expand": structure.expand,
+    "DepthToSpace": structure.depth_to_space,
+    "SpaceToDepth": structure.space_to_depth,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as the planner and the writer need it: the neutral graph, and what its ops are in the file."""
+
+    graph: Graph
+    bindings: dict[int, Binding]
+    constants: Constants
+    dtypes: dict[str, int]
+    uses: Counter[str]
+
+
+def read(
+    model: ModelProto,
+    bare: Skeleton,
+    name: str,
+    folder: Path | None = None,
+    freeze_inputs: bool = False,
+    skip: Callable[[str], bool] = lambda label: False,
+) -> Source:
+    """The neutral graph of a model, whose skeleton is `bare`; norms whose name `skip` accepts are left alone."""
+    inferred = infer_shapes(bare.model)
+    nodes, shapes, dtypes = _import(inferred)
+    constants = Constants(model, shapes, folder, freeze_inputs)
+    uses = count_uses(model.graph)
+    pinned = _pinned(model.graph)
+    context = Context(constants, shapes, default_opset(model), uses, pinned)
+    views = [_view(node, i, context) for node, i in zip(nodes, bare.nodes, strict=True)]
+    _pair_biases(views, context)
+    ops: list[Op] = []
+    bindings: dict[int, Binding] = {}
+    for view in views:
+        if view.outputs and all(out in constants for out in view.outputs if out):
+            continue
+        made, bound = _read_node(view, skip)
+        for position, binding in bound.items():
+            bindings[len(ops) + position] = binding
+        ops += made
+    return Source(Graph(ops, shapes, pinned, name), bindings, constants, dtypes, uses)
+
+
+def _import(model: ModelProto) -> tuple[list[Any], dict[str, Shape | None], dict[str, int]]:
+    """Nodes, shapes and element types as onnx-graphsurgeon reads them."""
+    try:
+        graph = gs.import_onnx(model)
+    except Exception as error:  # whatever it trips over, the caller needs to know which file and why
+        raise ModelError(f"onnx-graphsurgeon cannot import the model ({error})") from error
+    shapes = {n: None if t.shape is None else _dims(t.shape) for n, t in graph.tensors().items()}
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    dtypes = {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type")}
+    return graph.nodes, shapes, dtypes
+
+
+def _dims(shape: Iterable[Any]) -> Shape:
+    """Sizes as int, names of dynamic sizes as str, unknown ones (also the empty name and negative sizes) as None."""
+    return tuple((d if d >= 0 else None) if isinstance(d, int) else (d or None) for d in shape)
+
+
+def count_uses(graph: GraphProto) -> Counter[str]:
+    """How often each tensor is read: by nodes, in the bodies of nodes too, and as graph output."""
+    uses: Counter[str] = Counter(value.name for value in graph.output)
+    for node in graph.node:
+        uses.update(name for name in node.input if name)
+        for body in nested_graphs(node):
+            uses.update(count_uses(body))
+    return uses
+
+
+def _pinned(graph: GraphProto) -> dict[str, str]:
+    """Tensors that keep their values whatever happens, and why."""
+    pinned = {value.name: "is a graph output" for value in graph.output}
+    for node in graph.node:
+        for body in nested_graphs(node):
+            pinned.update(
+                (name, f"is read inside the body of {node.name or node.op_type}") for name in count_uses(body)
+            )
+    pinned.update((value.name, "is a graph input") for value in graph.input)
+    return pinned
+
+
+def _view(node: gs.Node, index: int, context: Context) -> Node:
+    return Node(
+        index,
+        node.op if (node.domain or "") in ("", "ai.onnx") else f"{node.domain}.{node.op}",
+        node.name or f"{node.op}_{index}",
+        tuple(t.name for t in node.inputs),
+        tuple(t.name for t in node.outputs),
+        node.attrs,
+        context,
+    )
+
+
+def _pair_biases(views: list[Node], context: Context) -> None:
+    """Find the Adds that are biases of MatMuls."""
+    products = {view.outputs[0]: view for view in views if view.type == "MatMul"}
+    for view in views:
+        if view.type != "Add" or len(view.inputs) != 2:
+            continue
+        for name in view.inputs:
+            product = products.get(name)
+            if product is not None and layers.bias_of(view, product):
+                context.bias_adds[view.index] = product
+
+
+def _read_node(node: Node, skip: Callable[[str], bool]) -> tuple[Ops, dict[int, Binding]]:
+    """The ops of one node: what its reader makes of it, or an op that pins everything."""
+    newest = onnx.defs.onnx_opset_version()
+    made = None
+    if node.opset > newest:
+        reason = Reason("unknown-opset", f"opset {node.opset} is newer than {newest}, the newest that is known here")
+        if node.type == "BatchNormalization":
+            return [Opaque(node.label, node.inputs[:1], node.outputs, node.type, reason)], {}
+    elif node.type in READERS and not (
+        skip(node.label) and node.type in ("BatchNormalization", "Mul", "Add", "Sub", "Div")
+    ):
+        made = READERS[node.type](node)
+    elif node.type == "BatchNormalization":
+        reason = Reason("skipped", "it was to be left alone (--skip)")
+        return [Opaque(node.label, node.inputs[:1], node.outputs, node.type, reason)], {}
+    if made is None:
+        return [_opaque(node)], {}
+    ops, bindings = made if isinstance(made, tuple) else (made, {})
+    return _named(ops, node), bindings
+
+
+def _opaque(node: Node) -> Opaque:
+    data = tuple(name for name in node.inputs if name and name not in node.context.constants)
+    return Opaque(node.label, data, node.outputs, node.type)
+
+
+def _named(ops: Ops, node: Node) -> Ops:
+    """The ops, or one that pins everything where an optional output would be left without a gauge."""
+    covered = {out for op in ops for out in op.outputs}
+    if ops and any(out and node.context.uses[out] and out not in covered for out in node.outputs):
+        return [_opaque(node)]
+    return ops

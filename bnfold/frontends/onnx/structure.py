@@ -1,0 +1,307 @@
+"""Readers of the nodes that hold no weights: activations, pooling, sums, and ops that only move channels about."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+
+import numpy as np
+from onnx import helper
+
+from ...graph import Broadcast, Carry, Concat, Dim, Homogeneous, Reshape, Select, Shape, Sum, Take, Transpose
+from .constants import axis_slice
+from .node import FLOATS, Node, Ops
+
+
+def activation(node: Node) -> Ops | None:
+    """Relu, LeakyRelu, PRelu, Abs: positively homogeneous."""
+    slope = {"Relu": 0.0, "LeakyRelu": float(node.attrs.get("alpha", 0.01)), "Abs": -1.0}.get(node.type)
+    if slope is not None:
+        return [Homogeneous(node.label, node.inputs[:1], node.outputs, np.array(slope))]
+    number, rank = node.float_constant(1), node.rank()
+    if number is None or rank is None:
+        return None
+    if node.opset < 7 and number.ndim == 1 and number.size > 1:
+        number = number.reshape((-1,) + (1,) * (rank - 2))
+    return [Homogeneous(node.label, node.inputs[:1], node.outputs, number)]
+
+
+def clip(node: Node) -> Ops | None:
+    """Clip at 0 from below and nowhere from above is a Relu; other bounds pin."""
+    bounds = []
+    for i, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
+        if node.input(i) and not node.constant(i):
+            return None
+        value = (
+            float(node.value(i).astype(np.float64).item()) if node.input(i) else float(node.attrs.get(name, default))
+        )
+        bounds.append(value)
+    low, high = bounds
+    free = high >= float(np.finfo(np.float32).max) and (low == 0 or low <= -float(np.finfo(np.float32).max))
+    if not free:
+        return None
+    return [Homogeneous(node.label, node.inputs[:1], node.outputs, np.array(0.0 if low == 0 else 1.0))]
+
+
+def extremum(node: Node) -> Ops | None:
+    """Max and Min of data. With the constant 0, Max is a Relu."""
+    constants = [i for i in range(len(node.inputs)) if node.constant(i)]
+    if not constants:
+        return [Select(node.label, node.inputs, node.outputs)]
+    if node.type != "Max" or len(node.inputs) != 2 or len(constants) != 1:
+        return None
+    zero, data = node.float_constant(constants[0]), 1 - constants[0]
+    rank = node.rank(data)
+    if zero is None or zero.size != 1 or zero.any() or rank is None or zero.ndim > rank:
+        return None
+    return [Homogeneous(node.label, (node.inputs[data],), node.outputs)]
+
+
+def max_pool(node: Node) -> Ops | None:
+    """MaxPool without its indices, GlobalMaxPool."""
+    rank = node.rank()
+    if rank is None or not node.only_output:
+        return None
+    return [Select(node.label, node.inputs[:1], node.outputs[:1], tuple(range(2, rank)))]
+
+
+def average_pool(node: Node) -> Ops | None:
+    """AveragePool, GlobalAveragePool. Zeros count in only when padding does."""
+    rank = node.rank()
+    if rank is None:
+        return None
+    counted = bool(node.attrs.get("count_include_pad", 0))
+    padded = any(node.attrs.get("pads", [])) or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    clean = not (counted and (padded or node.attrs.get("ceil_mode", 0)))
+    return [Carry(node.label, node.inputs[:1], node.outputs[:1], mixes=tuple(range(2, rank)), carries_shift=clean)]
+
+
+def reduce(node: Node) -> Ops | None:
+    """ReduceMean, ReduceSum, ReduceMax, ReduceMin over constant axes."""
+    rank, axes = node.rank(), node.ints(1, "axes")
+    if rank is None or (node.input(1) and axes is None):
+        return None
+    if not axes:
+        if node.attrs.get("noop_with_empty_axes", 0):
+            return None
+        axes = list(range(rank))
+    where, keep = tuple(axis % rank for axis in axes), bool(node.attrs.get("keepdims", 1))
+    if node.type in ("ReduceMax", "ReduceMin"):
+        return [Select(node.label, node.inputs[:1], node.outputs, where, keep)]
+    mean = node.type == "ReduceMean"
+    return [Carry(node.label, node.inputs[:1], node.outputs, where, keep, carries_shift=mean)]
+
+
+def add_all(node: Node) -> Ops | None:
+    """Sum, Mean of data tensors."""
+    if any(node.constant(i) for i in range(len(node.inputs))):
+        return None
+    factor = 1.0 / len(node.inputs) if node.type == "Mean" else 1.0
+    return [Sum(node.label, node.inputs, node.outputs, (factor,) * len(node.inputs))]
+
+
+def negate(node: Node) -> Ops:
+    """Neg."""
+    return [Sum(node.label, node.inputs, node.outputs, (-1.0,))]
+
+
+def same(node: Node) -> Ops | None:
+    """Identity, Dropout at inference, Cast between floating types."""
+    if node.type == "Dropout":
+        training = (node.constant(2) and bool(node.value(2).item())) or (node.input(2) and not node.constant(2))
+        if training or not node.only_output or (node.opset < 7 and not node.attrs.get("is_test", 0)):
+            return None
+    if node.type == "Cast" and np.dtype(helper.tensor_dtype_to_np_dtype(node.attrs["to"])).name not in FLOATS:
+        return None
+    return [Carry(node.label, node.inputs[:1], node.outputs[:1])]
+
+
+def resize(node: Node) -> Ops | None:
+    """Resize, Upsample over space: every output is a weighted mean of inputs, the weights adding up to 1."""
+    source, target = node.shape(node.inputs[0]), node.shape(node.outputs[0])
+    if source is None or node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return None
+    if not (_kept(source, target) or _unit_scales(node)):
+        return None
+    return [Carry(node.label, node.inputs[:1], node.outputs, mixes=tuple(range(2, len(source))))]
+
+
+def _kept(source: Shape, target: Shape | None) -> bool:
+    return target is not None and isinstance(source[1], int) and source[:2] == target[:2]
+
+
+def _unit_scales(node: Node) -> bool:
+    last = 1 if node.type == "Upsample" or node.opset < 11 else 2
+    if "scales" in node.attrs:
+        return list(node.attrs["scales"][:2]) == [1.0, 1.0]
+    if not node.constant(last):
+        return False
+    scales = node.value(last).ravel()
+    return scales.size > 2 and bool((scales[:2] == 1).all())
+
+
+def pad(node: Node) -> Ops | None:
+    """Pad over space: with zeros, or with a mode that copies values."""
+    rank, pads = node.rank(), node.ints(1, "pads" if node.opset > 1 else "paddings")
+    if rank is None or pads is None or node.input(3):
+        return None
+    padded = tuple(axis for axis in range(rank) if pads[axis] or pads[axis + rank])
+    mode = node.attrs.get("mode", "constant")
+    if mode == "constant":
+        if node.input(2) and not node.constant(2):
+            return None
+        value = node.value(2).astype(np.float64).item() if node.input(2) else node.attrs.get("value", 0.0)
+        if value != 0 and any(p > 0 for p in pads):
+            return None
+    clean = mode != "constant" or not any(p > 0 for p in pads)
+    return [Carry(node.label, node.inputs[:1], node.outputs, mixes=padded, carries_shift=clean)]
+
+
+def reshape(node: Node) -> Ops | None:
+    """Reshape, Flatten, Squeeze, Unsqueeze."""
+    source, inferred = node.shape(node.inputs[0]), node.shape(node.outputs[0])
+    target = _reshape_target(node, source, inferred)
+    if source is None or target is None:
+        return None
+    node.context.shapes[node.outputs[0]] = target
+    return [Reshape(node.label, node.inputs[:1], node.outputs)]
+
+
+def _reshape_target(node: Node, source: Shape | None, inferred: Shape | None) -> Shape | None:
+    """The inferred shape, with what a constant target says where inference knows less."""
+    asked = node.ints(1, "shape") if node.type == "Reshape" else None
+    if asked is None or source is None:
+        return inferred
+    target: list[Dim] = []
+    for i, dim in enumerate(asked):
+        known = inferred[i] if inferred is not None and len(inferred) == len(asked) else None
+        copied = source[i] if dim == 0 and i < len(source) and not node.attrs.get("allowzero", 0) else None
+        target.append(dim if dim > 0 else copied if copied is not None else known)
+    return tuple(target)
+
+
+def transpose(node: Node) -> Ops | None:
+    """Transpose."""
+    rank = node.rank()
+    if rank is None:
+        return None
+    perm = tuple(node.attrs.get("perm", range(rank - 1, -1, -1)))
+    return [Transpose(node.label, node.inputs, node.outputs, perm)]
+
+
+def concat(node: Node) -> Ops | None:
+    """Concat."""
+    rank = node.rank()
+    if rank is None:
+        return None
+    return [Concat(node.label, node.inputs, node.outputs, int(node.attrs.get("axis", 1)) % rank)]
+
+
+def split(node: Node) -> Ops | None:
+    """Split, of equal parts or not; the sizes come from the shapes of the outputs."""
+    source = node.shape(node.inputs[0])
+    if source is None:
+        return None
+    axis = int(node.attrs.get("axis", 0)) % len(source)
+    sizes = _split_sizes(node, source, axis)
+    if sizes is None:
+        return [Carry(node.label, node.inputs[:1], (out,), mixes=(axis,)) for out in node.outputs]
+    edges = np.cumsum([0, *sizes])
+    indices = tuple(np.arange(a, b) for a, b in pairwise(edges))
+    return [Take(node.label, node.inputs[:1], node.outputs, axis, indices)]
+
+
+def _split_sizes(node: Node, source: Shape, axis: int) -> list[int] | None:
+    asked = node.ints(1, "split")
+    if asked is None and not node.input(1) and isinstance(total := source[axis], int):
+        part = -(-total // len(node.outputs))
+        asked = [max(0, min(part, total - i * part)) for i in range(len(node.outputs))]
+    return asked if asked is not None and isinstance(source[axis], int) and sum(asked) == source[axis] else None
+
+
+def cut(node: Node) -> Ops | None:
+    """Slice with constant bounds, one neutral op for each axis."""
+    source = node.shape(node.inputs[0])
+    starts, ends = node.ints(1, "starts"), node.ints(2, "ends")
+    if source is None or starts is None or ends is None:
+        return None
+    axes, steps = node.ints(3, "axes"), node.ints(4, "steps")
+    if (node.input(3) and axes is None) or (node.input(4) and steps is None):
+        return None
+    ops: Ops = []
+    name = node.inputs[0]
+    for k, axis in enumerate(axes if axes is not None else range(len(starts))):
+        axis %= len(source)
+        last = k == len(starts) - 1
+        out = node.outputs[0] if last else node.step(str(k), (None,) * len(source))
+        size = source[axis]
+        if isinstance(size, int):
+            taken = np.arange(size)[axis_slice(starts[k], ends[k], steps[k] if steps else 1)]
+            ops.append(Take(node.label, (name,), (out,), axis, (taken,)))
+        else:
+            ops.append(Carry(node.label, (name,), (out,), mixes=(axis,)))
+        name = out
+    return ops or None
+
+
+def gather(node: Node) -> Ops | None:
+    """Gather with a constant list of indices."""
+    source = node.shape(node.inputs[0])
+    if source is None or not node.constant(1) or node.constant(0):
+        return None
+    indices, axis = node.value(1), int(node.attrs.get("axis", 0)) % len(source)
+    size = source[axis]
+    if indices.ndim != 1 or not isinstance(size, int):
+        return None
+    return [Take(node.label, node.inputs[:1], node.outputs, axis, (indices.astype(np.int64) % size,))]
+
+
+def expand(node: Node) -> Ops:
+    """Expand."""
+    return [Broadcast(node.label, node.inputs[:1], node.outputs)]
+
+
+def depth_to_space(node: Node) -> Ops | None:
+    """DepthToSpace: the b*b channels of a block become neighbours, whose gauges become equal."""
+    source, b = node.shape(node.inputs[0]), int(node.attrs["blocksize"])
+    if source is None or len(source) != 4:
+        return None
+    n, c, h, w = source
+    if not isinstance(c, int):
+        return None
+    first = node.attrs.get("mode", "DCR") == "DCR"
+    split_shape: Shape = (n, b, b, c // (b * b), h, w) if first else (n, c // (b * b), b, b, h, w)
+    blocks = (1, 2) if first else (2, 3)
+    perm = (0, 3, 4, 1, 5, 2) if first else (0, 1, 4, 2, 5, 3)
+    turned = tuple(split_shape[i] for i in perm)
+    names = [node.step("split", split_shape), node.step("mixed", split_shape), node.step("turned", turned)]
+    node.context.shapes.setdefault(node.outputs[0], (n, c // (b * b), _times(h, b), _times(w, b)))
+    return [
+        Reshape(node.label, node.inputs, (names[0],)),
+        Carry(node.label, (names[0],), (names[1],), mixes=blocks),
+        Transpose(node.label, (names[1],), (names[2],), perm),
+        Reshape(node.label, (names[2],), node.outputs),
+    ]
+
+
+def space_to_depth(node: Node) -> Ops | None:
+    """SpaceToDepth: every channel comes out b*b times."""
+    source, b = node.shape(node.inputs[0]), int(node.attrs["blocksize"])
+    if source is None or len(source) != 4:
+        return None
+    n, c, h, w = source
+    if not isinstance(c, int):
+        return None
+    split_shape: Shape = (n, c, _times(h, 1, b), b, _times(w, 1, b), b)
+    perm = (0, 3, 5, 1, 2, 4)
+    turned = tuple(split_shape[i] for i in perm)
+    names = [node.step("split", split_shape), node.step("turned", turned)]
+    return [
+        Reshape(node.label, node.inputs, (names[0],)),
+        Transpose(node.label, (names[0],), (names[1],), perm),
+        Reshape(node.label, (names[1],), node.outputs),
+    ]
+
+
+def _times(dim: Dim, factor: int, divisor: int = 1) -> Dim:
+    return prod((dim, factor)) // divisor if isinstance(dim, int) else None

@@ -1,0 +1,1 @@
+"""The gauge algebra: rules, scale, shift, solve. numpy only."""

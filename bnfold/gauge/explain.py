@@ -1,0 +1,172 @@
+"""Why a norm stays, in words: walk from its two sides to the nearest op that is in the way."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..graph import Graph, Op, Opaque, Reason, Select, Sum
+from .equations import AffinePort, Demand, Ids
+from .solve import Outcome, Solution
+
+Edge = tuple[int, Op]
+
+
+class Explainer:
+    """Explains the outcomes of one solution. The walks are made on demand, for one channel of each norm."""
+
+    def __init__(self, graph: Graph, solution: Solution) -> None:
+        self.graph, self.solution = graph, solution
+        self.eqs = solution.equations
+        self.producer = {t: op for op in graph.ops for t in op.outputs}
+        self._edges: tuple[Ids, Ids, Ids, list[Op]] | None = None
+        self._owners: dict[int, Ids] = {}
+
+    def reason(self, outcome: Outcome) -> Reason | None:
+        """The reason of an affine that is not gone; None for one that is."""
+        if outcome.form == "gone" or outcome.conflict is None:
+            return None
+        port, row = outcome.port, outcome.conflict.row
+        return getattr(self, f"_{outcome.conflict.kind}")(port, row)  # type: ignore[no-any-return]
+
+    def _scale(self, port: AffinePort, row: int) -> Reason:
+        x, y = int(port.x[row]), int(port.y[row])
+        before, after = self._holder(x, port), self._holder(y, port)
+        if before and after:
+            return Reason(
+                "scale-fixed",
+                f"its scale can go nowhere: {before}, and {after}",
+                after.split(" ")[0],
+                "a layer with constant weights before or behind it, with no other op between, could take it",
+            )
+        meeting = self._meeting(x, y, port)
+        return Reason(
+            "scale-cycle",
+            f"its input and its output meet again at {meeting.name if meeting else 'another op'}, "
+            "where both need the same scale",
+            meeting.name if meeting else "",
+            "no exact fold exists unless one of the branches has weights of its own",
+        )
+
+    def _sign(self, port: AffinePort, row: int) -> Reason:
+        demand = self._nearest(int(port.y[row]), self.eqs.positive, port) or self._nearest(
+            int(port.x[row]), self.eqs.positive, port
+        )
+        where = demand.op.name if demand else "an activation"
+        return Reason(
+            "sign",
+            f"gamma of channel {row} has a sign that cannot pass {where}: it {demand.why if demand else ''}".rstrip(),
+            where if demand else "",
+            "",
+        )
+
+    def _shift(self, port: AffinePort, row: int) -> Reason:
+        for side in (int(port.y[row]), int(port.x[row])):
+            demand = self._nearest(side, self.eqs.still, port)
+            if demand and any(demand is border for border in self.eqs.borders):
+                return Reason(
+                    "zero-padding", f"its offset cannot pass {demand.op.name}, which {demand.why}", demand.op.name
+                )
+        demand = self._nearest(int(port.y[row]), self.eqs.still, port)
+        other = self.producer.get(port.op.inputs[0])
+        if demand and self._readers(port) > 1:
+            return Reason(
+                "shift-taken",
+                f"{port.op.inputs[0]} has other readers that need another offset, and {demand.op.name} {demand.why}",
+                demand.op.name,
+            )
+        text = f"{demand.op.name} {demand.why}" if demand else "an op behind it fixes the values"
+        source = f"; {other.name} before it cannot take one" if other else "; it stands at a graph input"
+        return Reason("shift-fixed", f"its offset can go nowhere: {text}{source}", demand.op.name if demand else "")
+
+    def _dead(self, port: AffinePort, row: int) -> Reason:
+        return Reason(
+            "dead-channel",
+            f"gamma of channel {row} is 0 while {port.op.inputs[0]} has other readers, and the constant that comes out "
+            "cannot be moved into all layers behind it",
+            "",
+            "",
+        )
+
+    def _constant(self, port: AffinePort, row: int) -> Reason:
+        return Reason(
+            "dead-channel",
+            f"channel {row} is constant behind another norm whose gamma is 0 there, and was already replaced",
+        )
+
+    def _readers(self, port: AffinePort) -> int:
+        return sum(port.op.inputs[0] in op.inputs for op in self.graph.ops)
+
+    def _holder(self, start: int, port: AffinePort) -> str:
+        """What pins the scale on one side of a norm, walking from `start` without crossing the norm; "" if nothing."""
+        owner = self._owner(self.eqs.pins)
+        for i, via in self._walk(start, port):
+            if owner[i] >= 0:
+                demand = self.eqs.pins[owner[i]]
+                return f"{demand.op.name} {demand.why}"
+            if i == 0 and via is not None:
+                return f"{via.name} joins it with a tensor that must stay as it is"
+            if i == 0:
+                return self._born(port)
+        return ""
+
+    def _owner(self, listed: list[Demand]) -> Ids:
+        """For each variable the position of the first demand on it, or -1."""
+        if id(listed) not in self._owners:
+            owner = np.full(self.eqs.count, -1, np.int64)
+            for k in reversed(range(len(listed))):
+                owner[listed[k].ids] = k
+            self._owners[id(listed)] = owner
+        return self._owners[id(listed)]
+
+    def _born(self, port: AffinePort) -> str:
+        op = self.producer.get(port.op.inputs[0])
+        while op is not None and not isinstance(op, Opaque) and op.inputs:
+            op = self.producer.get(op.inputs[0])
+        return f"{op.name} ({op.type}) computes its input" if isinstance(op, Opaque) else "it reads a graph input"
+
+    def _nearest(self, start: int, listed: list[Demand], port: AffinePort) -> Demand | None:
+        owner = self._owner(listed)
+        return next((listed[owner[i]] for i, _ in self._walk(start, port) if owner[i] >= 0), None)
+
+    def _meeting(self, start: int, goal: int, port: AffinePort) -> Op | None:
+        """The op at which two sides of a norm come together: the last merging op on the way from one to the other."""
+        met: Op | None = None
+        for i, via in self._walk(start, port):
+            if isinstance(via, Sum | Select):
+                met = via
+            if i == goal:
+                return via if met is None else met
+        return met
+
+    def _walk(self, start: int, port: AffinePort) -> Iterator[tuple[int, Op | None]]:
+        """Variables of equal scale in breadth-first order, with the op that led there; never across `port`."""
+        offsets, targets, via, ops = self._adjacency()
+        seen = {start}
+        queue: deque[tuple[int, Op | None]] = deque([(start, None)])
+        while queue:
+            i, op = queue.popleft()
+            yield i, op
+            if i == 0:
+                continue
+            for k in range(offsets[i], offsets[i + 1]):
+                j, edge_op = int(targets[k]), ops[via[k]]
+                if j not in seen and edge_op is not port.op:
+                    seen.add(j)
+                    queue.append((j, edge_op))
+
+    def _adjacency(self) -> tuple[Ids, Ids, Ids, list[Op]]:
+        """Compressed rows: the neighbours of i are targets[offsets[i]:offsets[i + 1]], by the ops in `via`."""
+        if self._edges is None:
+            gone = [o.port for o in self.solution.outcomes if o.form != "stays" and o.form != "mul"]
+            links: list[tuple[Ids, Ids, Op]] = [*self.eqs.ties, *((p.x, p.y, p.op) for p in gone)]
+            a = np.concatenate([np.zeros(0, np.int64), *(x for x, _, _ in links)])
+            b = np.concatenate([np.zeros(0, np.int64), *(y for _, y, _ in links)])
+            label = np.repeat(np.arange(len(links)), [x.size for x, _, _ in links])
+            source, target, via = np.concatenate([a, b]), np.concatenate([b, a]), np.concatenate([label, label])
+            order = np.argsort(source, kind="stable")
+            offsets = np.searchsorted(source[order], np.arange(self.eqs.count + 1))
+            self._edges = offsets, target[order], via[order], [op for _, _, op in links]
+        return self._edges

@@ -1,0 +1,243 @@
+"""Which norms go: try one after the other, the most expensive first, and keep what the equations allow.
+
+For statistics in general position the sets of removals that agree in scale are the forests of a graph, so taking the
+most expensive first is optimal (the greedy algorithm on a matroid).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..graph import Graph, Op
+from .equations import AffinePort, Equations, Ids, Vector
+from .rules import build
+from .scale import Conflict, Scale
+from .shift import Shift
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of one affine: `form` is "gone", "add", "mul" or "stays"; `conflict` says why it is not gone."""
+
+    port: AffinePort
+    form: str
+    conflict: Conflict | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The gauge of every variable. New values are `p*v + q`; a reader gets the original back as `u*v' + t`.
+
+    `u` is 1/p and `t` is -q/p; where the original is a constant behind a dead channel, `u` is 0 and `t` the constant.
+    All float64, one entry for each variable.
+    """
+
+    equations: Equations
+    gauges: dict[str, Ids | None]
+    outcomes: list[Outcome]
+    p: Vector
+    q: Vector
+    u: Vector
+    t: Vector
+    constant: npt.NDArray[np.bool_]
+    base: Ids = field(repr=False)
+    """Variables that ops alone hold to one scale have the same entry here, whatever was removed."""
+
+
+def solve(graph: Graph) -> Solution:
+    """Remove as many norms as the rules allow and find the gauge that does it."""
+    equations, gauges = build(graph)
+    held: dict[Op, Conflict] = {}
+    while True:
+        search = _Search(graph, equations, held)
+        try:
+            return search.run(gauges)
+        except _Held as found:
+            held[found.op] = found.conflict
+
+
+class _Held(Exception):
+    """A constant Mul stays, but shifts on its sides were already used: start again with both held at 0."""
+
+    def __init__(self, op: Op, conflict: Conflict) -> None:
+        self.op, self.conflict = op, conflict
+
+
+class _Search:
+    def __init__(self, graph: Graph, equations: Equations, held: dict[Op, Conflict]) -> None:
+        self.graph, self.equations, self.held = graph, equations, held
+        self.scale = Scale(equations.count)
+        self._tie_scales()
+        self.shift = Shift(self.scale)
+        self._tie_shifts()
+        self.candidates = [p for p in equations.affines if p.op.candidate and p.op not in held]
+        self.order = {port.op: i for i, port in enumerate(equations.affines)}
+        self.border_ids = _concatenate([d.ids for d in equations.borders])
+        self.factor_ids = _concatenate([p.x for p in equations.affines if p.op.kind == "mul"])
+
+    def _tie_scales(self) -> None:
+        eqs, scale = self.equations, self.scale
+        conflicts = [scale.join(_concatenate([a for a, _, _ in eqs.ties]), _concatenate([b for _, b, _ in eqs.ties]))]
+        pins = _concatenate([d.ids for d in eqs.pins])
+        conflicts.append(scale.join(pins, np.zeros_like(pins)))
+        conflicts.append(scale.positive(_concatenate([d.ids for d in eqs.positive])))
+        assert not any(conflicts), "p = 1 solves everything that ops demand"
+        for linear in eqs.linears:
+            scale.add_readers(linear.x)
+            scale.add_sources(linear.y)
+        for affine in eqs.affines:
+            scale.add_readers(affine.x)
+            scale.add_sources(affine.y)
+        scale.add_sources(_concatenate(eqs.sources))
+        scale.commit()
+        scale.flatten()
+        self.base = scale.parent.copy()
+
+    def _tie_shifts(self) -> None:
+        eqs = self.equations
+        for left, parts in eqs.sums:
+            self.shift.define(left, parts)
+        for a, b, _ in eqs.equal:
+            self.shift.require([(a, 1.0), (b, -1.0)])
+        for port in eqs.affines:
+            if port.op in self.held:
+                self.shift.hold(np.unique(np.concatenate([port.x, port.y])))
+        self.shift.hold(np.unique(_concatenate([d.ids for d in eqs.still])))
+
+    def run(self, gauges: dict[str, Ids | None]) -> Solution:
+        """Decide about every candidate, then read off the gauges."""
+        outcomes = {port.op: Outcome(port, "stays", self.held.get(port.op)) for port in self.equations.affines}
+        ranked = sorted(self.candidates, key=self._rank)
+        for port in ranked:
+            conflict = self._remove(port)
+            outcomes[port.op] = Outcome(port, "stays" if conflict else "gone", conflict)
+            if conflict and port.op.kind == "mul" and self._hold(port):
+                raise _Held(port.op, conflict)
+        for port in ranked:
+            outcome = outcomes[port.op]
+            if outcome.form == "stays" and port.op.kind == "bn":
+                outcomes[port.op] = Outcome(port, self._reduce(port), outcome.conflict)
+        return self._solution(gauges, list(outcomes.values()))
+
+    def _rank(self, port: AffinePort) -> tuple[int, bool, int]:
+        """Most work first; at equal work the constants before the norms, which can take them up."""
+        return -self.graph.size(port.op.outputs[0]), port.op.kind == "bn", self.order[port.op]
+
+    def _remove(self, port: AffinePort, shift: bool = True) -> Conflict | None:
+        """Remove the affine, or (without `shift`) its scale only; nothing changes where that conflicts."""
+        dead = bool((port.scale == 0).any())
+        conflict = self._try(port, shift, kill=True)
+        if conflict and dead:
+            conflict = self._try(port, shift, kill=False)
+        return conflict
+
+    def _try(self, port: AffinePort, shift: bool, kill: bool) -> Conflict | None:
+        marks = self.scale.mark(), self.shift.mark()
+        conflict = self._attempt(port, shift, kill)
+        if conflict:
+            self.shift.undo(marks[1])
+            self.scale.undo(marks[0])
+        else:
+            self.scale.commit()
+        return conflict
+
+    def _attempt(self, port: AffinePort, shift: bool, kill: bool) -> Conflict | None:
+        live = np.flatnonzero(port.scale)
+        conflict = self.scale.join(port.x[live], port.y[live], port.scale[live])
+        if conflict:
+            return Conflict(conflict.kind, int(live[conflict.row]))
+        self.scale.add_readers(port.x, -1)
+        self.scale.add_sources(port.y, -1)
+        dead = np.flatnonzero(port.scale == 0)
+        if dead.size and kill:
+            busy = np.flatnonzero(self.shift.solved & (self.shift.const != 0))
+            dead = dead[~self.scale.kill(port.x[dead], port.y[dead], busy)]
+        if dead.size and not self._constant(port.y[dead], port.offset[dead]):
+            return Conflict("dead", int(dead[0]))
+        if not shift:
+            return None
+        rows = np.delete(np.arange(port.x.size), dead)
+        x, y = port.x[rows], port.y[rows]
+        conflict = self.shift.require([(x, 1.0), (y, -1.0)], -port.offset[rows] * self.scale.find(y)[1])
+        return Conflict(conflict.kind, int(rows[conflict.row])) if conflict else None
+
+    def _constant(self, ids: Ids, values: Vector) -> bool:
+        """Let all readers of channels that are constant take the constants as bias, where they can."""
+        roots = self.scale.find(ids)[0]
+        if (roots == 0).any() or self.scale.sources[roots].any() or np.unique(roots).size < roots.size:
+            return False
+        members = self.scale.members(roots)
+        known = np.full(self.equations.count, np.nan)
+        known[ids] = values
+        for unary in self.equations.unary:  # in topological order
+            x = known[unary.x]
+            fill = np.isnan(known[unary.y]) & ~np.isnan(x)
+            known[unary.y[fill]] = np.where(x < 0, unary.slope * x, x)[fill]
+        must_be_zero = known[np.concatenate([self.border_ids, self.factor_ids])]
+        if np.isnan(known[members]).any() or (np.nan_to_num(must_be_zero) != 0).any():
+            return False
+        self.scale.fix(members, known[members])
+        return True
+
+    def _hold(self, port: AffinePort) -> Conflict | None:
+        """A constant Mul that stays has no room for an offset."""
+        return self.shift.require([(port.x, 1.0)]) or self.shift.require([(port.y, 1.0)])
+
+    def _reduce(self, port: AffinePort) -> str:
+        """The cheapest op that can stand for a norm that stays."""
+        if self._remove(port, shift=False) is None:
+            return "add"
+        if self.scale.special(port.x) or self.scale.special(port.y):
+            return "stays"
+        mark = self.shift.mark()
+        offset = port.offset * self.scale.find(port.y)[1]
+        if self.shift.require([(port.x, 1.0)]) or self.shift.require([(port.y, 1.0)], offset):
+            self.shift.undo(mark)
+            return "stays"
+        return "mul"
+
+    def _solution(self, gauges: dict[str, Ids | None], outcomes: list[Outcome]) -> Solution:
+        everything = np.arange(self.equations.count)
+        root, ratio = self.scale.find(everything)
+        unit = self._units(root, ratio, gauges)
+        killed, constant = self.scale.killed, ~np.isnan(self.scale.constant)
+        p = np.where(killed, 0.0, np.where(constant, 1.0, ratio / unit[root]))
+        q = np.where(constant, 0.0, self.shift.values() / unit[root])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            u = np.where(constant, 0.0, 1.0 / p)
+            t = np.where(constant, self.scale.constant, -q / p)
+        t[q == 0] = np.where(constant, self.scale.constant, 0.0)[q == 0]
+        return Solution(self.equations, gauges, outcomes, p, q, u, t, constant, self.base)
+
+    def _units(self, root: Ids, ratio: Vector, gauges: dict[str, Ids | None]) -> Vector:
+        """For each root the ratio that becomes p = 1: it leaves most tensors as they were; the last of equals.
+
+        Where the sign of the root is demanded, p = -1 may be the best that there is.
+        """
+        uses = np.zeros(root.size, np.int64)
+        for ids in gauges.values():
+            if ids is not None:
+                uses[np.unique(ids)] += 1
+        uses[self.scale.killed] = 0
+        order = np.lexsort((ratio, root))
+        new_run = np.diff(root[order], prepend=-1) != 0
+        new_run |= np.diff(ratio[order], prepend=np.nan) != 0
+        run = np.cumsum(new_run) - 1
+        votes = np.bincount(run, uses[order])
+        last = np.zeros(votes.size, np.int64)
+        np.maximum.at(last, run, order)
+        run_root, run_ratio = root[order][new_run], ratio[order][new_run]
+        best = np.lexsort((last, votes, run_root))
+        unit = np.ones(root.size)
+        unit[run_root[best]] = run_ratio[best]  # of repeated indices the last, the best, stays
+        wrong = self.scale.sign * np.sign(unit) < 0
+        unit[wrong] *= -1
+        unit[0] = 1.0
+        return unit
+
+
+def _concatenate(parts: list[Ids]) -> Ids:
+    return np.concatenate([np.zeros(0, np.int64), *(part.ravel() for part in parts)])

@@ -1,0 +1,195 @@
+"""The neutral dataflow graph that every front end fills and the gauge algebra reads.
+
+A graph holds ops in topological order. Tensors are known by unique names; of a tensor the algebra needs the shape only,
+and of the weights nothing: a plan is made without loading one. Each class below is one way of treating channels, not
+one operator of a framework: Conv, Gemm and MatMul are all `Linear`, Identity and Resize are both `Carry`.
+`bnfold.gauge.rules` has one rule for each class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+Dim = int | str | None
+"""A size, the name of a dynamic size, or unknown."""
+Shape = tuple[Dim, ...]
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something stays: a stable code, a sentence, the node that is in the way, and what would help."""
+
+    code: str
+    text: str
+    node: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What a batch norm knows of its own input, for the conditioning report; each of shape (channels,), float64."""
+
+    mean: Array
+    var: Array
+    eps: float
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One op: `inputs` and `outputs` name its data tensors (weights are not listed)."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque(Op):
+    """An op that carries no gauge: every input and output is pinned. `reason` is set when it is a norm that stays."""
+
+    type: str = "op"
+    reason: Reason | None = None
+    channels: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Op):
+    """A linear map between channels with constant weights (Conv, ConvTranspose, Gemm, MatMul with a bias or without).
+
+    `in_axis`, `out_axis`: the channel axis of the data tensors. `carries_shift`: a constant added to an input channel
+    changes the output by a constant (no zero padding is met). `takes_bias`: an output channel can be shifted.
+    """
+
+    in_axis: int = 1
+    out_axis: int = 1
+    in_channels: int = 0
+    out_channels: int = 0
+    rank: int = 0
+    carries_shift: bool = True
+    takes_bias: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Op):
+    """`y = scale * x + offset`, constant, varying along `axis` only; a batch norm, or a constant Mul, Add, Sub or Div.
+
+    `kind` says what the op can hold when it stays: "bn" both, "mul" a scale, "add" an offset. `candidate` is false for
+    constants that nobody wants removed (a single number on its own); they still take up what others leave.
+    """
+
+    type: str = "BatchNormalization"
+    kind: str = "bn"
+    axis: int = 1
+    scale: Array = field(default_factory=lambda: np.ones(1))
+    offset: Array = field(default_factory=lambda: np.zeros(1))
+    statistics: Statistics | None = None
+    candidate: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Homogeneous(Op):
+    """`f(a*x) = a*f(x)` for `a >= 0`: Relu, LeakyRelu, PRelu. `slope` for negative x, shaped to broadcast with x."""
+
+    slope: Array = field(default_factory=lambda: np.zeros(()))
+
+
+@dataclass(frozen=True, eq=False)
+class Select(Op):
+    """The largest or smallest of several values: MaxPool, ReduceMax over space (one input), Max, Min (several)."""
+
+    axes: tuple[int, ...] = ()
+    keepdims: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Carry(Op):
+    """The same channels come out: Identity, Cast, Dropout, Resize, Pad, average pooling, mean over `axes`.
+
+    `mixes` are the axes along which neighbours are blended (pooled, resized, padded): a gauge may not vary there.
+    `carries_shift` is false where a fixed zero is blended in.
+    """
+
+    axes: tuple[int, ...] = ()
+    keepdims: bool = True
+    mixes: tuple[int, ...] = ()
+    carries_shift: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Op):
+    """`y = sum_i factor_i * x_i` of data tensors: Add, Sub, Sum, Neg, a single constant factor."""
+
+    factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Gate(Op):
+    """`y = x * g`, or `x / g` when it `divides`, with `g` computed from data."""
+
+    divides: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Op):
+    """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order; the shapes say all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Transpose(Op):
+    """Axes in another order."""
+
+    perm: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Op):
+    """Inputs behind one another along `axis`."""
+
+    axis: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Take(Op):
+    """Output i holds the entries `indices[i]` of the input along `axis`: Split, Slice, Gather with constant indices."""
+
+    axis: int = 1
+    indices: tuple[npt.NDArray[np.int64], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Broadcast(Op):
+    """Expand: the input, repeated along axes of size 1."""
+
+
+@dataclass
+class Graph:
+    """Ops in topological order; `shapes` of the tensors (None: not even the rank is known).
+
+    `pinned` maps a tensor to what holds it: a graph input or output, a subgraph that reads it, a hook.
+    """
+
+    ops: list[Op]
+    shapes: dict[str, Shape | None]
+    pinned: dict[str, str]
+    name: str = ""
+
+    def shape(self, tensor: str) -> Shape | None:
+        """The shape of a tensor, or None when its rank is unknown."""
+        return self.shapes.get(tensor)
+
+    def rank(self, tensor: str) -> int | None:
+        """The number of axes of a tensor, or None."""
+        shape = self.shapes.get(tensor)
+        return None if shape is None else len(shape)
+
+    def size(self, tensor: str) -> int:
+        """How many elements a tensor has, with dynamic sizes counted as 1: the work that an elementwise op costs."""
+        return prod(dim for dim in self.shapes.get(tensor) or () if isinstance(dim, int))

@@ -1,0 +1,235 @@
+"""The plan: what becomes of every norm, and the edits that make it so. A value: it prints, compares, goes to JSON.
+
+Edits name ops by their position in the neutral graph (`op`) and, for people, by `name`. Vectors are float64 and survive
+JSON bit by bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import PlanError
+from .graph import Reason
+
+SCHEMA = 1
+Vector = npt.NDArray[np.float64]
+
+
+class _Value:
+    """Equality field by field, with arrays compared by content."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(_alike(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _alike(a: object, b: object) -> bool:
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        return isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b)
+    return a == b
+
+
+@dataclass(frozen=True, eq=False)
+class Rescale(_Value):
+    """New weights for a linear op: `W' = diag(p_out) W diag(u_in)`, `b' = p_out * (b + sum_taps(W) t_in) + q_out`.
+
+    `p_out`, `q_out` have one entry for each output channel, `u_in`, `t_in` for each input channel; None: all 1, or 0.
+    """
+
+    op: int
+    name: str
+    p_out: Vector | None = None
+    q_out: Vector | None = None
+    u_in: Vector | None = None
+    t_in: Vector | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Remove(_Value):
+    """The op goes, and its two tensors become one; `keep` says whose values and name it has: "input" or "output"."""
+
+    op: int
+    name: str
+    keep: str = "output"
+
+
+@dataclass(frozen=True, eq=False)
+class Replace(_Value):
+    """The op becomes `form`: "add" (`x + offset`), "mul" (`x * scale`) or "bn" (`x * scale + offset`) along `axis`."""
+
+    op: int
+    name: str
+    form: str
+    axis: int
+    scale: Vector
+    offset: Vector
+
+
+Edit = Rescale | Remove | Replace
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How delicate a fold is.
+
+    `min_var`: smallest variance (with eps). `dead_channels`: channels with gamma 0. `precision_cost`: the largest
+    `|mean| / sqrt(var)` of the norm's input as the folded model holds it, and `original_cost` as the original does: the
+    factor by which the mean outweighs the signal, and so eats its relative precision. None where not known.
+    """
+
+    min_var: float | None = None
+    dead_channels: int = 0
+    precision_cost: float | None = None
+    original_cost: float | None = None
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """One batch norm, or constant Mul/Add that stands for one, and its fate.
+
+    `verdict`: "folded" (no op is left), "reduced" (one cheaper op is left, `form` names it) or "kept". `into` names the
+    layers that took it up. `reason` is None for "folded".
+    """
+
+    name: str
+    op_type: str
+    input: str
+    output: str
+    channels: int
+    verdict: str
+    form: str = ""
+    into: tuple[str, ...] = ()
+    reason: Reason | None = None
+    conditioning: Conditioning = field(default_factory=Conditioning)
+
+
+@dataclass(frozen=True)
+class OtherNorm:
+    """A norm that is no batch norm (LRN): listed, not folded."""
+
+    name: str
+    op_type: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of every norm of a model (in the order of the graph), and the edits that make it so."""
+
+    model: str
+    batch_norms: tuple[BatchNorm, ...] = ()
+    others: tuple[OtherNorm, ...] = ()
+    edits: tuple[Edit, ...] = ()
+
+    KINDS: ClassVar[Mapping[str, type[Rescale] | type[Remove] | type[Replace]]] = {
+        "rescale": Rescale,
+        "remove": Remove,
+        "replace": Replace,
+    }
+
+    def counts(self) -> dict[str, int]:
+        """How many batch norms are there, folded, reduced, kept."""
+        verdicts = Counter(bn.verdict for bn in self.batch_norms)
+        return {"batch_norms": len(self.batch_norms), **{v: verdicts[v] for v in ("folded", "reduced", "kept")}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON; `schema` numbers its layout."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "summary": self.counts(),
+            "batch_norms": [_plain(bn) for bn in self.batch_norms],
+            "others": [_plain(other) for other in self.others],
+            "edits": [_edit_to_dict(edit) for edit in self.edits],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """The plan that `to_dict` gave; PlanError where the data are none."""
+        if data.get("schema") != SCHEMA:
+            raise PlanError(f"plan: schema {data.get('schema')!r} found, {SCHEMA} expected; make the plan anew")
+        try:
+            return cls(
+                data["model"],
+                tuple(_batch_norm(entry) for entry in data["batch_norms"]),
+                tuple(OtherNorm(**entry) for entry in data["others"]),
+                tuple(_edit(entry) for entry in data["edits"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(f"plan: not the layout of schema {SCHEMA} ({error!r})") from error
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` gives an equal plan back."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote; PlanError where the text is none."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"plan: not JSON ({error})") from error
+        if not isinstance(data, dict):
+            raise PlanError("plan: a JSON object expected")
+        return cls.from_dict(data)
+
+    def __str__(self) -> str:
+        """A line for each norm; `bnfold.report` has the full table."""
+        head = "{batch_norms} batch norms: {folded} folded, {reduced} reduced, {kept} kept".format(**self.counts())
+        return "\n".join([f"{self.model}: {head}", *(f"  {_line(bn)}" for bn in self.batch_norms)])
+
+
+def _line(bn: BatchNorm) -> str:
+    fate = f"{bn.verdict} to {bn.form}" if bn.verdict == "reduced" else bn.verdict
+    into = f" into {', '.join(bn.into)}" if bn.into else ""
+    why = f" [{bn.reason.code}] {bn.reason}" if bn.reason else ""
+    return f"{bn.name}: {fate}{into}{why}"
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """A frozen dataclass as a dictionary; nested ones too."""
+    plain = {}
+    for f in fields(value):
+        item = getattr(value, f.name)
+        plain[f.name] = _plain(item) if hasattr(item, "__dataclass_fields__") else _listed(item)
+    return plain
+
+
+def _listed(item: Any) -> Any:
+    if isinstance(item, np.ndarray):
+        return item.tolist()
+    return list(item) if isinstance(item, tuple) else item
+
+
+def _batch_norm(entry: Mapping[str, Any]) -> BatchNorm:
+    reason = entry["reason"]
+    return BatchNorm(
+        **{
+            **entry,
+            "into": tuple(entry["into"]),
+            "reason": Reason(**reason) if reason else None,
+            "conditioning": Conditioning(**entry["conditioning"]),
+        }
+    )
+
+
+def _edit_to_dict(edit: Edit) -> dict[str, Any]:
+    kind = next(kind for kind, cls in Plan.KINDS.items() if type(edit) is cls)
+    return {"kind": kind, **_plain(edit)}
+
+
+def _edit(entry: Mapping[str, Any]) -> Edit:
+    cls: Callable[..., Edit] = Plan.KINDS[entry["kind"]]
+    values = {k: np.array(v, np.float64) if isinstance(v, list) else v for k, v in entry.items() if k != "kind"}
+    return cls(**values)

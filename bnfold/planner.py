@@ -1,0 +1,155 @@
+"""From a neutral graph to a plan: solve the gauges, read off edits, verdicts and reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .gauge.equations import AffinePort, Ids, LinearPort, Vector
+from .gauge.explain import Explainer
+from .gauge.solve import Outcome, Solution, solve
+from .graph import Affine, Graph, Op, Opaque
+from .plan import BatchNorm, Conditioning, Edit, OtherNorm, Plan, Remove, Replace, Rescale
+
+LRN_TYPES = frozenset({"LRN"})
+
+
+def plan(graph: Graph) -> Plan:
+    """What becomes of every norm of a graph. No weight is read."""
+    solution = solve(graph)
+    index = {op: i for i, op in enumerate(graph.ops)}
+    linears = [
+        (port, edit) for port in solution.equations.linears if (edit := _rescale(port, index[port.op], solution))
+    ]
+    affines = {outcome.port.op: _affine_edit(outcome, index, solution) for outcome in solution.outcomes}
+    edits: list[Edit] = [edit for _, edit in linears] + [edit for edit in affines.values() if edit]
+    into = _Into(solution, [port for port, _ in linears])
+    explainer = Explainer(graph, solution)
+    outcomes: dict[Op, Outcome] = {outcome.port.op: outcome for outcome in solution.outcomes}
+    norms = [_verdict(op, outcomes.get(op), solution, into, explainer) for op in graph.ops]
+    lrns = [op for op in graph.ops if isinstance(op, Opaque) and op.type in LRN_TYPES]
+    others = [OtherNorm(op.name, op.type, op.inputs[0], op.outputs[0]) for op in lrns]
+    return Plan(
+        graph.name,
+        tuple(norm for norm in norms if norm),
+        tuple(others),
+        tuple(sorted(edits, key=lambda edit: edit.op)),
+    )
+
+
+def _rescale(port: LinearPort, index: int, s: Solution) -> Rescale | None:
+    """The edit of a linear op, or None when its gauges are trivial."""
+    vectors = [
+        _unless(s.p[port.y], 1.0),
+        _unless(s.q[port.y], 0.0),
+        _unless(s.u[port.x], 1.0),
+        _unless(s.t[port.x], 0.0),
+    ]
+    return None if all(v is None for v in vectors) else Rescale(index, port.op.name, *vectors)
+
+
+def _trivial(ids: Ids, s: Solution) -> bool:
+    """Whether the folded model holds these values as the original does."""
+    return bool((s.p[ids] == 1).all() and (s.q[ids] == 0).all())
+
+
+def _unless(vector: Vector, value: float) -> Vector | None:
+    return None if (vector == value).all() else vector
+
+
+def _affine_edit(outcome: Outcome, index: dict[Op, int], s: Solution) -> Edit | None:
+    """What an affine becomes: nothing, a cheaper op, or itself with other numbers."""
+    port = outcome.port
+    op, x, y = port.op, port.x, port.y
+    if outcome.form == "gone":
+        return Remove(index[op], op.name, "input" if _trivial(x, s) and not _trivial(y, s) else "output")
+    if outcome.form == "add" or op.kind == "add":
+        offset = np.where(s.constant[y], 0.0, s.p[y] * port.offset + s.q[y] - s.q[x])
+        if op.kind == "add" and np.array_equal(offset, port.offset):
+            return None
+        return Replace(index[op], op.name, "add", port.axis, np.ones(offset.size), offset)
+    scale = s.p[y] * port.scale * s.u[x]
+    offset = s.p[y] * (port.scale * s.t[x] + port.offset) + s.q[y]
+    if outcome.form == "mul" or op.kind == "mul":
+        if op.kind == "mul" and np.array_equal(scale, port.scale):
+            return None
+        return Replace(index[op], op.name, "mul", port.axis, scale, np.zeros(scale.size))
+    if np.array_equal(scale, port.scale) and np.array_equal(offset, port.offset):
+        return None
+    return Replace(index[op], op.name, "bn", port.axis, scale, offset)
+
+
+@dataclass
+class _Into:
+    """Finds the edited linear ops next to a norm: those whose channels reach it through ops that carry scale."""
+
+    solution: Solution
+    ports: list[LinearPort]
+
+    def __post_init__(self) -> None:
+        base = self.solution.base
+        labels = [np.unique(base[np.concatenate([port.x, port.y])]) for port in self.ports]
+        # channels with the same neighbours are told by the sum of random numbers, one for each linear op
+        token = np.random.default_rng(0).integers(1, 2**62, len(labels), dtype=np.uint64)
+        self.key = np.zeros(base.size, np.uint64)
+        for label, number in zip(labels, token, strict=True):
+            self.key[label] += number
+        self.key[0] = 0
+        self.labels = [set(label.tolist()) for label in labels]
+
+    def __call__(self, port: AffinePort) -> tuple[str, ...]:
+        mine = self.solution.base[np.concatenate([port.x, port.y])]
+        key, first = np.unique(self.key[mine], return_index=True)
+        channels = mine[first[key != 0]].tolist()
+        return tuple(
+            linear.op.name
+            for linear, labels in zip(self.ports, self.labels, strict=True)
+            if any(channel in labels for channel in channels)
+        )
+
+
+def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explainer: Explainer) -> BatchNorm | None:
+    """The entry of one op in the plan's list, or None where it is no norm."""
+    if isinstance(op, Opaque) and op.reason:
+        return BatchNorm(op.name, op.type, op.inputs[0], op.outputs[0], op.channels, "kept", reason=op.reason)
+    if not isinstance(op, Affine) or not op.candidate or outcome is None:
+        return None
+    verdict = {"gone": "folded", "stays": "kept"}.get(outcome.form, "reduced")
+    reason = explainer.reason(outcome)
+    return BatchNorm(
+        op.name,
+        op.type,
+        op.inputs[0],
+        op.outputs[0],
+        op.scale.size,
+        verdict,
+        outcome.form if verdict == "reduced" else "",
+        into(outcome.port) if verdict != "kept" else (),
+        reason,
+        _conditioning(outcome.port, s),
+    )
+
+
+def _conditioning(port: AffinePort, s: Solution) -> Conditioning:
+    dead = int((port.scale == 0).sum())
+    known = port.op.statistics
+    if known is None:
+        return Conditioning(dead_channels=dead)
+    deviation = np.sqrt(known.var + known.eps)
+    live = s.p[port.x] != 0
+    moved = np.abs(known.mean + np.where(live, _moved(port.x, s), 0.0)) / deviation
+    return Conditioning(
+        float(deviation.min() ** 2), dead, _largest(moved[live]), _largest(np.abs(known.mean) / deviation)
+    )
+
+
+def _moved(x: Ids, s: Solution) -> Vector:
+    """q/p: by how much the folded model moves the values, in the original's units."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved: Vector = s.q[x] / s.p[x]
+    return moved
+
+
+def _largest(values: Vector) -> float | None:
+    return float(values.max()) if values.size else None

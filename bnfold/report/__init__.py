@@ -1,0 +1,1 @@
+"""Everything that is shown to people and written for machines: the only place that formats."""

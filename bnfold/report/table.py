@@ -1,0 +1,97 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ..plan import BatchNorm, Plan
+
+if TYPE_CHECKING:
+    from ..verify.check import Check, OutputError
+
+STYLES = {"folded": "green", "reduced": "yellow", "kept": "red"}
+SHOWN = 3
+"""Names of layers listed before "and n more"."""
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """Every norm: name, where it sits, verdict, where it went or why it stayed; and a line that counts."""
+    if not plan.batch_norms and not plan.others:
+        return Text(f"{plan.model}: no batch norms")
+    table = Table(title=escape(plan.model), title_justify="left", header_style="bold", expand=False)
+    table.add_column("batch norm", overflow="fold")
+    table.add_column("between", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("went into / why it stayed", overflow="fold")
+    for bn in plan.batch_norms:
+        name = bn.name if bn.op_type == "BatchNormalization" else f"{bn.name} ({bn.op_type})"
+        between = f"{bn.input} -> {bn.output}"
+        table.add_row(escape(name), escape(between), Text(_verdict(bn), STYLES[bn.verdict]), escape(_fate(bn)))
+    for other in plan.others:
+        between = f"{other.input} -> {other.output}"
+        table.add_row(
+            escape(other.name), escape(between), Text(other.op_type, "cyan"), "not a batch norm: left as it is"
+        )
+    return Group(table, Text(summary(plan)))
+
+
+def _verdict(bn: BatchNorm) -> str:
+    return f"{bn.verdict} to {bn.form}" if bn.verdict == "reduced" else bn.verdict
+
+
+def _fate(bn: BatchNorm) -> str:
+    parts = []
+    if bn.into:
+        more = f" and {len(bn.into) - SHOWN} more" if len(bn.into) > SHOWN else ""
+        parts.append(", ".join(bn.into[:SHOWN]) + more)
+    if bn.reason:
+        parts.append(f"[{bn.reason.code}] {bn.reason.text}" + (f" ({bn.reason.hint})" if bn.reason.hint else ""))
+    return "; ".join(parts) or "needs no change elsewhere"
+
+
+def summary(plan: Plan) -> str:
+    """One line that counts."""
+    counts = plan.counts()
+    line = "{batch_norms} batch norms: {folded} folded, {reduced} reduced, {kept} kept".format(**counts)
+    return line + (f"; {len(plan.others)} other norms" if plan.others else "")
+
+
+def check_table(check: Check) -> RenderableType:
+    """The worst of each output over all kinds of inputs, and the verdict."""
+    table = Table(title="verification", title_justify="left", header_style="bold")
+    for column in ("output", "inputs", "largest error", "reference", "relative", "limit", ""):
+        table.add_column(column, justify="left" if column in ("output", "inputs", "") else "right")
+    for o in check.outputs:
+        mark = (
+            Text("skipped", "yellow")
+            if o.note == "skipped"
+            else Text("ok", "green")
+            if o.passed
+            else Text("differs", "red")
+        )
+        numbers = (f"{o.error:.2e}", f"{o.scale:.2e}", f"{o.relative:.1e}", f"{o.limit:.0e}")
+        table.add_row(escape(o.output), o.kind, *numbers, mark)
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in check.shapes.items())
+    verdict = "passed" if check.passed else f"FAILED: {check.message}"
+    line = Text(f"{verdict} ({check.runner}; {shapes}; seed {check.seed})", "green" if check.passed else "red")
+    return Group(table, line) if check.outputs else line
+
+
+def _mark(output: OutputError) -> Text:
+    if output.note == "skipped":
+        return Text("skipped", "yellow")
+    return Text("ok", "green") if output.passed else Text("differs", "red")
+
+
+def show(*parts: RenderableType, stderr: bool = False) -> None:
+    """Print to the terminal; into a file or a pipe without colours, and wide enough to keep rows whole."""
+    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(stderr=stderr, highlight=False, width=160)
+    for part in parts:
+        console.print(part)

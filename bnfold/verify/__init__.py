@@ -1,0 +1,1 @@
+"""The judge: run two models on the same inputs and compare what comes out."""

@@ -1,0 +1,82 @@
+"""What runs an ONNX model: onnxruntime with its optimisations off, or the reference evaluator of onnx."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper
+
+from ..errors import VerificationError
+from .inputs import Array, Feed, InputSpec
+
+log = logging.getLogger("bnfold")
+
+
+class Runner(Protocol):
+    """Runs one model."""
+
+    name: str
+
+    def __init__(self, path: Path) -> None: ...
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """Outputs by name."""
+
+
+class OrtRunner:
+    """onnxruntime on the CPU, graph optimisations off: the reference must not be folded by another tool."""
+
+    name = "onnxruntime (CPU, optimisations off)"
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.outputs = [output.name for output in self.session.get_outputs()]
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """Outputs by name."""
+        values = self.session.run(None, feed)
+        return {name: np.asarray(value) for name, value in zip(self.outputs, values, strict=True)}
+
+
+class ReferenceRunner:
+    """The reference evaluator of the onnx package: slow, and knows types that onnxruntime has no kernels for."""
+
+    name = "onnx.reference"
+
+    def __init__(self, path: Path) -> None:
+        from onnx.reference import ReferenceEvaluator
+
+        self.evaluator = ReferenceEvaluator(str(path))
+        self.outputs = list(self.evaluator.output_names)
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """Outputs by name."""
+        values = self.evaluator.run(None, feed)
+        return {name: np.asarray(value) for name, value in zip(self.outputs, values, strict=True)}
+
+
+def input_specs(model: ModelProto) -> list[InputSpec]:
+    """The inputs that a caller must give."""
+    defaults = {t.name for t in model.graph.initializer}
+    return [_spec(value) for value in model.graph.input if value.name not in defaults]
+
+
+def _spec(value: onnx.ValueInfoProto) -> InputSpec:
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+        raise VerificationError(f"input {value.name!r} is no tensor of known rank, so no inputs can be made up for it")
+    dims: list[Any] = []
+    for dim in tensor.shape.dim:
+        dims.append(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None)
+    if tensor.elem_type == TensorProto.STRING:
+        raise VerificationError(f"input {value.name!r} holds strings, so no inputs can be made up for it")
+    return InputSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), tuple(dims))

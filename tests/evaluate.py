@@ -1,0 +1,104 @@
+"""A float64 evaluator for tests: onnx.reference, with convolutions and pooling done by torch in double.
+
+The reference evaluator's own ConvTranspose (groups), MaxPool and AveragePool (asymmetric pads, batches) do not follow
+the specification in every case.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+Array = npt.NDArray[Any]
+
+
+def _padded(x: torch.Tensor, pads: list[int] | None, value: float) -> torch.Tensor:
+    """ONNX pads (all fronts, then all backs) as torch wants them."""
+    if not pads:
+        return x
+    half = len(pads) // 2
+    flat = [p for axis in reversed(range(half)) for p in (pads[axis], pads[axis + half])]
+    return F.pad(x, flat, value=value)
+
+
+def _same_pads(x: torch.Tensor, kernel: tuple[int, ...], strides: list[int], auto_pad: str) -> list[int]:
+    fronts, backs = [], []
+    for size, k, s in zip(x.shape[2:], kernel, strides, strict=True):
+        total = max((-(-size // s) - 1) * s + k - size, 0)
+        front = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
+        fronts.append(front)
+        backs.append(total - front)
+    return fronts + backs
+
+
+class Conv(OpRun):
+    op_domain = ""
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, auto_pad: str | None = None,
+             dilations: Any = None, group: Any = None, kernel_shape: Any = None, pads: Any = None, strides: Any = None,
+             ) -> tuple[Array]:  # fmt: skip
+        spatial = w.ndim - 2
+        strides, dilations = list(strides or [1] * spatial), list(dilations or [1] * spatial)
+        source = torch.from_numpy(np.array(x))
+        if auto_pad and auto_pad.startswith("SAME"):
+            pads = _same_pads(source, w.shape[2:], strides, auto_pad)
+        function = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
+        bias = None if b is None else torch.from_numpy(np.array(b))
+        result = function(
+            _padded(source, pads, 0.0), torch.from_numpy(np.array(w)), bias, strides, 0, dilations, group or 1
+        )
+        return (result.numpy(),)
+
+
+class ConvTranspose(OpRun):
+    op_domain = ""
+
+    def _run(self, x: Array, w: Array, b: Array | None = None, auto_pad: Any = None, dilations: Any = None,
+             group: Any = None, kernel_shape: Any = None, output_padding: Any = None, output_shape: Any = None,
+             pads: Any = None, strides: Any = None) -> tuple[Array]:  # fmt: skip
+        spatial = w.ndim - 2
+        half = list(pads or [0] * 2 * spatial)[:spatial]
+        function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
+        bias = None if b is None else torch.from_numpy(np.array(b))
+        source, weight = torch.from_numpy(np.array(x)), torch.from_numpy(np.array(w))
+        steps, spread = list(strides or [1] * spatial), list(dilations or [1] * spatial)
+        result = function(source, weight, bias, steps, half, list(output_padding or [0] * spatial), group or 1, spread)
+        return (result.numpy(),)
+
+
+class MaxPool(OpRun):
+    op_domain = ""
+
+    def _run(self, x: Array, auto_pad: Any = None, ceil_mode: Any = None, dilations: Any = None, kernel_shape: Any = None,
+             pads: Any = None, storage_order: Any = None, strides: Any = None) -> tuple[Array]:  # fmt: skip
+        source = _padded(torch.from_numpy(np.array(x)), pads, -np.inf)
+        pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.ndim - 3]
+        return (pool(source, list(kernel_shape), list(strides or [1] * (x.ndim - 2))).numpy(),)
+
+
+class AveragePool(OpRun):
+    op_domain = ""
+
+    def _run(self, x: Array, auto_pad: Any = None, ceil_mode: Any = None, count_include_pad: Any = None,
+             dilations: Any = None, kernel_shape: Any = None, pads: Any = None, strides: Any = None,
+             ) -> tuple[Array]:  # fmt: skip
+        source = torch.from_numpy(np.array(x))
+        pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
+        steps = list(strides or [1] * (x.ndim - 2))
+        mean = pool(_padded(source, pads, 0.0), list(kernel_shape), steps)
+        if not count_include_pad:
+            mean = mean / pool(_padded(torch.ones_like(source), pads, 0.0), list(kernel_shape), steps)
+        return (mean.numpy(),)
+
+
+def evaluate(model: onnx.ModelProto, **inputs: Array) -> list[Array]:
+    """The outputs of a model in the precision that it is written in."""
+    evaluator = ReferenceEvaluator(model, new_ops=[Conv, ConvTranspose, MaxPool, AveragePool])
+    return [np.asarray(value) for value in evaluator.run(None, inputs)]
