@@ -193,7 +193,10 @@ def _judge(
     from .verify.judge import judge
     from .verify.runners import input_specs
 
-    return judge(reference, candidate, input_specs(loaded.model), seed, shapes, None, progress)
+    try:
+        return judge(reference, candidate, input_specs(loaded.model), seed, shapes, None, progress)
+    except VerificationError as error:
+        raise VerificationError(f"the result cannot be verified: {error}; --no-verify writes without a check") from error
 
 
 def _failure(check: Check, plan: Plan) -> VerificationError:

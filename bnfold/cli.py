@@ -48,7 +48,7 @@ def _reading(command: F) -> F:
 def _judging(command: F) -> F:
     """Options of every command that compares models."""
     for option in (
-        click.option("--seed", default=0, show_default=True, help="Seed of the random inputs."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random inputs."),
         click.option("--shape", "shapes", multiple=True, metavar="[NAME=]1x3x224x224", callback=_parse_shapes,
                      help="Shape of an input, for dynamic sizes. Repeatable."),
     ):  # fmt: skip
@@ -74,10 +74,10 @@ def _parse_shapes(
     shapes = {}
     for value in values:
         name, _, sizes = value.rpartition("=")
-        try:
-            shapes[name] = tuple(int(size) for size in sizes.split("x"))
-        except ValueError:
-            raise click.BadParameter(f"{value!r}: sizes such as 1x3x224x224 expected") from None
+        parts = sizes.split("x")
+        if not all(part.isdecimal() and int(part) for part in parts):
+            raise click.BadParameter(f"{value!r}: sizes such as 1x3x224x224 expected")
+        shapes[name] = tuple(map(int, parts))
     return shapes
 
 
@@ -147,7 +147,7 @@ def fold(
 @main.command()
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
-@click.option("--limit", type=float, help="Largest error over the reference's largest magnitude that passes.")
+@click.option("--limit", type=click.FloatRange(min=0), help="Largest error over the reference's largest magnitude that passes.")
 @_judging
 @_common
 def verify(
@@ -234,7 +234,7 @@ def _errors(debug: bool) -> Iterator[None]:
         click.echo(f"bnfold: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        if debug:
+        if debug or isinstance(error, BrokenPipeError):
             raise
         click.echo(f"bnfold: {OutputError(error)}", err=True)
         sys.exit(OutputError.exit_code)
@@ -242,4 +242,10 @@ def _errors(debug: bool) -> Iterator[None]:
         if debug:
             raise
         click.echo("bnfold: not enough memory for this model", err=True)
+        sys.exit(1)
+    except Exception as error:  # a fault of bnfold itself: still one line
+        if debug:
+            raise
+        said = " ".join(str(error).split())[:300]
+        click.echo(f"bnfold: internal error ({type(error).__name__}: {said}); --debug shows where", err=True)
         sys.exit(1)

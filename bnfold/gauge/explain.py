@@ -33,6 +33,15 @@ class Explainer:
 
     def _scale(self, port: AffinePort, row: int) -> Reason:
         x, y = int(port.x[row]), int(port.y[row])
+        for side, ids in ((port.op.inputs[0], port.x), (port.op.outputs[0], port.y)):
+            labels = self.solution.base[ids]
+            if (labels == labels[row]).sum() > 1 and labels[row] != 0:
+                return Reason(
+                    "channels-tied",
+                    f"an op next to it lets {side} have one scale only for several of its channels",
+                    "",
+                    "is the channel axis of the norm the one that the layer next to it works on?",
+                )
         before, after = self._holder(x, port), self._holder(y, port)
         if before and after:
             return Reason(
@@ -71,7 +80,7 @@ class Explainer:
                 )
         demand = self._nearest(int(port.y[row]), self.eqs.still, port)
         other = self.producer.get(port.op.inputs[0])
-        if demand and self._readers(port) > 1:
+        if demand and self._shared(port, row):
             return Reason(
                 "shift-taken",
                 f"{port.op.inputs[0]} has other readers that need another offset, and {demand.op.name} {demand.why}",
@@ -96,8 +105,11 @@ class Explainer:
             f"channel {row} is constant behind another norm whose gamma is 0 there, and was already replaced",
         )
 
-    def _readers(self, port: AffinePort) -> int:
-        return sum(port.op.inputs[0] in op.inputs for op in self.graph.ops)
+    def _shared(self, port: AffinePort, row: int) -> bool:
+        """Whether another norm reads the channel too, on its own or as a part of another tensor."""
+        label = self.solution.base[port.x[row]]
+        norms = [other for other in self.eqs.affines if other is not port and other.op.candidate]
+        return any((self.solution.base[other.x] == label).any() for other in norms)
 
     def _holder(self, start: int, port: AffinePort) -> str:
         """What pins the scale on one side of a norm, walking from `start` without crossing the norm; "" if nothing."""

@@ -162,7 +162,7 @@ class Scale:
         holds one of the `busy` variables is left alone.
         """
         root = self.find(ids)[0]
-        alone: Mask = (root != 0) & (self.readers[root] == 0) & ~self._marked(ids) & ~self._marked(units)
+        alone: Mask = (root != 0) & (self.readers[root] == 0) & ~self._marked(ids)
         alone &= (root != self.find(units)[0]) & ~np.isin(root, self.find(busy)[0])
         top, first = np.unique(root[alone], return_index=True)
         if top.size:

@@ -128,9 +128,8 @@ class _Search:
 
     def _remove(self, port: AffinePort, shift: bool = True) -> Conflict | None:
         """Remove the affine, or (without `shift`) its scale only; nothing changes where that conflicts."""
-        dead = bool((port.scale == 0).any())
         conflict = self._try(port, shift, kill=True)
-        if conflict and dead:
+        if conflict and (port.scale == 0).any():
             conflict = self._try(port, shift, kill=False)
         return conflict
 
@@ -145,27 +144,40 @@ class _Search:
         return conflict
 
     def _attempt(self, port: AffinePort, shift: bool, kill: bool) -> Conflict | None:
-        live = np.flatnonzero(port.scale)
-        conflict = self.scale.join(port.x[live], port.y[live], port.scale[live])
+        """Channel by channel: join the scales; where gamma is 0, kill the input or make a constant of the output."""
+        x, y, scale = port.x, port.y, self.scale
+        drained, known = scale.killed[y], ~np.isnan(scale.constant[x])
+        dead = (port.scale == 0) | drained | known
+        live = np.flatnonzero(~dead)
+        conflict = scale.join(x[live], y[live], port.scale[live])
         if conflict:
             return Conflict(conflict.kind, int(live[conflict.row]))
-        self.scale.add_readers(port.x, -1)
-        self.scale.add_sources(port.y, -1)
-        dead = np.flatnonzero(port.scale == 0)
-        if dead.size and kill:
-            busy = np.flatnonzero(self.shift.solved & (self.shift.const != 0))
-            dead = dead[~self.scale.kill(port.x[dead], port.y[dead], busy)]
-        if dead.size and not self._constant(port.y[dead], port.offset[dead]):
-            return Conflict("dead", int(dead[0]))
+        scale.add_readers(x, -1)
+        scale.add_sources(y, -1)
+        killed = self._kill(port, np.flatnonzero(dead & ~known & (drained | kill)))
+        rest = np.setdiff1d(np.flatnonzero(dead), killed)
+        value = port.offset + port.scale * np.where(known, scale.constant[x], 0.0)
+        if drained[rest].any() or not self._constant(y[rest], value[rest]):
+            return Conflict("dead", int(rest[0]))
         if not shift:
             return None
-        rows = np.delete(np.arange(port.x.size), dead)
-        x, y = port.x[rows], port.y[rows]
-        conflict = self.shift.require([(x, 1.0), (y, -1.0)], -port.offset[rows] * self.scale.find(y)[1])
+        rows = np.delete(np.arange(x.size), rest)
+        offset = np.where(drained, 0.0, port.offset)[rows] * scale.find(y[rows])[1]
+        conflict = self.shift.require([(x[rows], 1.0), (y[rows], -1.0)], -offset)
         return Conflict(conflict.kind, int(rows[conflict.row])) if conflict else None
+
+    def _kill(self, port: AffinePort, rows: Ids) -> Ids:
+        """Those of `rows` whose input channels nobody misses any more; their scale is 0 from now on."""
+        if not rows.size:
+            return rows
+        busy = np.flatnonzero(self.shift.solved & (self.shift.const != 0))
+        killed: Ids = rows[self.scale.kill(port.x[rows], port.y[rows], busy)]
+        return killed
 
     def _constant(self, ids: Ids, values: Vector) -> bool:
         """Let all readers of channels that are constant take the constants as bias, where they can."""
+        if not ids.size:
+            return True
         roots = self.scale.find(ids)[0]
         if (roots == 0).any() or self.scale.sources[roots].any() or np.unique(roots).size < roots.size:
             return False

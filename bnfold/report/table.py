@@ -67,19 +67,13 @@ def check_table(check: Check) -> RenderableType:
     for column in ("output", "inputs", "largest error", "reference", "relative", "limit", ""):
         table.add_column(column, justify="left" if column in ("output", "inputs", "") else "right")
     for o in check.outputs:
-        mark = (
-            Text("skipped", "yellow")
-            if o.note == "skipped"
-            else Text("ok", "green")
-            if o.passed
-            else Text("differs", "red")
-        )
         numbers = (f"{o.error:.2e}", f"{o.scale:.2e}", f"{o.relative:.1e}", f"{o.limit:.0e}")
-        table.add_row(escape(o.output), o.kind, *numbers, mark)
+        table.add_row(escape(o.output), o.kind, *numbers, _mark(o))
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in check.shapes.items())
     verdict = "passed" if check.passed else f"FAILED: {check.message}"
     line = Text(f"{verdict} ({check.runner}; {shapes}; seed {check.seed})", "green" if check.passed else "red")
-    return Group(table, line) if check.outputs else line
+    notes = [Text(f"warning: {warning}", "yellow") for warning in check.warnings]
+    return Group(*([table] if check.outputs else []), *notes, line)
 
 
 def _mark(output: OutputError) -> Text:

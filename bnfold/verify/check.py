@@ -33,6 +33,7 @@ class Check:
     """Whether a candidate is the same function as its reference, in finite precision.
 
     `runner`: what ran both models. `shapes`: the input shapes used. `outputs`: one entry for each output and kind.
+    `warnings`: what makes the verdict worth less than it looks, in sentences.
     """
 
     passed: bool
@@ -41,6 +42,7 @@ class Check:
     shapes: dict[str, tuple[int, ...]]
     outputs: tuple[OutputError, ...]
     message: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def worst(self) -> OutputError | None:
@@ -57,6 +59,7 @@ class Check:
             "seed": self.seed,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "message": self.message,
+            "warnings": list(self.warnings),
             "worst": _entry(worst) if worst else None,
             "outputs": [_entry(output) for output in self.outputs],
         }

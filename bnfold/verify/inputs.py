@@ -27,11 +27,17 @@ class InputSpec:
 
 
 def shape_choices(specs: list[InputSpec], given: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Ways to fill in dynamic sizes: 2 samples (then 1), and for other sizes what networks commonly take."""
+    """Ways to fill in dynamic sizes: 2 samples (then 1), and for other sizes what networks commonly take.
+
+    The name "" in `given` is that of the only input.
+    """
+    if "" in given and len(specs) == 1:
+        given = {specs[0].name: given[""], **{name: shape for name, shape in given.items() if name}}
     unknown = set(given) - {spec.name for spec in specs}
     if unknown:
-        names = ", ".join(spec.name for spec in specs)
-        raise UsageError(f"--shape: the model has no input {sorted(unknown)[0]!r}; it has {names}")
+        names = ", ".join(spec.name for spec in specs) or "none"
+        found = f"no input {min(unknown)!r}" if min(unknown) else f"{len(specs)} inputs, so their names must be given"
+        raise UsageError(f"--shape: the model has {found}; its inputs: {names}")
     for size, batch in product((64, 224, 32, 128, 28, 8, 256, 299), (2, 1)):
         yield {spec.name: _resolve(spec, given.get(spec.name), batch, size) for spec in specs}
         if all(_static(spec) or spec.name in given for spec in specs):
@@ -46,7 +52,7 @@ def _resolve(spec: InputSpec, given: tuple[int, ...] | None, batch: int, size: i
     if given is None:
         return tuple(dim if isinstance(dim, int) else batch if i == 0 else size for i, dim in enumerate(spec.shape))
     fits = len(given) == len(spec.shape) and all(
-        not isinstance(dim, int) or dim == g for dim, g in zip(spec.shape, given, strict=True)
+        g > 0 and (not isinstance(dim, int) or dim == g) for dim, g in zip(spec.shape, given, strict=True)
     )
     if not fits:
         found = "x".join(map(str, given))

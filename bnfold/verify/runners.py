@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,8 +44,7 @@ class OrtRunner:
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """Outputs by name."""
-        values = self.session.run(None, feed)
-        return {name: np.asarray(value) for name, value in zip(self.outputs, values, strict=True)}
+        return _named(self.outputs, self.session.run(None, feed))
 
 
 class ReferenceRunner:
@@ -60,8 +60,19 @@ class ReferenceRunner:
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """Outputs by name."""
-        values = self.evaluator.run(None, feed)
-        return {name: np.asarray(value) for name, value in zip(self.outputs, values, strict=True)}
+        return _named(self.outputs, self.evaluator.run(None, feed))
+
+
+def _named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Array]:
+    """Arrays by name; a sequence gives its length, under its own name, and its members as NAME[0], NAME[1], ..."""
+    arrays: dict[str, Array] = {}
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, list):
+            arrays[name] = np.asarray(len(value))
+            arrays.update((f"{name}[{i}]", np.asarray(member)) for i, member in enumerate(value))
+        else:
+            arrays[name] = np.asarray(value)
+    return arrays
 
 
 def input_specs(model: ModelProto) -> list[InputSpec]:
@@ -76,7 +87,7 @@ def _spec(value: onnx.ValueInfoProto) -> InputSpec:
         raise VerificationError(f"input {value.name!r} is no tensor of known rank, so no inputs can be made up for it")
     dims: list[Any] = []
     for dim in tensor.shape.dim:
-        dims.append(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None)
+        dims.append(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or None)
     if tensor.elem_type == TensorProto.STRING:
         raise VerificationError(f"input {value.name!r} holds strings, so no inputs can be made up for it")
     return InputSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), tuple(dims))

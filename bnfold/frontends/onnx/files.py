@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 
@@ -46,13 +46,15 @@ def load(path: Path) -> ModelProto:
 
 def check(model: ModelProto, where: str) -> Skeleton:
     """The skeleton of a model that onnx.checker accepts; ModelError with the checker's words otherwise."""
-    bare = skeleton(model)
     try:
+        bare = skeleton(model)
         onnx.checker.check_model(bare.model)
         for tensor in model.graph.initializer:
             _check_length(tensor)
     except onnx.checker.ValidationError as error:
         raise ModelError(f"{where}: onnx.checker rejects the model: {_first_line(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{where}: damaged, or written by a faulty tool: a name in it is not UTF-8 ({error})") from error
     return bare
 
 
@@ -86,27 +88,35 @@ def check_target(out: Path, model: Path | None) -> None:
         raise UsageError(f"{out}: the output is the model itself; name another file")
     if out.is_dir():
         raise UsageError(f"{out}: a folder, a file name expected")
+    if out.exists() and not out.is_file():
+        raise UsageError(f"{out}: not a regular file, so it is not replaced; name another file")
     if not out.parent.exists():
         raise UsageError(f"{out}: the folder {out.parent} does not exist; make it first")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out}: {out.parent} is not a folder")
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{out}: the folder {out.parent} is not writable")
 
 
 @contextmanager
 def written(out: Path) -> Iterator[Path]:
-    """A new file beside `out` that takes its place when the block ends well, and goes when it does not."""
+    """A new file beside `out` that takes its place when the block ends well, and goes when it does not.
+
+    Where `out` is a symbolic link, the file that it leads to is replaced.
+    """
+    target = Path(os.path.realpath(out))
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".tmp", dir=target.parent)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(_mode(out))
         _sync(temporary)
-        os.replace(temporary, out)
-        _sync(out.parent)
+        temporary.chmod(_mode(target))
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
     finally:
@@ -123,11 +133,19 @@ def _mode(out: Path) -> int:
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Wait until the content of a file is on the disk, so that a crash leaves the old file or the new one."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """The same for a folder's list of names, where the system can do that: Windows and some network drives cannot."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def dump(model: ModelProto, path: Path) -> None:

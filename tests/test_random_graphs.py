@@ -1,0 +1,33 @@
+"""Random graphs from the table of rules fold to the same function in float64. Seeds: BNFOLD_SEED, BNFOLD_GRAPHS."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import onnx
+
+import bnfold
+from tests.evaluate import evaluate
+from tests.random_graphs import RandomGraph
+
+GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "250"))
+START = int(os.environ.get("BNFOLD_SEED", "0"))
+
+
+def test_random_graphs_fold_exactly() -> None:
+    folded = 0
+    for seed in range(START, START + GRAPHS):
+        print(f"seed {seed}")  # pytest shows it when the graph fails
+        graph = RandomGraph(seed)
+        model = graph.model()
+        onnx.checker.check_model(model, full_check=True)
+        result = bnfold.fold(model, verify=False)
+        onnx.checker.check_model(result.model, full_check=True)
+        assert all(bn.reason or bn.verdict == "folded" for bn in result.plan.batch_norms)
+        x = np.random.default_rng(seed).standard_normal(graph.input_shape)
+        for before, after in zip(evaluate(model, x=x), evaluate(result.model, x=x), strict=True):
+            limit = 1e-12 * max(1.0, float(np.abs(before).max(initial=0.0)))
+            np.testing.assert_allclose(after, before, rtol=0, atol=limit)
+        folded += result.plan.counts()["folded"]
+    assert folded > GRAPHS, "the graphs hardly had anything to fold"

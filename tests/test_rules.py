@@ -1,0 +1,537 @@
+"""Every rule of the table and every refusal, one small float64 network each: verdicts, reasons, and the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import bnfold
+from tests.evaluate import evaluate
+
+Array = npt.NDArray[Any]
+
+
+class Net:
+    """A float64 network over the input `x`."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+        self.rng = np.random.default_rng(7)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def w(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float64) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.asarray(value, dtype), name))
+        return name
+
+    def op(self, kind: str, *inputs: str, outputs: int = 1, **attrs: Any) -> Any:
+        index = len(self.nodes)
+        names = [f"{kind.lower()}{index}" + (f"_{i}" if outputs > 1 else "") for i in range(outputs)]
+        domain = attrs.pop("domain", "")
+        self.nodes.append(helper.make_node(kind, list(inputs), names, name=f"{kind}{index}", domain=domain, **attrs))
+        return names[0] if outputs == 1 else names
+
+    def bn(self, x: str, c: int, gamma: list[float] | None = None, **attrs: Any) -> str:
+        g = np.abs(self.rng.normal(1.0, 0.4, c)) + 0.2 if gamma is None else np.array(gamma)
+        beta, mean = self.rng.normal(0.3, 0.7, c), self.rng.normal(-0.2, 0.8, c)
+        var = np.exp(self.rng.uniform(-1.2, 1.2, c))
+        return str(self.op("BatchNormalization", x, *map(self.w, (g, beta, mean, var)), epsilon=1e-3, **attrs))
+
+    def conv(self, x: str, cin: int, out: int, k: int = 1, bias: bool = False, **attrs: Any) -> str:
+        groups = attrs.get("group", 1)
+        weight = self.rng.standard_normal((out, cin // groups, k, k)) / np.sqrt(cin // groups * k * k)
+        return str(self.op("Conv", x, self.w(weight), *([self.w(self.rng.normal(size=out))] if bias else []), **attrs))
+
+    def model(self, *outputs: str, opset: int = 17) -> onnx.ModelProto:
+        def value(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
+            return helper.make_tensor_value_info(name, TensorProto.DOUBLE, shape)
+
+        graph = helper.make_graph(self.nodes, "net", [value("x", self.shape)], [], self.weights)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        inferred = onnx.shape_inference.infer_shapes(made)
+        known = {v.name: v for v in inferred.graph.value_info}
+        made.graph.output.extend(known[name] for name in outputs)
+        return made
+
+
+@dataclass(frozen=True)
+class Case:
+    """`fates`: verdict, "reduced:form" or "kept:code" of each norm in graph order."""
+
+    name: str
+    fates: tuple[str, ...]
+    build: Callable[[], onnx.ModelProto]
+
+
+CASES: list[Case] = []
+
+
+def case(*fates: str) -> Callable[[Callable[[], onnx.ModelProto]], Callable[[], onnx.ModelProto]]:
+    def register(build: Callable[[], onnx.ModelProto]) -> Callable[[], onnx.ModelProto]:
+        CASES.append(Case(build.__name__, fates, build))
+        return build
+
+    return register
+
+
+def _fate(bn: bnfold.BatchNorm) -> str:
+    if bn.verdict == "folded":
+        assert bn.reason is None
+        return "folded"
+    assert bn.reason is not None
+    return f"{bn.verdict}:{bn.form or bn.reason.code}"
+
+
+# --- linear layers
+
+
+@case("folded")
+def conv_then_bn() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    return n.model(n.bn(n.conv("x", 3, 4, 3, pads=[1] * 4), 4))
+
+
+@case("folded")
+def conv_with_bias_then_bn_of_both_signs_and_a_zero() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    return n.model(n.bn(n.conv("x", 3, 4, 3, True, pads=[1] * 4), 4, [1.2, -0.7, 0.0, 0.4]))
+
+
+@case("folded")
+def bn_then_unpadded_conv() -> onnx.ModelProto:
+    n = Net(2, 4, 5, 5)
+    return n.model(n.conv(n.bn("x", 4, [1.2, -0.7, 0.0, 0.4]), 4, 3, 3))
+
+
+@case("folded")
+def bn_then_grouped_conv() -> onnx.ModelProto:
+    n = Net(2, 4, 5, 5)
+    return n.model(n.conv(n.bn("x", 4), 4, 6, 3, True, group=2))
+
+
+@case("reduced:add")
+def bn_then_zero_padded_conv() -> onnx.ModelProto:
+    n = Net(2, 4, 5, 5)
+    return n.model(n.conv(n.bn("x", 4), 4, 3, 3, pads=[1] * 4))
+
+
+@case("reduced:add")
+def bn_then_conv_with_auto_pad_same() -> onnx.ModelProto:
+    n = Net(2, 4, 5, 5)
+    return n.model(n.conv(n.bn("x", 4), 4, 3, 3, auto_pad="SAME_LOWER"))
+
+
+@case("folded")
+def bn_then_conv_with_auto_pad_valid() -> onnx.ModelProto:
+    n = Net(2, 4, 5, 5)
+    return n.model(n.conv(n.bn("x", 4), 4, 3, 3, auto_pad="VALID"))
+
+
+@case("folded")
+def conv_transpose_grouped_then_bn() -> onnx.ModelProto:
+    n = Net(2, 4, 5, 5)
+    y = n.op("ConvTranspose", "x", n.w(n.rng.standard_normal((4, 3, 3, 3))), group=2, strides=[2, 2], pads=[1] * 4)
+    return n.model(n.bn(y, 6))
+
+
+@case("reduced:add")
+def bn_then_conv_transpose() -> onnx.ModelProto:
+    n = Net(2, 4, 5, 5)
+    return n.model(n.op("ConvTranspose", n.bn("x", 4), n.w(n.rng.standard_normal((4, 3, 2, 2))), strides=[2, 2]))
+
+
+@case("folded")
+def bn_then_pointwise_conv_transpose() -> onnx.ModelProto:
+    n = Net(2, 4, 5, 5)
+    return n.model(n.op("ConvTranspose", n.bn("x", 4), n.w(n.rng.standard_normal((4, 3, 1, 1)))))
+
+
+@case("folded", "folded")
+def gemm_alpha_beta_trans_b_on_both_sides() -> onnx.ModelProto:
+    n = Net(3, 4)
+    y = n.bn("x", 4)
+    y = n.op("Gemm", y, n.w(n.rng.normal(size=(5, 4))), n.w(n.rng.normal(size=5)), alpha=0.5, beta=2.0, transB=1)
+    return n.model(n.bn(y, 5))
+
+
+@case("folded")
+def gemm_beta_zero_ignores_c() -> onnx.ModelProto:
+    n = Net(3, 4)
+    return n.model(n.bn(n.op("Gemm", "x", n.w(n.rng.normal(size=(4, 5))), n.w(n.rng.normal(size=5)), beta=0.0), 5))
+
+
+@case("folded")
+def gemm_with_matrix_bias() -> onnx.ModelProto:
+    n = Net(3, 4)
+    return n.model(n.bn(n.op("Gemm", "x", n.w(n.rng.normal(size=(4, 5))), n.w(n.rng.normal(size=(3, 5))), beta=0.5), 5))
+
+
+@case("folded")
+def gemm_with_scalar_bias_and_trans_a() -> onnx.ModelProto:
+    n = Net(4, 3)
+    return n.model(n.bn(n.op("Gemm", "x", n.w(n.rng.normal(size=(4, 5))), n.w(0.7), transA=1), 5))
+
+
+@case("folded")
+def matmul_with_bias_add_then_bn() -> onnx.ModelProto:
+    n = Net(3, 4)
+    y = n.op("MatMul", "x", n.w(n.rng.normal(size=(4, 5))))
+    return n.model(n.bn(n.op("Add", n.w(n.rng.normal(size=5)), y), 5))
+
+
+@case("reduced:add")
+def matmul_without_bias_keeps_the_offset() -> onnx.ModelProto:
+    n = Net(3, 4)
+    return n.model(n.bn(n.op("MatMul", "x", n.w(n.rng.normal(size=(4, 5)))), 5))
+
+
+@case("kept:channels-tied")
+def linear_on_the_last_axis_is_not_the_axis_of_bn() -> onnx.ModelProto:
+    """Linear + BatchNorm1d on (N, C, L) with C == L: the BN axis is 1, the linear layer's 2."""
+    n = Net(2, 4, 4)
+    y = n.op("MatMul", "x", n.w(n.rng.normal(size=(4, 4))))
+    return n.model(n.bn(n.op("Add", y, n.w(n.rng.normal(size=4))), 4))
+
+
+@case("folded")
+def matmul_from_the_left_mixes_axis_1() -> onnx.ModelProto:
+    n = Net(2, 4, 3)
+    y = n.op("MatMul", n.w(n.rng.normal(size=(5, 4))), "x")
+    return n.model(n.bn(n.op("Add", y, n.w(n.rng.normal(size=(5, 1)))), 5))
+
+
+# --- between
+
+
+@case("folded")
+def bn_behind_relu_and_max_pool_before_conv() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    y = n.op("Relu", n.conv("x", 3, 4))
+    return n.model(n.conv(n.op("MaxPool", n.bn(y, 4), kernel_shape=[2, 2], strides=[2, 2]), 4, 2))
+
+
+@case("folded")
+def bn_then_max_pool_with_positive_gamma_goes_backwards() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    y = n.op("MaxPool", n.bn(n.conv("x", 3, 4), 4), kernel_shape=[3, 3], pads=[1] * 4)
+    return n.model(y)
+
+
+@case("kept:sign")
+def max_pool_before_bn_with_negative_gamma() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    return n.model(n.bn(n.op("MaxPool", n.conv("x", 3, 4), kernel_shape=[2, 2]), 4, [1.0, -1.0, 0.5, 2.0]))
+
+
+@case("folded")
+def average_pool_without_padding_carries_both() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    return n.model(n.bn(n.op("AveragePool", n.conv("x", 3, 4), kernel_shape=[2, 2]), 4))
+
+
+@case("folded")
+def average_pool_that_leaves_padding_out_carries_both() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    return n.model(n.bn(n.op("AveragePool", n.conv("x", 3, 4), kernel_shape=[3, 3], pads=[1] * 4), 4))
+
+
+@case("reduced:add")
+def average_pool_that_counts_padding_holds_the_offset() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    y = n.op("AveragePool", n.conv("x", 3, 4), kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
+    return n.model(n.bn(y, 4))
+
+
+@case("folded", "folded")
+def global_pool_flatten_gemm() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    y = n.op("GlobalAveragePool", n.bn(n.op("Relu", n.conv("x", 3, 4)), 4))
+    y = n.bn(n.op("Flatten", y), 4)
+    return n.model(n.op("Gemm", y, n.w(n.rng.normal(size=(4, 2)))))
+
+
+@case("folded")
+def flatten_spreads_a_channel_over_features() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    return n.model(n.op("Gemm", n.op("Flatten", n.bn("x", 3)), n.w(n.rng.normal(size=(48, 2)))))
+
+
+@case("folded")
+def reduce_mean_over_space() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    y = n.op("ReduceMean", n.bn("x", 3), axes=[2, 3], keepdims=0)
+    return n.model(n.op("Gemm", y, n.w(n.rng.normal(size=(3, 2)))))
+
+
+@case("folded", "folded")
+def bn_behind_concat_of_convs_and_before() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    y = n.op("Concat", n.bn(n.conv("x", 3, 2), 2), n.conv("x", 3, 3, 3, pads=[1] * 4), axis=1)
+    return n.model(n.bn(y, 5, [0.5, 0.0, -1.5, 2.0, 1.0]))
+
+
+@case("folded")
+def bn_behind_split_reaches_a_part_of_the_conv() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    a, b = n.op("Split", n.conv("x", 3, 5), n.w([2, 3], np.int64), outputs=2, axis=1)
+    return n.model(n.bn(b, 3), a)
+
+
+@case("folded")
+def channel_shuffle_is_an_index_map() -> onnx.ModelProto:
+    n = Net(2, 4, 3, 3)
+    y = n.op("Reshape", n.conv("x", 4, 6), n.w([2, 3, 2, 3, 3], np.int64))
+    y = n.op("Reshape", n.op("Transpose", y, perm=[0, 2, 1, 3, 4]), n.w([2, -1, 3, 3], np.int64))
+    return n.model(n.bn(y, 6, [0.4, -1.0, 2.0, 0.0, 1.5, 0.7]))
+
+
+@case("folded")
+def slice_and_gather_are_index_maps() -> onnx.ModelProto:
+    n = Net(2, 4, 3, 3)
+    y = n.op("Slice", n.conv("x", 4, 6), *(n.w([v], np.int64) for v in (5, 0, 1, -2)))
+    return n.model(n.bn(n.op("Gather", y, n.w([2, 0, 1], np.int64), axis=1), 3))
+
+
+@case("folded")
+def depth_to_space_ties_the_channels_of_a_block() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    return n.model(n.bn(n.op("DepthToSpace", n.conv("x", 3, 8), blocksize=2), 2))
+
+
+@case("folded")
+def space_to_depth_repeats_channels() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    y = n.op("SpaceToDepth", n.bn("x", 3), blocksize=2)
+    return n.model(n.conv(y, 12, 2))
+
+
+@case("folded", "folded")
+def add_of_two_branches_each_with_bn() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    y = n.op("Add", n.bn(n.conv("x", 3, 4, 3), 4), n.bn(n.conv("x", 3, 4, 3), 4, [-1.0, 0.5, 0.0, 2.0]))
+    return n.model(n.op("Relu", y))
+
+
+@case("folded")
+def bn_behind_sub_of_two_convs() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    return n.model(n.bn(n.op("Sub", n.conv("x", 3, 4), n.conv("x", 3, 4)), 4, [-1.0, 0.5, 0.3, 2.0]))
+
+
+@case("folded", "folded")
+def identity_branch_of_repvgg() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    x = n.op("Relu", n.conv("x", 3, 4))
+    y = n.op("Relu", n.op("Add", n.bn(n.conv(x, 4, 4, 3, pads=[1] * 4), 4), n.bn(x, 4)))
+    return n.model(n.conv(y, 4, 2))
+
+
+@case("folded", "folded", "folded")
+def residual_stream_with_several_readers() -> onnx.ModelProto:
+    """Pre-activation: each BN asks for another shift of the stream, and each block's last conv adds the difference."""
+    n = Net(2, 3, 5, 5)
+    x = n.conv("x", 3, 4)
+    for _ in range(2):
+        x = n.op("Add", x, n.conv(n.op("Relu", n.bn(x, 4)), 4, 4, 3, pads=[1] * 4))
+    return n.model(n.conv(n.op("Relu", n.bn(x, 4)), 4, 2))
+
+
+@case("folded", "folded", "reduced:add")
+def two_readers_that_need_different_offsets() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    x = n.conv("x", 3, 4)
+    y = n.bn(n.conv(n.op("Relu", n.bn(x, 4)), 4, 2), 2)
+    return n.model(y, n.conv(n.op("Relu", n.bn(x, 4)), 4, 2))
+
+
+@case("kept:sign", "folded")
+def negative_gamma_on_a_stream_before_relu() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    x = n.op("Relu", n.conv("x", 3, 4))
+    y = n.conv(n.op("Relu", n.bn(x, 4, [-1.0, 1.0, 1.0, 1.0])), 4, 4)
+    return n.model(n.bn(n.op("Add", x, y), 4))
+
+
+@case("folded")
+def dead_channel_on_a_stream_becomes_bias_of_the_reader() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    x = n.conv("x", 3, 4)
+    y = n.conv(n.op("Relu", n.bn(x, 4, [1.0, 0.0, 0.5, 2.0])), 4, 4)
+    return n.model(n.op("Add", x, y))
+
+
+@case("kept:dead-channel")
+def dead_channel_that_meets_zero_padding_as_a_positive_constant() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    x = n.op("Relu", n.conv("x", 3, 4))
+    bn = n.op("BatchNormalization", x, *map(n.w, ([1.0, 0.0, 0.5, 2.0], [0.0, 3.0, 0.0, 0.0], [0.0] * 4, [1.0] * 4)))
+    y = n.conv(n.op("Relu", bn), 4, 4, 3, pads=[1] * 4)
+    return n.model(n.op("Add", x, y))
+
+
+@case("folded", "folded")
+def gate_lets_the_scale_through() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    x = n.op("Relu", n.bn(n.conv("x", 3, 4), 4))
+    s = n.op("Sigmoid", n.conv(n.op("GlobalAveragePool", x), 4, 4))
+    return n.model(n.bn(n.conv(n.op("Mul", x, s), 4, 4), 4))
+
+
+@case("kept:scale-fixed")
+def swish_pins_its_input() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    x = n.op("Sigmoid", "x")
+    y = n.bn(x, 3)
+    return n.model(n.op("Mul", y, n.op("Sigmoid", y)))
+
+
+@case("folded", "folded")
+def leaky_relu_and_prelu_carry_positive_scales() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    y = n.op("LeakyRelu", n.bn(n.conv("x", 3, 4), 4, [-1.0, 0.5, 0.0, 2.0]), alpha=0.3)
+    y = n.op("PRelu", n.bn(n.conv(y, 4, 4), 4), n.w(n.rng.uniform(0.1, 0.5, (4, 1, 1))))
+    return n.model(y)
+
+
+@case("reduced:add")
+def bn_behind_relu_before_padded_conv() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    return n.model(n.conv(n.bn(n.op("Relu", n.conv("x", 3, 4)), 4), 4, 2, 3, pads=[1] * 4))
+
+
+@case("folded")
+def resize_and_reflect_pad_carry_both() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    y = n.op("Resize", n.bn("x", 3), "", n.w([1, 1, 2, 2], np.float32), mode="nearest")
+    y = n.op("Pad", y, n.w([0, 0, 1, 1, 0, 0, 1, 1], np.int64), mode="reflect")
+    return n.model(n.conv(y, 3, 2, 3))
+
+
+@case("reduced:add")
+def zero_pad_holds_the_offset() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    y = n.op("Pad", n.bn("x", 3), n.w([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
+    return n.model(n.conv(y, 3, 2, 3))
+
+
+@case("folded")
+def maximum_of_two_branches() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    return n.model(n.bn(n.op("Max", n.conv("x", 3, 4), n.conv("x", 3, 4)), 4))
+
+
+# --- constants that stand for a norm
+
+
+@case("folded", "folded", "folded")
+def bn_then_scale_of_caffe() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    y = n.bn(n.conv("x", 3, 4), 4, [-1.0, 0.5, 0.2, 2.0])
+    y = n.op("Mul", y, n.w([[[0.5]], [[-1.5]], [[0.0]], [[2.0]]]))
+    return n.model(n.op("Relu", n.op("Add", y, n.w([[[0.5]], [[-1.5]], [[0.3]], [[2.0]]]))))
+
+
+@case("folded", "folded", "folded")
+def sub_div_mul_as_a_decomposed_norm() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    y = n.op("Sub", n.conv("x", 3, 2), n.w([[[0.5]], [[-0.2]]]))
+    y = n.op("Div", y, n.w([[[[1.5]], [[0.2]]]]))
+    return n.model(n.op("Mul", n.w([[[-2.0]], [[0.7]]]), y))
+
+
+@case("kept:shift-fixed", "kept:scale-fixed")
+def constants_between_pinned_values_stay() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    y = n.op("Add", n.op("Sigmoid", "x"), n.w([[[0.5]], [[-0.2]], [[1.0]]]))
+    return n.model(n.op("Sigmoid", n.op("Mul", y, n.w([[[0.5]], [[-0.2]], [[1.0]]]))))
+
+
+@case("folded")
+def a_factor_along_the_width_lets_the_scale_through() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    y = n.op("Mul", n.conv("x", 3, 4), n.w(n.rng.uniform(0.5, 2.0, 5)))
+    return n.model(n.conv(n.op("Relu", n.bn(n.conv(y, 4, 4), 4)), 4, 2))
+
+
+@case("kept:scale-fixed")
+def an_offset_along_the_width_pins() -> onnx.ModelProto:
+    n = Net(2, 5, 5, 5)
+    y = n.op("Add", n.conv("x", 5, 5), n.w(n.rng.uniform(0.5, 2.0, (5,))))
+    return n.model(n.op("Sigmoid", n.bn(y, 5)))
+
+
+@case("folded")
+def a_single_factor_scales_the_shift_too() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    return n.model(n.bn(n.op("Mul", n.conv("x", 3, 4), n.w(0.125)), 4))
+
+
+# --- refusals
+
+
+@case("kept:scale-fixed")
+def pinned_on_both_sides() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    return n.model(n.op("Sigmoid", n.bn(n.op("Tanh", "x"), 3)))
+
+
+@case("kept:scale-cycle")
+def a_branch_that_meets_its_own_input() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    x = n.conv("x", 3, 4)
+    y = n.op("Concat", x, n.op("Add", x, n.op("Relu", n.bn(x, 4))), axis=1)
+    return n.model(n.conv(y, 8, 2))
+
+
+@case("kept:training-mode")
+def batch_statistics() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    weights = [n.w(np.abs(n.rng.normal(size=3)) + 0.5) for _ in range(4)]
+    y, _, _ = n.op("BatchNormalization", n.conv("x", 3, 3), *weights, outputs=3, training_mode=1)
+    return n.model(y)
+
+
+@case("kept:not-constant")
+def statistics_computed_from_data() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    var = n.op("Reshape", n.op("Abs", n.op("ReduceMean", "x", axes=[0, 2, 3])), n.w([3], np.int64))
+    rest = [n.w(np.abs(n.rng.normal(size=3)) + 0.5) for _ in range(3)]
+    return n.model(n.op("BatchNormalization", n.conv("x", 3, 3), *rest, var))
+
+
+@case("kept:bad-statistics")
+def a_negative_variance() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    good = [n.w([1.0, 2.0, 0.5]) for _ in range(3)]
+    y = n.op("BatchNormalization", n.conv("x", 3, 3), *good, n.w([1.0, -0.5, 1.0]), epsilon=1e-3)
+    return n.model(n.op("Concat", n.conv("x", 3, 3), y, axis=1))
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_rule(case: Case) -> None:
+    model = case.build()
+    result = bnfold.fold(model, verify=False)
+    assert tuple(_fate(bn) for bn in result.plan.batch_norms) == case.fates
+    onnx.checker.check_model(result.model, full_check=True)
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    for seed in range(2):
+        x = np.random.default_rng(seed).standard_normal(shape) * 2
+        for before, after in zip(evaluate(model, x=x), evaluate(result.model, x=x), strict=True):
+            np.testing.assert_allclose(after, before, rtol=0, atol=1e-12 * max(1.0, np.abs(before).max()))
+
+
+def test_every_case_is_a_real_test() -> None:
+    """The cases' outputs depend on the input, else an equal output would prove nothing."""
+    for case in CASES:
+        model = case.build()
+        shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+        a, b = (evaluate(model, x=np.random.default_rng(s).standard_normal(shape)) for s in (0, 1))
+        assert any(not np.allclose(p, q) for p, q in zip(a, b, strict=True)), case.name
