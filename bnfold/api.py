@@ -18,6 +18,7 @@ from .planner import plan as make_plan
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from .frontends.onnx.apply import Applied
     from .frontends.onnx.read import Source
     from .verify.check import Check
 
@@ -30,9 +31,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 class FoldResult:
     """A folded model, the plan that made it, and the judge's verdict (None when it was not asked)."""
 
-    model: ModelProto
     plan: Plan
     check: Check | None
+    _applied: Applied
+
+    @property
+    def model(self) -> ModelProto:
+        """The folded model; large weights are computed when it is first asked for."""
+        return self._applied.complete()
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def inspect(model: str | PathLike[str] | ModelProto, *, skip: Iterable[str] = ()
     `skip`: names, or patterns with * and ?, of norms to leave alone. `freeze_inputs`: treat graph inputs that have a
     default as constants (IR 4 and later). Raises ModelError where the model cannot be read.
     """
-    return make_plan(_load(model, skip, freeze_inputs).source.graph)
+    return make_plan(_load(model, skip, freeze_inputs, lengths=True).source.graph)
 
 
 def fold(
@@ -84,18 +90,18 @@ def fold(
     plan = make_plan(loaded.source.graph)
     progress("folding")
     with _reference(model, loaded, verify) as reference:
-        apply(loaded.model, loaded.source, plan)
-        check_model(loaded.model, f"{loaded.name} (folded)")
+        applied = apply(loaded.model, loaded.source, plan)
+        check_model(loaded.model, f"{loaded.name} (folded)", lengths=False)
         with _destination(target, loaded, needed=verify or target is not None) as temporary:
             if temporary is not None:
                 progress("writing")
-                dump(loaded.model, temporary)
+                dump(applied, temporary)
             verdict = None
             if verify and temporary is not None:
                 verdict = _judge(reference, temporary, loaded, seed, shapes, progress)
                 if not verdict.passed:
                     raise _failure(verdict, plan)
-            return FoldResult(loaded.model, plan, verdict)
+            return FoldResult(plan, verdict, applied)
 
 
 def verify(
@@ -125,7 +131,9 @@ def _path(model: str | PathLike[str] | ModelProto) -> Path | None:
     return Path(fspath(model)) if isinstance(model, str | PathLike) else None
 
 
-def _load(model: str | PathLike[str] | ModelProto, skip: Iterable[str], freeze_inputs: bool) -> _Loaded:
+def _load(
+    model: str | PathLike[str] | ModelProto, skip: Iterable[str], freeze_inputs: bool, lengths: bool = False
+) -> _Loaded:
     """Read and check a model; a ModelProto is copied, so that the caller's stays as it is."""
     from onnx import ModelProto
 
@@ -140,7 +148,7 @@ def _load(model: str | PathLike[str] | ModelProto, skip: Iterable[str], freeze_i
         proto.CopyFrom(model)
     else:
         raise UsageError(f"a path or an onnx.ModelProto expected, {type(model).__name__} found")
-    bare = check(proto, str(path or name))
+    bare = check(proto, str(path or name), lengths)
     patterns = [skip] if isinstance(skip, str) else list(skip)
     source = read(
         proto,
@@ -159,11 +167,12 @@ def _reference(model: str | PathLike[str] | ModelProto, loaded: _Loaded, needed:
     if loaded.path is not None or not needed:
         yield loaded.path or Path()
         return
+    from .frontends.onnx.apply import Applied
     from .frontends.onnx.files import dump
 
     with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
         path = Path(folder) / "original.onnx"
-        dump(loaded.model, path)
+        dump(Applied(loaded.model), path)
         yield path
 
 
@@ -196,12 +205,14 @@ def _judge(
     try:
         return judge(reference, candidate, input_specs(loaded.model), seed, shapes, None, progress)
     except VerificationError as error:
-        raise VerificationError(f"the result cannot be verified: {error}; --no-verify writes without a check") from error
+        raise VerificationError(
+            f"the result cannot be verified: {error}; --no-verify writes without a check"
+        ) from error
 
 
 def _failure(check: Check, plan: Plan) -> VerificationError:
     """The error of a result that did not pass; `check` and `plan` hang on it for reports."""
-    error = VerificationError(f"the folded model differs from the original, nothing was written: {check.message}")
+    error = VerificationError(f"the folded model did not pass, nothing was written: {check.message}")
     error.check, error.plan = check, plan
     return error
 

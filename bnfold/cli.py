@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +34,9 @@ def main() -> None:
     Results go to stdout, progress and warnings to stderr. Exit codes: 0 done; 1 the models differ, or the model is not
     usable; 2 wrong usage.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names in a model may hold letters that the terminal does not know
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _reading(command: F) -> F:
@@ -147,7 +151,9 @@ def fold(
 @main.command()
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
-@click.option("--limit", type=click.FloatRange(min=0), help="Largest error over the reference's largest magnitude that passes.")
+@click.option(
+    "--limit", type=click.FloatRange(min=0), help="Largest error over the reference's largest magnitude that passes."
+)
 @_judging
 @_common
 def verify(

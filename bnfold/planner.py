@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .gauge.equations import AffinePort, Ids, LinearPort, Vector
 from .gauge.explain import Explainer
@@ -89,12 +90,12 @@ class _Into:
 
     def __post_init__(self) -> None:
         base = self.solution.base
-        labels = [np.unique(base[np.concatenate([port.x, port.y])]) for port in self.ports]
-        # channels with the same neighbours are told by the sum of random numbers, one for each linear op
-        token = np.random.default_rng(0).integers(1, 2**62, len(labels), dtype=np.uint64)
+        labels = [base[np.concatenate([port.x, port.y])] for port in self.ports]
+        # channels with the same neighbours are told by the sum of scattered numbers, one for each linear op
+        token = _scramble(np.arange(1, len(labels) + 1, dtype=np.uint64))
         self.key = np.zeros(base.size, np.uint64)
         for label, number in zip(labels, token, strict=True):
-            self.key[label] += number
+            self.key[label] += number  # once for each linear op, however often it repeats a channel
         self.key[0] = 0
         self.labels = [set(label.tolist()) for label in labels]
 
@@ -107,6 +108,14 @@ class _Into:
             for linear, labels in zip(self.ports, self.labels, strict=True)
             if any(channel in labels for channel in channels)
         )
+
+
+def _scramble(number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Scatter numbers over 64 bits. Source: the finaliser of SplitMix64 (Steele, Lea, Flood, 2014)."""
+    number = number * np.uint64(0x9E3779B97F4A7C15)
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number ^ (number >> np.uint64(31))
 
 
 def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explainer: Explainer) -> BatchNorm | None:

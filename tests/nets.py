@@ -37,11 +37,11 @@ class Net:
         self.inputs.append(self._value(name, shape, dtype))
         return name
 
-    def output(self, name: str, shape: Dims | None = None, dtype: npt.DTypeLike = None) -> str:
+    def output(self, name: str, shape: Dims = ("N", None, None, None), dtype: npt.DTypeLike = None) -> str:
         self.outputs.append(self._value(name, shape, dtype))
         return name
 
-    def _value(self, name: str, shape: Dims | None, dtype: npt.DTypeLike) -> onnx.ValueInfoProto:
+    def _value(self, name: str, shape: Dims, dtype: npt.DTypeLike) -> onnx.ValueInfoProto:
         element = helper.np_dtype_to_tensor_dtype(self.dtype if dtype is None else np.dtype(dtype))
         return helper.make_tensor_value_info(name, element, shape)
 

@@ -103,21 +103,21 @@ class Equations:
 
     def pin(self, ids: Ids, op: Op, why: str) -> None:
         """p = 1 and q = 0, but for those that are variable 0 already."""
-        free = np.unique(ids[ids != 0])
+        free = ids[ids != 0]
         if free.size:
             self.pins.append(Demand(free, op, why))
             self.still.append(Demand(free, op, why))
 
     def hold(self, ids: Ids, op: Op, why: str, border: bool = False) -> None:
         """q = 0; with `border` also: a constant channel must be 0 here."""
-        demand = Demand(np.unique(ids), op, why)
+        demand = Demand(ids.ravel(), op, why)
         self.still.append(demand)
         if border:
             self.borders.append(demand)
 
     def demand_positive(self, ids: Ids, op: Op, why: str) -> None:
         """p > 0."""
-        self.positive.append(Demand(np.unique(ids), op, why))
+        self.positive.append(Demand(ids.ravel(), op, why))
 
     def collapse(self, ids: Ids, axes: Sequence[int], op: Op) -> Ids:
         """The gauge made equal along `axes`, where the op blends neighbours; size 1 there."""

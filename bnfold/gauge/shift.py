@@ -78,9 +78,9 @@ class Shift:
 
     def hold(self, ids: Ids) -> None:
         """Add `q = 0`. Together with other homogeneous equations this never conflicts."""
-        free = ids[~self.solved[ids]]
+        solved = self.solved[ids]
+        free, rest = ids[~solved], ids[solved]
         self._solve(free, np.zeros(free.size, np.int64), free[:0], np.zeros(0), np.zeros(free.size))
-        rest = np.setdiff1d(ids, free)
         if rest.size:
             conflict = self.require([(rest, 1.0)])
             assert conflict is None, "homogeneous equations conflict"
@@ -102,7 +102,8 @@ class Shift:
             row = np.concatenate([row[~mask], np.repeat(at, length)])
             coef = np.concatenate([coef[~mask], np.repeat(weight, length) * self._coef[entry]])
             var = np.concatenate([var[~mask], self._var[entry]])
-            row, var, coef = _collect(row, var, coef, self.solved.size)
+            if var.size > 8 * len(parts) * n:  # sums of sums of the same tensors multiply
+                row, var, coef = _collect(row, var, coef, self.solved.size)
         row, var, coef = _collect(row, var, coef, self.solved.size)
         return Terms(row, var, coef, const, size)
 

@@ -104,8 +104,8 @@ class _Search:
             self.shift.require([(a, 1.0), (b, -1.0)])
         for port in eqs.affines:
             if port.op in self.held:
-                self.shift.hold(np.unique(np.concatenate([port.x, port.y])))
-        self.shift.hold(np.unique(_concatenate([d.ids for d in eqs.still])))
+                self.shift.hold(np.concatenate([port.x, port.y]))
+        self.shift.hold(_concatenate([d.ids for d in eqs.still]))
 
     def run(self, gauges: dict[str, Ids | None]) -> Solution:
         """Decide about every candidate, then read off the gauges."""
@@ -155,7 +155,8 @@ class _Search:
         scale.add_readers(x, -1)
         scale.add_sources(y, -1)
         killed = self._kill(port, np.flatnonzero(dead & ~known & (drained | kill)))
-        rest = np.setdiff1d(np.flatnonzero(dead), killed)
+        dead[killed] = False
+        rest = np.flatnonzero(dead)
         value = port.offset + port.scale * np.where(known, scale.constant[x], 0.0)
         if drained[rest].any() or not self._constant(y[rest], value[rest]):
             return Conflict("dead", int(rest[0]))
@@ -232,7 +233,7 @@ class _Search:
         uses = np.zeros(root.size, np.int64)
         for ids in gauges.values():
             if ids is not None:
-                uses[np.unique(ids)] += 1
+                uses[ids.ravel()] += 1  # once for each tensor, however often it repeats a variable
         uses[self.scale.killed] = 0
         order = np.lexsort((ratio, root))
         new_run = np.diff(root[order], prepend=-1) != 0

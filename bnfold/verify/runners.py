@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +12,6 @@ from onnx import ModelProto, TensorProto, helper
 
 from ..errors import VerificationError
 from .inputs import Array, Feed, InputSpec
-
-log = logging.getLogger("bnfold")
 
 
 class Runner(Protocol):

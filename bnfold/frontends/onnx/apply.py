@@ -7,30 +7,56 @@ strings and whatever a newer ONNX may add stay as they are.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ...absorb import moves_bias, new_bias, scale_weight
+from ...absorb import Layout, moves_bias, new_bias, scale_weight
 from ...errors import PlanError
 from ...plan import Plan, Remove, Replace, Rescale
 from .bindings import AffineBinding, LinearBinding
 from .names import Renaming
 from .read import Source, count_uses
+from .skeleton import constant_tensor
 
 Array = npt.NDArray[Any]
 
 
+LARGE = 4096
+"""Weights of more elements are computed when they are written, one at a time, and not before."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A tensor still to be computed."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    compute: Callable[[], Array]
+
+
 @dataclass
 class Applied:
-    """What changed: the tensors written anew by name, and the model, the same object as before."""
+    """An edited model (the same object as before), in which the tensors `pending` still lack their new values."""
 
     model: ModelProto
-    written: list[str] = field(default_factory=list)
+    pending: dict[str, Pending] = field(default_factory=dict)
+
+    def complete(self) -> ModelProto:
+        """The model with all values computed."""
+        for tensor in self.model.graph.initializer:
+            if tensor.name in self.pending:
+                fill(tensor, self.pending.pop(tensor.name).compute(), tensor.name)
+        for node in self.model.graph.node:
+            constant = constant_tensor(node)
+            if constant is not None and constant.name in self.pending:
+                fill(constant, self.pending.pop(constant.name).compute(), constant.name)
+        return self.model
 
 
 def apply(model: ModelProto, source: Source, plan: Plan) -> Applied:
@@ -49,7 +75,7 @@ def apply(model: ModelProto, source: Source, plan: Plan) -> Applied:
                 f"{edit.name}: op {edit.op} is not what the plan expects; was the plan made for this model?"
             )
     editor.finish()
-    return Applied(model, editor.written)
+    return Applied(model, editor.pending)
 
 
 class _Editor:
@@ -64,7 +90,7 @@ class _Editor:
         self.dropped: set[int] = set()
         self.released: set[str] = set()
         self.constant_nodes: list[NodeProto] = []
-        self.written: list[str] = []
+        self.pending: dict[str, Pending] = {}
 
     # --- weights
 
@@ -72,33 +98,38 @@ class _Editor:
         """New weight and bias for a linear op."""
         node = self.graph.node[at.node]
         label = edit.name
-        weight = self._value(node.input[at.weight])
-        if moves_bias(edit) or (at.bias is not None and edit.p_out is not None and self._has(at)):
-            self._rebias(edit, at, weight)
-        scaled = scale_weight(weight, at.layout, edit)
-        if scaled is not weight:
-            _demand_finite(scaled, weight, label)
-            self._put(node, at.weight, scaled, f"{label}_weight")
+        name = node.input[at.weight]
+        if moves_bias(edit) or (edit.p_out is not None and self._has(at)):
+            self._rebias(edit, at, name)
+        if edit.p_out is not None or edit.u_in is not None:
+            constants = self.source.constants
+            weight = Pending(
+                constants.dtype(name),
+                constants.shape(name),
+                lambda: _scaled(constants.value(name), at.layout, edit),
+            )
+            self._put(node, at.weight, weight, f"{label}_weight")
 
     def _has(self, at: LinearBinding) -> bool:
         inputs = self.graph.node[at.bias_node].input
         return at.bias is not None and at.bias < len(inputs) and bool(inputs[at.bias])
 
-    def _rebias(self, edit: Rescale, at: LinearBinding, weight: Array) -> None:
+    def _rebias(self, edit: Rescale, at: LinearBinding, weight_name: str) -> None:
         if at.bias is None:
             raise PlanError(f"{edit.name}: has no bias to put an offset into")
+        weight = self._value(weight_name) if edit.t_in is not None else np.zeros(0)
         node = self.graph.node[at.bias_node]
         old = self._value(node.input[at.bias]) if self._has(at) else None
         if old is not None and old.ndim == 2 and old.shape[0] > 1 and not at.column_bias:
             new = self._matrix_bias(edit, at, weight, old)
         else:
             new = self._vector_bias(edit, at, weight, old)
-        dtype = weight.dtype if old is None else old.dtype
+        dtype = self.source.constants.dtype(weight_name) if old is None else old.dtype
         rounded = _round(new, dtype)
         _demand_finite(rounded, new, edit.name)
         if at.beta == 0.0 or (old is None and at.beta != 1.0):
             _set_float(node, "beta", 1.0)
-        self._put(node, at.bias, rounded, f"{edit.name}_bias")
+        self._put(node, at.bias, _ready(rounded), f"{edit.name}_bias")
 
     def _vector_bias(self, edit: Rescale, at: LinearBinding, weight: Array, old: Array | None) -> Array:
         """(out,), or (out, 1) for a bias that runs along the rows."""
@@ -151,7 +182,7 @@ class _Editor:
         shape[edit.axis] = vector.size
         shape = shape[edit.axis :]  # (C, 1, .., 1): broadcasts from the right
         old = self.source.constants.opset < 7
-        value = self._new(_round(vector.reshape(-1 if old else shape), dtype), f"{edit.name}_{edit.form}")
+        value = self._new(_ready(_round(vector.reshape(-1 if old else shape), dtype)), f"{edit.name}_{edit.form}")
         _rewrite(node, edit.form.capitalize(), [source, value])
         if old:
             node.attribute.extend([helper.make_attribute("broadcast", 1), helper.make_attribute("axis", edit.axis)])
@@ -159,7 +190,7 @@ class _Editor:
     def _as_batch_norm(self, node: NodeProto, edit: Replace, vectors: list[Array], source: str) -> None:
         dtypes = [self.source.constants.value(name).dtype for name in node.input[1:5]]
         names = [
-            self._new(_round(vector, dtype), f"{edit.name}_{part}")
+            self._new(_ready(_round(vector, dtype)), f"{edit.name}_{part}")
             for vector, dtype, part in zip(vectors, dtypes, ("scale", "bias", "mean", "var"), strict=True)
         ]
         del node.input[:]
@@ -189,14 +220,13 @@ class _Editor:
         self.uses[name] -= 1
         self.released.add(name)
 
-    def _put(self, node: NodeProto, position: int, value: Array, wish: str) -> None:
+    def _put(self, node: NodeProto, position: int, value: Pending, wish: str) -> None:
         """Let an input of a node be a new constant: in place where nobody else reads the old one."""
         old = node.input[position] if position < len(node.input) else ""
         if old in self.initializers and self.uses[old] == 1:
             tensor = self.graph.initializer[self.initializers[old]]
             if tuple(tensor.dims) == value.shape:
-                _fill(tensor, value, old)
-                self.written.append(old)
+                self._store(tensor, value, old)
                 return
         if old:
             self._release(old)
@@ -204,7 +234,14 @@ class _Editor:
             node.input.append("")
         node.input[position] = self._new(value, wish)
 
-    def _new(self, value: Array, wish: str) -> str:
+    def _store(self, tensor: TensorProto, value: Pending, name: str) -> None:
+        """Put a value into a tensor now, or note that it is to be computed when it is written."""
+        if prod(value.shape) <= LARGE:
+            fill(tensor, value.compute(), name)
+        else:
+            self.pending[name] = value
+
+    def _new(self, value: Pending, wish: str) -> str:
         """A new constant: an initializer, or before IR 4, where every initializer is a graph input, a Constant node."""
         name = wish
         count = 1
@@ -212,13 +249,13 @@ class _Editor:
             count += 1
             name = f"{wish}_{count}"
         self.names.add(name)
-        tensor = TensorProto()
-        _fill(tensor, value, name)
+        dtype = helper.np_dtype_to_tensor_dtype(value.dtype)
+        tensor = TensorProto(name=name, data_type=dtype, dims=value.shape)
+        self._store(tensor, value, name)
         if self.model.ir_version >= 4:
             self.graph.initializer.append(tensor)
         else:
             self.constant_nodes.append(helper.make_node("Constant", [], [name], value=tensor))
-        self.written.append(name)
         return name
 
     # --- clean up
@@ -304,7 +341,17 @@ def _round(value: Array, dtype: np.dtype[Any]) -> Array:
         return rounded
 
 
-def _fill(tensor: TensorProto, value: Array, name: str) -> None:
+def _ready(value: Array) -> Pending:
+    return Pending(value.dtype, value.shape, lambda: value)
+
+
+def _scaled(weight: Array, layout: Layout, edit: Rescale) -> Array:
+    scaled = scale_weight(weight, layout, edit)
+    _demand_finite(scaled, weight, edit.name)
+    return scaled
+
+
+def fill(tensor: TensorProto, value: Array, name: str) -> None:
     """Write an array into a tensor; its doc string and metadata stay."""
     fresh = numpy_helper.from_array(np.ascontiguousarray(value), name)
     for part in (
@@ -322,9 +369,14 @@ def _fill(tensor: TensorProto, value: Array, name: str) -> None:
     tensor.MergeFrom(fresh)
 
 
+def _finite(array: Array) -> bool:
+    """Whether all is finite."""
+    return bool(np.isfinite(array).all())
+
+
 def _demand_finite(new: Array, old: Array, name: str) -> None:
     """A fold must not overflow the dtype of a weight."""
-    if not np.isfinite(new.astype(np.float64)).all() and np.isfinite(old.astype(np.float64)).all():
+    if not _finite(new) and _finite(old):
         raise PlanError(
             f"{name}: the folded weights exceed the range of {new.dtype.name}; "
             "leave the norm next to it alone (--skip NAME)"

@@ -77,6 +77,13 @@ class Constants:
             return tuple(dim for dim in known if isinstance(dim, int))
         return self.value(name).shape
 
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """The element type of a constant; computed only where it is not stored."""
+        tensor = self.tensor(name)
+        if tensor is not None:
+            return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        return self.value(name).dtype
+
     def tensor(self, name: str) -> TensorProto | None:
         """The stored tensor behind a name, of an initializer or of a Constant node."""
         if name in self.tensors:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 import onnx.checker
@@ -15,7 +17,9 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto, TensorProto, helper
 
 from ...errors import ModelError, OutputError, UsageError
+from .apply import Applied
 from .skeleton import Skeleton, skeleton
+from .stream import write
 
 PACKED_ELSEWHERE = frozenset(
     getattr(TensorProto, name)
@@ -28,34 +32,69 @@ PACKED_ELSEWHERE = frozenset(
 def load(path: Path) -> ModelProto:
     """The model in a file, external data left where they are. ModelError where it is no ONNX model."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file, _mapped(file) as data:
+            size = len(data)
+            model: ModelProto = ModelProto.FromString(data)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise ModelError(f"{path}: a folder, an ONNX file expected") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror or error})") from error
-    try:
-        model: ModelProto = ModelProto.FromString(data)
     except DecodeError:
-        raise ModelError(f"{path}: not an ONNX model, or a truncated one ({len(data):,} bytes)") from None
+        raise ModelError(f"{path}: not an ONNX model, or a truncated one ({size:,} bytes)") from None
     if not model.HasField("graph") or not model.ir_version:
         raise ModelError(f"{path}: not an ONNX model (it has no graph)")
     return model
 
 
-def check(model: ModelProto, where: str) -> Skeleton:
-    """The skeleton of a model that onnx.checker accepts; ModelError with the checker's words otherwise."""
+@contextmanager
+def _mapped(file: BinaryIO) -> Iterator[memoryview | bytes]:
+    """The content of a file without a copy in memory; read where it cannot be mapped (empty files, pipes)."""
     try:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (ValueError, OSError):
+        yield file.read()
+        return
+    with mapped, memoryview(mapped) as view:
+        yield view
+
+
+def check(model: ModelProto, where: str, lengths: bool = True) -> Skeleton:
+    """The skeleton of a model that onnx.checker accepts; ModelError with the checker's words otherwise.
+
+    `lengths`: count the bytes of every tensor now, which reads them all; a write counts them anyway.
+    """
+    try:
+        _check_names(model)
         bare = skeleton(model)
         onnx.checker.check_model(bare.model)
         for tensor in model.graph.initializer:
-            _check_length(tensor)
+            if any(dim < 0 for dim in tensor.dims):
+                raise onnx.checker.ValidationError(
+                    f"tensor {tensor.name!r} has the impossible shape {list(tensor.dims)}"
+                )
+            if lengths or not tensor.HasField("raw_data"):
+                _check_length(tensor)
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"{where}: onnx.checker rejects the model: {_first_line(error)}") from error
+        raise ModelError(f"{where}: onnx.checker rejects the model: {_one_line(error)}") from error
     except UnicodeDecodeError as error:
-        raise ModelError(f"{where}: damaged, or written by a faulty tool: a name in it is not UTF-8 ({error})") from error
+        raise ModelError(
+            f"{where}: damaged, or written by a faulty tool: a name in it is not UTF-8 ({error})"
+        ) from error
     return bare
+
+
+def _check_names(model: ModelProto) -> None:
+    """UnicodeDecodeError where a name is not text: protobuf gives it as bytes then."""
+    graph = model.graph
+    for node in graph.node:
+        for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
+            if isinstance(name, bytes):
+                name.decode()
+    for named in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        if isinstance(named.name, bytes):
+            named.name.decode()
 
 
 def _check_length(tensor: TensorProto) -> None:
@@ -77,9 +116,8 @@ def _check_length(tensor: TensorProto) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def check_target(out: Path, model: Path | None) -> None:
@@ -148,10 +186,10 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def dump(model: ModelProto, path: Path) -> None:
-    """Write a model into a file. ModelError where it is too large for one (2 GB); OSError as the system has it."""
+def dump(applied: Applied, path: Path) -> None:
+    """Write an edited model into a file. ModelError where that cannot be done; OSError as the system has it."""
     try:
-        data = model.SerializeToString()
+        with path.open("wb", buffering=1 << 20) as file:
+            write(applied, file)
     except (EncodeError, ValueError) as error:
-        raise ModelError(f"the model is too large for one file ({error})") from error
-    path.write_bytes(data)
+        raise ModelError(f"the model cannot be written: {error}") from error

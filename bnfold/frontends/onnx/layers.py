@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from onnx import helper
 
 from ...absorb import Layout
 from ...affine import ChannelAffine
@@ -21,13 +20,7 @@ Bound = tuple[Ops, dict[int, Binding]]
 
 def _float_weight(node: Node, i: int) -> bool:
     """Whether input i is a constant of a floating type; large weights are not loaded to tell."""
-    constants = node.context.constants
-    if not node.constant(i):
-        return False
-    tensor = constants.tensor(node.input(i))
-    if tensor is not None:
-        return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).name in FLOATS
-    return constants.value(node.input(i)).dtype.name in FLOATS
+    return node.constant(i) and node.context.constants.dtype(node.input(i)).name in FLOATS
 
 
 def conv(node: Node) -> Bound | None:

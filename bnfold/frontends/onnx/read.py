@@ -5,7 +5,6 @@ The structure is imported by onnx-graphsurgeon from the skeleton, so that no wei
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from .constants import Constants, default_opset
 from .node import Context, Node, Ops
 from .skeleton import Skeleton, infer_shapes, nested_graphs
 
-log = logging.getLogger("bnfold")
 G_LOGGER.severity = G_LOGGER.ERROR
 
 Reader = Callable[[Node], tuple[Ops, dict[int, Binding]] | Ops | None]
