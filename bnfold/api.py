@@ -91,7 +91,7 @@ def fold(
     progress("folding")
     with _reference(model, loaded, verify) as reference:
         applied = apply(loaded.model, loaded.source, plan)
-        check_model(loaded.model, f"{loaded.name} (folded)", lengths=False)
+        check_model(loaded.model, f"{loaded.name} (folded)", lengths=False, pending=applied.pending)
         with _destination(target, loaded, needed=verify or target is not None) as temporary:
             if temporary is not None:
                 progress("writing")

@@ -52,7 +52,8 @@ def _reading(command: F) -> F:
 def _judging(command: F) -> F:
     """Options of every command that compares models."""
     for option in (
-        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random inputs."),
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+                     help="Seed of the random inputs."),
         click.option("--shape", "shapes", multiple=True, metavar="[NAME=]1x3x224x224", callback=_parse_shapes,
                      help="Shape of an input, for dynamic sizes. Repeatable."),
     ):  # fmt: skip

@@ -95,7 +95,7 @@ def _fill(
     shape: tuple[int, ...],
 ) -> Array:
     if spec.dtype.kind == "b":
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)
     if spec.dtype.kind in "iu":
-        return rng.integers(0, 8, shape).astype(spec.dtype)
-    return make(rng, shape).astype(spec.dtype)
+        return np.asarray(rng.integers(0, 8, shape), spec.dtype)
+    return np.asarray(make(rng, shape)).astype(spec.dtype)

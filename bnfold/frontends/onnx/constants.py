@@ -23,7 +23,10 @@ Attributes = Mapping[str, Any]
 
 
 class Constants:
-    """The constants of a model by tensor name. `folder` is where external data lie; `shapes` holds static shapes."""
+    """The constants of a model by tensor name. `folder` is where external data lie.
+
+    `shapes` and `dtypes` (ONNX element types) are what is known of the tensors: Shape and CastLike read nothing else.
+    """
 
     def __init__(
         self,
@@ -31,8 +34,10 @@ class Constants:
         shapes: Mapping[str, tuple[int | str | None, ...] | None],
         folder: Path | None = None,
         freeze_inputs: bool = False,
+        dtypes: Mapping[str, int] | None = None,
     ) -> None:
         graph = model.graph
+        self.dtypes = dtypes or {}
         self.folder = folder
         self.shapes = shapes
         self.opset = default_opset(model)
@@ -61,8 +66,9 @@ class Constants:
         if node.op_type == "Constant":
             return True
         if node.op_type == "Shape":
-            shape = self.shapes.get(node.input[0])
-            return shape is not None and all(isinstance(dim, int) for dim in shape)
+            return self._shape_of(node) is not None
+        if node.op_type == "CastLike":
+            return node.input[0] in self and (node.input[1] in self or bool(self.dtypes.get(node.input[1])))
         if node.op_type not in EVALUATORS:
             return False
         return all(i in self for i in node.input if i)
@@ -111,7 +117,9 @@ class Constants:
     def _compute(self, name: str) -> Array:
         node = self.producers[name]
         if node.op_type == "Shape":
-            return self._shape_of(node)
+            return np.array(self._shape_of(node), np.int64)
+        if node.op_type == "CastLike":
+            return self.value(node.input[0]).astype(self._dtype_of(node.input[1]))
         inputs = [self.value(i) if i else None for i in node.input]
         try:
             return np.asarray(EVALUATORS[node.op_type](inputs, attributes(node), self.opset))
@@ -120,10 +128,16 @@ class Constants:
                 f"node {node.name or node.op_type!r}: constant {name!r} cannot be computed ({error})"
             ) from error
 
-    def _shape_of(self, node: NodeProto) -> Array:
-        shape = np.array(self.shapes[node.input[0]], np.int64)
-        attrs = attributes(node)
-        return shape[attrs.get("start", 0) : attrs.get("end")]
+    def _shape_of(self, node: NodeProto) -> list[int] | None:
+        """What a Shape node gives, or None where one of the sizes that it asks for is not known."""
+        name, attrs = node.input[0], attributes(node)
+        shape = self.shape(name) if name in self else self.shapes.get(name)
+        asked = None if shape is None else shape[attrs.get("start", 0) : attrs.get("end")]
+        sizes = [dim for dim in asked or () if isinstance(dim, int)]
+        return sizes if asked is not None and len(sizes) == len(asked) else None
+
+    def _dtype_of(self, name: str) -> np.dtype[Any]:
+        return self.dtype(name) if name in self else np.dtype(helper.tensor_dtype_to_np_dtype(self.dtypes[name]))
 
 
 def default_opset(model: ModelProto) -> int:
@@ -215,7 +229,6 @@ EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array]] = {
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
     "Cast": _cast,
-    "CastLike": lambda i, a, o: np.asarray(i[0]).astype(np.asarray(i[1]).dtype),
     "Identity": lambda i, a, o: np.asarray(i[0]),
     "Expand": lambda i, a, o: np.broadcast_to(i[0], np.broadcast_shapes(np.shape(i[0]), tuple(int(d) for d in i[1]))),
     "Transpose": lambda i, a, o: np.transpose(i[0], a.get("perm")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
@@ -60,10 +60,11 @@ def _mapped(file: BinaryIO) -> Iterator[memoryview | bytes]:
         yield view
 
 
-def check(model: ModelProto, where: str, lengths: bool = True) -> Skeleton:
+def check(model: ModelProto, where: str, lengths: bool = True, pending: Container[str] = ()) -> Skeleton:
     """The skeleton of a model that onnx.checker accepts; ModelError with the checker's words otherwise.
 
-    `lengths`: count the bytes of every tensor now, which reads them all; a write counts them anyway.
+    `lengths`: count the bytes of every tensor now, which reads them all; a write counts them anyway. `pending`: names
+    of tensors that have no data yet.
     """
     try:
         _check_names(model)
@@ -74,7 +75,7 @@ def check(model: ModelProto, where: str, lengths: bool = True) -> Skeleton:
                 raise onnx.checker.ValidationError(
                     f"tensor {tensor.name!r} has the impossible shape {list(tensor.dims)}"
                 )
-            if lengths or not tensor.HasField("raw_data"):
+            if tensor.name not in pending and (lengths or not tensor.HasField("raw_data")):
                 _check_length(tensor)
     except onnx.checker.ValidationError as error:
         raise ModelError(f"{where}: onnx.checker rejects the model: {_one_line(error)}") from error

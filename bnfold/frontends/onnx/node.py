@@ -25,6 +25,7 @@ class Context:
     opset: int
     uses: Counter[str]
     pinned: Mapping[str, str]
+    dtypes: Mapping[str, int] = field(default_factory=dict)
     bias_adds: dict[int, Node] = field(default_factory=dict)
     """Add nodes that are the bias of a MatMul: position of the Add -> the MatMul."""
 

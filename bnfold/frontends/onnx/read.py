@@ -59,6 +59,9 @@ READERS: dict[str, Reader] = {
     "Identity": structure.same,
     "Dropout": structure.same,
     "Cast": structure.same,
+    "CastLike": structure.cast_like,
+    "Shape": structure.measure,
+    "Size": structure.measure,
     "Resize": structure.resize,
     "Upsample": structure.resize,
     "Pad": structure.pad,
@@ -99,10 +102,10 @@ def read(
     """The neutral graph of a model, whose skeleton is `bare`; norms whose name `skip` accepts are left alone."""
     inferred = infer_shapes(bare.model)
     nodes, shapes, dtypes = _import(inferred)
-    constants = Constants(model, shapes, folder, freeze_inputs)
+    constants = Constants(model, shapes, folder, freeze_inputs, dtypes)
     uses = count_uses(model.graph)
     pinned = _pinned(model.graph)
-    context = Context(constants, shapes, default_opset(model), uses, pinned)
+    context = Context(constants, shapes, default_opset(model), uses, pinned, dtypes)
     views = [_view(node, i, context) for node, i in zip(nodes, bare.nodes, strict=True)]
     _pair_biases(views, context)
     ops: list[Op] = []

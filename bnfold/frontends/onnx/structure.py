@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 from onnx import helper
 
-from ...graph import Broadcast, Carry, Concat, Dim, Homogeneous, Reshape, Select, Shape, Sum, Take, Transpose
+from ...graph import Broadcast, Carry, Concat, Dim, Homogeneous, Opaque, Reshape, Select, Shape, Sum, Take, Transpose
 from .constants import axis_slice
 from .node import FLOATS, Node, Ops
 
@@ -114,6 +114,19 @@ def same(node: Node) -> Ops | None:
     if node.type == "Cast" and np.dtype(helper.tensor_dtype_to_np_dtype(node.attrs["to"])).name not in FLOATS:
         return None
     return [Carry(node.label, node.inputs[:1], node.outputs[:1])]
+
+
+def cast_like(node: Node) -> Ops | None:
+    """CastLike to a floating type; of its second input it reads nothing but the type."""
+    target = node.context.dtypes.get(node.input(1)) or node.context.dtypes.get(node.outputs[0])
+    if not target or np.dtype(helper.tensor_dtype_to_np_dtype(target)).name not in FLOATS:
+        return None
+    return [Carry(node.label, node.inputs[:1], node.outputs)]
+
+
+def measure(node: Node) -> Ops:
+    """Shape, Size: the values of the input do not matter."""
+    return [Opaque(node.label, (), node.outputs, node.type)]
 
 
 def resize(node: Node) -> Ops | None:
