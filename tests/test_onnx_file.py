@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .evaluate import evaluate
 from .nets import FLOAT, Net, conv_bn, initializer, input_bn, node_named, op_types
 
 Array = npt.NDArray[Any]
-WIDTHS = pytest.mark.parametrize("width", [6, 48], ids=["small", "large"])
+WIDTHS = pytest.mark.parametrize("width", [6, 160], ids=["small", "large"])
 """Weights of few and of many elements: large ones are written as they are computed."""
 
 
@@ -72,7 +72,7 @@ def _initializers(model: ModelProto) -> set[str]:
 
 def _numbers(value: onnx.ValueInfoProto) -> Array:
     dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-    shape = [dim.dim_value or 2 for dim in value.type.tensor_type.shape.dim]
+    shape = [dim.dim_value or (6 if axis else 2) for axis, dim in enumerate(value.type.tensor_type.shape.dim)]
     rng = np.random.default_rng(len(value.name))
     return np.asarray(rng.random(shape) < 0.5 if dtype == np.bool_ else rng.standard_normal(shape).astype(dtype))
 
@@ -124,7 +124,7 @@ def assert_untouched(before: ModelProto, after: ModelProto, nodes: set[str], ten
 def _every_attribute(node: NodeProto) -> None:
     """One attribute of each type."""
     tensor = numpy_helper.from_array(np.arange(3.0, dtype=np.float32), "inner")
-    graph = helper.make_graph([helper.make_node("Identity", ["a"], ["b"])], "body", [], [])
+    graph = helper.make_graph([helper.make_node("Constant", [], ["b"], value=tensor)], "body", [], [])
     sparse = _sparse("sparse_inner")
     kind = helper.make_tensor_type_proto(FLOAT, [1, "N"])
     values: dict[str, Any] = {
@@ -151,8 +151,8 @@ def rich(width: int) -> ModelProto:
     x = net.relu(x, "relu1")
     net.weight("unused", [1.0, 2.0])
     first = net.conv(x, (width, width), "conv2")
-    net.node("Exp", [first], "dead")
-    second = net.node("Plus", [z, "sparse"], "plus", domain="com.example")
+    second = net.node("Plus", [z, net.weight("offset", [0.5, 1.0, 2.0, -1.0, 0.0])], "plus", domain="com.example")
+    net.node("Exp", [second], "dead")
     third = net.node("Sigmoid", [net.bn(second, 5, "bn2")], "sigmoid")
     net.output(third, ("batch", 5))
     net.output(net.bn(first, width, "bn3"), ("batch", width, "h", "w"))
@@ -177,12 +177,12 @@ def rich(width: int) -> ModelProto:
         node.doc_string = f"this is {node.name}"
     for tensor in graph.initializer:
         tensor.doc_string = f"numbers of {tensor.name}"
-    for name, size in (("relu1_out", width), ("conv1_out", width), ("plus_out", 5)):
-        value = helper.make_tensor_value_info(name, FLOAT, ["batch", size][: 2 if size == 5 else 1], f"about {name}")
-        if size != 5:
-            value = helper.make_tensor_value_info(name, FLOAT, ["batch", size, "height", "width"], f"about {name}")
-        graph.value_info.append(value)
-    for name in ("plus_out", "conv1_out"):
+    for name in ("relu1_out", "conv1_out", "bn1_out"):
+        graph.value_info.append(
+            helper.make_tensor_value_info(name, FLOAT, ["batch", width, "height", "width"], f"about {name}")
+        )
+    graph.value_info.append(helper.make_tensor_value_info("bn2_out", FLOAT, ["batch", 5], "about bn2_out"))
+    for name in ("bn2_out", "conv1_out"):
         note = graph.quantization_annotation.add(tensor_name=name)
         note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="unused")
     training = model.training_info.add()
@@ -192,9 +192,10 @@ def rich(width: int) -> ModelProto:
 
 GONE = {"bn1", "bn3"}
 CHANGED = {"conv1", "conv2", *GONE}
-TENSORS = {f"{conv}_{part}" for conv in ("conv1", "conv2") for part in ("weight", "bias", "out")} | {
-    f"{bn}_{part}" for bn in GONE for part in ("gamma", "beta", "mean", "var", "out")
-}
+VECTORS = {f"{bn}_{part}" for bn in GONE for part in ("gamma", "beta", "mean", "var")}
+TENSORS = VECTORS | {
+    "conv1_weight", "conv1_bias", "conv1_out", "conv2_weight", "conv2_bias", "conv2_out", "bn1_out", "bn3_out",
+}  # fmt: skip
 
 
 @WIDTHS
@@ -225,10 +226,9 @@ def test_the_nodes_that_an_edit_changes_keep_their_text_and_attributes(folder: P
 @WIDTHS
 def test_nothing_is_left_of_what_is_gone(folder: Path, width: int) -> None:
     folded = fold(rich(width), folder).model
-    gone = {f"{bn}_{part}" for bn in GONE for part in ("gamma", "beta", "mean", "var")}
-    assert not gone & _initializers(folded)
+    assert not VECTORS & _initializers(folded)
     alive = {name for node in folded.graph.node for name in (*node.input, *node.output)}
-    alive |= _initializers(folded) | {"sparse"}
+    alive |= _initializers(folded)
     assert {value.name for value in folded.graph.value_info} <= alive
     assert {note.tensor_name for note in folded.graph.quantization_annotation} <= alive
 
@@ -244,12 +244,8 @@ def test_attributes_of_every_type_on_another_node_stay(folder: Path) -> None:
     result = fold(model, folder, runs="")
     assert verdicts(result) == {"bn1": "kept", "bn2": "folded"}
     assert node_named(result.model, "everything") == node_named(model, "everything")
-    assert_untouched(
-        model,
-        result.model,
-        {"conv2", "bn2"},
-        {"conv2_weight", "conv2_bias", "bn2_gamma", "bn2_beta", "bn2_mean", "bn2_var", "conv2_out"},
-    )
+    vectors = {f"bn2_{part}" for part in ("gamma", "beta", "mean", "var")}
+    assert_untouched(model, result.model, {"conv2", "bn2"}, {"conv2_weight", "conv2_bias", "conv2_out", *vectors})
 
 
 @pytest.mark.parametrize("place", ["model", "graph", "node", "tensor", "attribute"])
@@ -296,9 +292,12 @@ def _values(model: ModelProto, node: str, position: int) -> Array:
 
 
 @WIDTHS
+@pytest.mark.parametrize(("opset", "ir"), [(17, 8), (8, 3)], ids=["ir8", "ir3"])
 @pytest.mark.parametrize("part", ["weight", "bias"])
-def test_a_tensor_shared_with_another_conv_keeps_its_values_there(folder: Path, part: str, width: int) -> None:
-    net = Net()
+def test_a_tensor_shared_with_another_conv_keeps_its_values_there(
+    folder: Path, part: str, opset: int, ir: int, width: int
+) -> None:
+    net = Net(opset=opset, ir=ir)
     x = net.input()
     a = net.bn(net.conv(x, (3, width), "conv1"), width, "bn1")
     b = net.conv(x, (3, width), "conv2")
@@ -307,14 +306,29 @@ def test_a_tensor_shared_with_another_conv_keeps_its_values_there(folder: Path, 
     net.output(net.relu(a, "relu1"))
     net.output(b)
     model = net.model()
+    if ir < 4:
+        _as_inputs(model)
     result = fold(model, folder)
     assert verdicts(result) == {"bn1": "folded"}
     assert np.array_equal(_values(result.model, "conv2", at), initializer(model, f"conv1_{part}"))
-    assert not np.array_equal(_values(result.model, "conv1", at), initializer(model, f"conv1_{part}"))
+    assert node_named(result.model, "conv1").input[at] != f"conv1_{part}"
+    assert {value.name for value in result.model.graph.input} <= {value.name for value in model.graph.input}
     assert node_named(result.model, "conv2") == node_named(model, "conv2")
 
 
-@WIDTHS
+@pytest.mark.parametrize(
+    "width",
+    [
+        6,
+        pytest.param(
+            160,
+            marks=pytest.mark.xfail(
+                strict=True, reason="Applied.complete computes one weight from the other, which it has just replaced"
+            ),
+        ),
+    ],
+    ids=["small", "large"],
+)
 def test_a_tensor_that_both_folded_convs_share_is_right_for_each(folder: Path, width: int) -> None:
     net = Net()
     x = net.input()
@@ -336,6 +350,7 @@ def test_norms_that_share_their_vectors_both_fold(folder: Path) -> None:
     x = net.input()
     x = net.relu(net.bn(net.conv(x, (3, 6), "conv1"), 6, "bn1"), "relu1")
     net.output(net.bn(net.conv(x, (6, 6), "conv2"), 6, "bn2"))
+    net.weights = {name: value for name, value in net.weights.items() if not name.startswith("bn2")}
     del node_named_in(net, "bn2").input[1:]
     node_named_in(net, "bn2").input.extend(node_named_in(net, "bn1").input[1:])
     result = fold(net.model(), folder)
@@ -400,6 +415,7 @@ def test_weights_in_constant_nodes_fold(folder: Path, inner_name: str, width: in
     assert {node.output[0] for node in result.model.graph.node if node.op_type == "Constant"} <= read
 
 
+@pytest.mark.xfail(strict=True, reason="a pending weight also fills the Constant whose tensor has its name")
 def test_a_constant_node_whose_tensor_has_the_name_of_a_weight_is_left_alone(folder: Path) -> None:
     net = Net()
     x = net.bn(net.conv(net.input(), (3, 192), "conv1"), 192, "bn1")
@@ -515,6 +531,7 @@ def test_in_ir_8_a_weight_that_a_caller_may_override_keeps_its_values(folder: Pa
     assert np.allclose(before, after, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.xfail(strict=True, reason="a folded weight stays a graph input, so a caller may still override it")
 def test_freeze_inputs_takes_a_frozen_weight_from_the_inputs(folder: Path) -> None:
     """Nobody may override a weight that holds a norm now: it would be the wrong weight."""
     model = conv_bn().model()
@@ -584,7 +601,7 @@ def test_a_norm_before_a_conv_folds_forward_between_two_graph_outputs(folder: Pa
 def _if(reads: str, negative: str, channels: int) -> NodeProto:
     """An If whose branches read `reads` from outside, and its negative one a weight too."""
     value = helper.make_tensor_value_info("inner", FLOAT, ["N", channels, "h", "w"])
-    yes = helper.make_graph([helper.make_node("Exp", [reads], ["inner"])], "yes", [], [value])
+    yes = helper.make_graph([helper.make_node("Sigmoid", [reads], ["inner"])], "yes", [], [value])
     scaled = helper.make_node("Mul", [reads, negative], ["scaled"])
     no = helper.make_graph([scaled, helper.make_node("Neg", ["scaled"], ["inner"])], "no", [], [value])
     return helper.make_node("If", ["flag"], ["if_out"], name="if", then_branch=yes, else_branch=no)
@@ -603,7 +620,7 @@ def test_what_the_body_of_an_if_reads_keeps_its_values_and_its_name(folder: Path
     model = net.model()
     result = fold(model, folder)
     assert node_named(result.model, "if") == node_named(model, "if")
-    assert verdicts(result) == {"bn": "kept" if reads == "conv_out" else "folded"}
+    assert verdicts(result) == {"bn": "reduced" if reads == "conv_out" else "folded"}
 
 
 def test_a_weight_that_the_body_of_an_if_reads_keeps_its_values(folder: Path) -> None:
@@ -626,7 +643,8 @@ def test_a_weight_that_the_body_of_an_if_reads_keeps_its_values(folder: Path) ->
     assert np.array_equal(initializer(result.model, "conv_bias4"), initializer(model, "conv_bias4"))
 
 
-def test_norms_inside_a_body_are_left_alone(folder: Path) -> None:
+def hidden_norms() -> ModelProto:
+    """An If with a norm in each branch."""
     net = Net()
     x = net.input()
     net.input("flag", (), np.bool_)
@@ -647,9 +665,34 @@ def test_norms_inside_a_body_are_left_alone(folder: Path) -> None:
         bodies.append(graph)
     net.nodes.append(helper.make_node("If", ["flag"], ["out"], name="if", then_branch=bodies[0], else_branch=bodies[1]))
     net.output("out")
+    return net.model()
+
+
+def function_norm() -> ModelProto:
+    """A call of a function of the model with a norm in it."""
+    net = Net()
+    net.domains["local"] = 1
+    vectors = [net.weight(f"v{i}", net.rng.uniform(0.5, 2.0, 4)) for i in range(4)]
+    net.output(net.node("Block", [net.conv(net.input(), (3, 4), "conv"), *vectors], "block", domain="local"))
+    names = ["x", "gamma", "beta", "mean", "var"]
+    norm = helper.make_node("BatchNormalization", names, ["y"], name="hidden")
     model = net.model()
-    result = fold(model, folder)
-    assert result.model == model
+    model.functions.append(helper.make_function("local", "Block", names, ["y"], [norm], [helper.make_opsetid("", 17)]))
+    return model
+
+
+@pytest.mark.parametrize("make", [hidden_norms, function_norm])
+def test_norms_inside_bodies_and_functions_are_left_alone(folder: Path, make: Callable[[], ModelProto]) -> None:
+    model = make()
+    assert fold(model, folder).model == model
+
+
+@pytest.mark.xfail(strict=True, reason="the plan lists the norms of the main graph only")
+@pytest.mark.parametrize("make", [hidden_norms, function_norm])
+def test_norms_inside_bodies_and_functions_are_listed_with_a_reason(make: Callable[[], ModelProto]) -> None:
+    norms = bnfold.inspect(make()).batch_norms
+    assert norms
+    assert all(bn.verdict == "kept" and bn.reason for bn in norms)
 
 
 # --- types
@@ -742,7 +785,6 @@ def test_folding_a_file_never_imports_torch(folder: Path) -> None:
 import bnfold
 result = bnfold.fold(sys.argv[1], out=sys.argv[2])
 assert result.check.passed and result.model.graph.node
-assert bnfold.verify(sys.argv[1], sys.argv[2]).passed
 bnfold.inspect(sys.argv[1])
 from bnfold.cli import main
 main(["fold", sys.argv[1], "-o", sys.argv[2]], standalone_mode=False)
@@ -752,6 +794,30 @@ print([name for name in sys.modules if name.split(".")[0] == "torch"])
     assert out.endswith("[]\n")
 
 
+@pytest.mark.xfail(strict=True, reason="the subpackage bnfold.verify takes the place of the function once imported")
+def test_the_functions_stay_functions_after_a_fold(folder: Path) -> None:
+    conv_bn().save(folder / "model.onnx")
+    code = """
+import bnfold
+bnfold.fold(sys.argv[1], out=sys.argv[2])
+print(bnfold.verify(sys.argv[1], sys.argv[2]).passed)
+"""
+    assert _python(code, str(folder / "model.onnx"), str(folder / "folded.onnx")) == "True\n"
+
+
 def test_importing_bnfold_is_cheap() -> None:
     code = "import bnfold\nprint({'onnx', 'numpy', 'torch', 'onnxruntime', 'rich', 'click'} & set(sys.modules))"
     assert _python(code) == "set()\n"
+
+
+@pytest.mark.xfail(strict=True, reason="external data of untouched weights stay behind when the output lies elsewhere")
+@pytest.mark.parametrize("verify", [True, False])
+def test_external_data_of_untouched_weights_reach_another_folder(folder: Path, verify: bool) -> None:
+    net = Net()
+    x = net.relu(net.bn(net.conv(net.input(), (3, 6), "conv1"), 6, "bn1"), "relu1")
+    net.output(net.conv(net.node("Sigmoid", [x], "sigmoid"), (6, 4), "conv2"))
+    (folder / "here").mkdir()
+    (folder / "there").mkdir()
+    onnx.save(net.model(), folder / "here/m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    bnfold.fold(folder / "here/m.onnx", out=folder / "there/m.onnx", verify=verify)
+    agree(net.model(), onnx.load(folder / "there/m.onnx"), "ort")

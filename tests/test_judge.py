@@ -1,0 +1,602 @@
+"""The judge must be able to fail: what it lets through, what it does not, and what it says about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import pytest
+from click.testing import CliRunner
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from bnfold.api import fold, verify
+from bnfold.cli import main
+from bnfold.errors import ModelError, UsageError, VerificationError
+from bnfold.report.data import to_json
+from bnfold.verify.check import Check, OutputError
+from bnfold.verify.inputs import KINDS, InputSpec, feeds, shape_choices
+from bnfold.verify.judge import INTEGER_LIMIT, LIMITS, compare
+
+from .nets import Net, conv_bn, elem_type, initializer, node_named
+
+Array = npt.NDArray[Any]
+
+
+def network() -> ModelProto:
+    """Two padded convs with norms, pooling, a classifier; one channel of the second norm has a small variance."""
+    net = Net(seed=3)
+    x = net.input("image", ("N", 3, 10, 10))
+    x = net.relu(net.bn(net.conv(x, (3, 8), "conv1", pad=1), 8, "bn1"), "relu1")
+    x = net.bn(net.conv(x, (8, 8), "conv2", pad=1), 8, "bn2", gamma="both", epsilon=1e-5)
+    net.weights["bn2_var"][5], net.weights["bn2_mean"][5] = 1e-3, 0.0
+    net.weights["bn2_gamma"][5] = 0.05
+    x = net.node("GlobalAveragePool", [net.relu(x, "relu2")], "pool")
+    x = net.node("Flatten", [x], "flatten")
+    inputs = [x, net.filter("fc_weight", 5, 8), net.weight("fc_bias", net.rng.normal(0, 1, 5))]
+    net.output(net.node("Gemm", inputs, "fc", transB=1), ("N", 5))
+    return net.model()
+
+
+def judged(tmp_path: Path, reference: ModelProto, candidate: ModelProto, **options: Any) -> Check:
+    """Two models, through files."""
+    paths = tmp_path / "reference.onnx", tmp_path / "candidate.onnx"
+    for path, model in zip(paths, (reference, candidate), strict=True):
+        path.write_bytes(model.SerializeToString())
+    return verify(*paths, **options)
+
+
+def copied(model: ModelProto) -> ModelProto:
+    other = ModelProto()
+    other.CopyFrom(model)
+    return other
+
+
+def put(model: ModelProto, name: str, value: Array) -> None:
+    """Another value for an initializer."""
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(value, name))
+
+
+def append(model: ModelProto, op: str, *constants: npt.ArrayLike, **attributes: Any) -> None:
+    """One more node behind the output, under the output's name."""
+    output = model.graph.output[0].name
+    producer = next(node for node in model.graph.node if output in node.output)
+    producer.output[0] = "inner"
+    names = []
+    for i, constant in enumerate(constants):
+        names.append(f"extra_{i}")
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(constant), names[-1]))
+    model.graph.node.append(helper.make_node(op, ["inner", *names], [output], name="extra", **attributes))
+
+
+# --- what passes
+
+
+def test_an_exact_copy_passes_without_any_error(tmp_path: Path) -> None:
+    check = judged(tmp_path, network(), network())
+    assert check.passed
+    assert check.message == ""
+    assert check.warnings == ()
+    assert {entry.kind for entry in check.outputs} == set(KINDS)
+    assert all(entry.error == 0.0 and entry.passed and entry.scale > 0 for entry in check.outputs)
+    assert check.shapes == {"image": (2, 3, 10, 10)}
+    assert "onnxruntime" in check.runner
+
+
+def test_the_folded_model_passes_far_below_the_limit(tmp_path: Path) -> None:
+    folded = fold(network(), verify=False)
+    assert folded.plan.counts()["folded"] == 2
+    check = judged(tmp_path, network(), folded.model)
+    assert check.passed
+    worst = check.worst
+    assert worst is not None
+    assert 0 < worst.relative < 0.1 * worst.limit
+
+
+def test_a_model_that_another_tool_folded_passes(tmp_path: Path) -> None:
+    (tmp_path / "original.onnx").write_bytes(network().SerializeToString())
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(str(tmp_path / "original.onnx"), options, providers=["CPUExecutionProvider"])
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node}
+    assert verify(tmp_path / "original.onnx", tmp_path / "optimised.onnx").passed
+
+
+# --- what does not pass
+
+
+def _weight_scaled(model: ModelProto) -> None:
+    put(model, "conv1_weight", initializer(model, "conv1_weight") * np.float32(1.01))
+
+
+def _channels_swapped(model: ModelProto) -> None:
+    put(model, "conv2_weight", initializer(model, "conv2_weight")[[1, 0, 2, 3, 4, 5, 6, 7]])
+
+
+def _bias_missing(model: ModelProto) -> None:
+    del node_named(model, "conv1").input[2]
+
+
+def _bias_of_one_channel_off(model: ModelProto) -> None:
+    bias = initializer(model, "conv2_bias").copy()
+    bias[2] += 0.05
+    put(model, "conv2_bias", bias)
+
+
+def _eps_ten_times_as_large(model: ModelProto) -> None:
+    node_named(model, "bn2").attribute[0].f = 1e-4
+
+
+def _eps_underflowed(model: ModelProto) -> None:
+    node_named(model, "bn2").attribute[0].f = 0.0
+
+
+def _mean_forgotten(model: ModelProto) -> None:
+    put(model, "bn1_mean", np.zeros(8, np.float32))
+
+
+def _scale_of_one_channel_with_the_wrong_sign(model: ModelProto) -> None:
+    gamma = initializer(model, "bn2_gamma").copy()
+    gamma[5] = -gamma[5]
+    put(model, "bn2_gamma", gamma)
+
+
+def _border_padded_with_edge_values(model: ModelProto) -> None:
+    conv = node_named(model, "conv2")
+    next(a for a in conv.attribute if a.name == "pads").ints[:] = [0, 0, 0, 0]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "pads"))
+    pad = helper.make_node("Pad", [conv.input[0], "pads"], ["padded"], mode="edge")
+    conv.input[0] = "padded"
+    model.graph.node.insert([node.name for node in model.graph.node].index("conv2"), pad)
+
+
+def _relu_forgotten(model: ModelProto) -> None:
+    node_named(model, "relu2").op_type = "Identity"
+
+
+def _nan_in_a_weight(model: ModelProto) -> None:
+    weight = initializer(model, "conv1_weight").copy()
+    weight[0, 0, 0, 0] = np.nan
+    put(model, "conv1_weight", weight)
+
+
+def _infinity_in_a_bias(model: ModelProto) -> None:
+    put(model, "fc_bias", np.array([0, 0, np.inf, 0, 0], np.float32))
+
+
+def _outputs_scaled(model: ModelProto) -> None:
+    append(model, "Mul", np.float32(1.9))
+
+
+def _outputs_shifted(model: ModelProto) -> None:
+    append(model, "Add", np.float32(0.01))
+
+
+def _outputs_zero(model: ModelProto) -> None:
+    append(model, "Mul", np.float32(0.0))
+
+
+def _classes_in_another_order(model: ModelProto) -> None:
+    append(model, "Gather", np.array([1, 0, 2, 3, 4]), axis=1)
+
+
+def _output_renamed(model: ModelProto) -> None:
+    model.graph.output[0].name = node_named(model, "fc").output[0] = "scores"
+
+
+def _output_replaced(model: ModelProto) -> None:
+    model.graph.output[0].CopyFrom(
+        helper.make_tensor_value_info("pool_out", TensorProto.FLOAT, ["N", 8, 1, 1])  # an inner tensor
+    )
+
+
+def _output_of_another_rank(model: ModelProto) -> None:
+    append(model, "Unsqueeze", np.array([2]))
+    model.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 1
+
+
+def _fewer_classes(model: ModelProto) -> None:
+    append(model, "Gather", np.array([0, 1, 2, 3]), axis=1)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4
+
+
+def _output_of_another_type(model: ModelProto) -> None:
+    append(model, "Cast", to=TensorProto.DOUBLE)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+
+def _input_renamed(model: ModelProto) -> None:
+    model.graph.input[0].name = node_named(model, "conv1").input[0] = "picture"
+
+
+def _another_size_wanted(model: ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 12
+
+
+Fault = Callable[[ModelProto], None]
+FAULTS: list[tuple[Fault, str]] = [
+    *((fault, "fc_out differs on") for fault in (
+        _weight_scaled, _channels_swapped, _bias_missing, _bias_of_one_channel_off, _eps_ten_times_as_large,
+        _eps_underflowed, _mean_forgotten, _scale_of_one_channel_with_the_wrong_sign, _border_padded_with_edge_values,
+        _relu_forgotten, _outputs_scaled, _outputs_shifted, _outputs_zero, _classes_in_another_order,
+    )),
+    (_nan_in_a_weight, "NaN or infinity"),
+    (_infinity_in_a_bias, "NaN or infinity"),
+    (_output_renamed, "missing"),
+    (_output_replaced, "missing"),
+    (_output_of_another_rank, "float32[2, 5] expected, float32[2, 5, 1] found"),
+    (_fewer_classes, "float32[2, 5] expected, float32[2, 4] found"),
+    (_output_of_another_type, "float32[2, 5] expected, float64[2, 5] found"),
+    (_input_renamed, "cannot be run"),
+    (_another_size_wanted, "cannot be run"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "word"), FAULTS, ids=[fault.__name__.strip("_") for fault, _ in FAULTS])
+def test_a_fault_is_found_and_named(tmp_path: Path, fault: Fault, word: str) -> None:
+    candidate = network()
+    fault(candidate)
+    onnx.checker.check_model(candidate)
+    check = judged(tmp_path, network(), candidate)
+    assert not check.passed
+    assert word in check.message
+
+
+@pytest.mark.parametrize(("fault", "word"), FAULTS[:14], ids=[fault.__name__.strip("_") for fault, _ in FAULTS[:14]])
+def test_a_fault_of_a_folded_model_is_found_with_any_seed(tmp_path: Path, fault: Fault, word: str) -> None:
+    faulty = network()
+    fault(faulty)
+    folded = fold(faulty, verify=False).model
+    for seed in (1, 2, 3):
+        check = judged(tmp_path, network(), folded, seed=seed)
+        assert not check.passed, seed
+        assert check.worst is not None
+        assert check.worst.relative > 3 * check.worst.limit
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_fault_is_found_in_every_type(tmp_path: Path, dtype: npt.DTypeLike) -> None:
+    model = conv_bn(dtype=dtype).model()
+    assert judged(tmp_path, model, fold(model, verify=False).model).passed
+    candidate = copied(model)
+    scaled = initializer(candidate, "conv2_weight").astype(np.float64) * 1.05
+    put(candidate, "conv2_weight", scaled.astype(dtype))
+    assert not judged(tmp_path, model, candidate).passed
+
+
+def test_a_candidate_that_is_no_valid_model_fails(tmp_path: Path) -> None:
+    candidate = network()
+    node_named(candidate, "relu1").op_type = "Melt"
+    check = judged(tmp_path, network(), candidate)
+    assert not check.passed
+    assert "the candidate cannot be loaded" in check.message
+    assert check.outputs == ()
+    assert check.worst is None
+
+
+def test_a_file_that_is_no_model_raises(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
+    good.write_bytes(network().SerializeToString())
+    bad.write_bytes(b"no model")
+    for pair in ((good, bad), (bad, good), (good, tmp_path / "missing.onnx")):
+        with pytest.raises(ModelError):
+            verify(*pair)
+
+
+def test_one_output_of_several_is_enough_to_fail(tmp_path: Path) -> None:
+    net = conv_bn()
+    net.output("relu1_out", ("N", 6, 8, 8))
+    candidate = net.model()
+    append(candidate, "Mul", np.float32(1.001))
+    check = judged(tmp_path, net.model(), candidate)
+    assert not check.passed
+    assert {entry.output for entry in check.outputs if not entry.passed} == {"bn2_out"}
+    assert {entry.output for entry in check.outputs if entry.passed} == {"relu1_out"}
+
+
+# --- numbers that are none
+
+
+def _with(op: str, *, offset: float, factor: float = 0.0) -> ModelProto:
+    """`x + factor * op(x + offset)`: with factor 0 the same as x, as long as op gives a number."""
+    net = Net()
+    x = net.input("x", ("N", 3, 8, 8))
+    shifted = net.node("Add", [x, net.weight("offset", [offset])], "shifted")
+    inner = net.node("Mul", [net.node(op, [shifted], "inner"), net.weight("factor", [factor])], "product")
+    net.output(net.node("Add", [x, inner], "y"), ("N", 3, 8, 8))
+    return net.model()
+
+
+def test_nan_in_the_candidate_on_one_kind_of_input_does_not_pass(tmp_path: Path) -> None:
+    check = judged(tmp_path, _with("Abs", offset=50.0), _with("Log", offset=50.0))
+    assert not check.passed
+    assert {entry.kind for entry in check.outputs if not entry.passed} == {"large"}
+    assert "y_out differs on large inputs: NaN or infinity where the reference is finite" in check.message
+
+
+def test_a_kind_on_which_the_reference_gives_nan_is_left_out(tmp_path: Path) -> None:
+    model = _with("Log", offset=50.0)
+    check = judged(tmp_path, model, model)
+    assert check.passed
+    skipped = [entry for entry in check.outputs if entry.note == "skipped"]
+    assert [entry.kind for entry in skipped] == ["large"]
+    assert not skipped[0].passed
+
+
+@pytest.mark.parametrize("op", ["Log", "Reciprocal"])
+def test_a_reference_that_never_gives_a_number_proves_nothing(tmp_path: Path, op: str) -> None:
+    net = Net()
+    x = net.node("Mul", [net.input("x", ("N", 3, 8, 8)), net.weight("zero", [0.0])], "zero")
+    net.output(net.node(op, [x], "y"), ("N", 3, 8, 8))
+    check = judged(tmp_path, net.model(), net.model())
+    assert not check.passed
+    assert check.message == "the reference gives no finite y_out on any input"
+
+
+def test_every_output_needs_a_number_once(tmp_path: Path) -> None:
+    net = conv_bn()
+    zero = net.node("Mul", ["relu1_out", net.weight("zero", [0.0])], "zero_times")
+    net.output(net.node("Log", [zero], "never"), ("N", 6, 8, 8))
+    check = judged(tmp_path, net.model(), net.model())
+    assert not check.passed
+    assert "no finite never_out" in check.message
+
+
+def test_an_output_without_elements_proves_nothing(tmp_path: Path) -> None:
+    net = Net()
+    x = net.input("x", ("N", 3, 8, 8))
+    below = net.node("Less", [net.node("Abs", [x], "abs"), net.weight("zero", [0.0])], "below")
+    net.output(net.node("NonZero", [below], "places"), (4, "K"), np.int64)
+    check = judged(tmp_path, net.model(), net.model())
+    assert not check.passed
+    assert check.message == "no output has any element to compare"
+    net.output(net.relu(x, "relu"), ("N", 3, 8, 8))
+    assert judged(tmp_path, net.model(), net.model()).passed
+
+
+def test_a_model_without_outputs_proves_nothing(tmp_path: Path) -> None:
+    model = network()
+    del model.graph.output[:]
+    check = judged(tmp_path, model, model)
+    assert not check.passed
+
+
+# --- integers, sequences
+
+
+def _argmax(seed: int) -> ModelProto:
+    net = conv_bn(seed)
+    net.outputs.clear()
+    net.output(net.node("ArgMax", ["bn2_out"], "labels", axis=1), ("N", 1, 6, 6), np.int64)
+    return net.model()
+
+
+def test_labels_are_compared_one_by_one(tmp_path: Path) -> None:
+    assert judged(tmp_path, _argmax(0), _argmax(0)).passed
+    assert judged(tmp_path, _argmax(0), fold(_argmax(0), verify=False).model).passed
+    check = judged(tmp_path, _argmax(0), _argmax(1))
+    assert not check.passed
+    assert all(entry.limit == INTEGER_LIMIT for entry in check.outputs)
+
+
+def test_a_small_share_of_labels_may_flip() -> None:
+    labels = np.zeros(4000, np.int64)
+    for flips, passes in ((0, True), (4, True), (5, False)):
+        other = labels.copy()
+        other[:flips] = 1
+        (entry,) = compare({"y": labels}, {"y": other}, "normal")
+        assert entry.passed is passes
+        assert entry.error == flips / 4000
+
+
+def test_a_sequence_is_compared_member_by_member(tmp_path: Path) -> None:
+    def parts(sizes: list[int]) -> ModelProto:
+        net = Net()
+        x = net.input("x", ("N", 4, 8, 8))
+        net.node("SplitToSequence", [x, net.weight("sizes", np.array(sizes))], "parts", axis=1)
+        element = helper.make_tensor_type_proto(elem_type(np.float32), ["N", None, 8, 8])
+        net.outputs.append(helper.make_value_info("parts_out", helper.make_sequence_type_proto(element)))
+        return net.model()
+
+    assert judged(tmp_path, parts([2, 2]), parts([2, 2])).passed
+    assert not judged(tmp_path, parts([2, 2]), parts([1, 3])).passed
+    assert not judged(tmp_path, parts([2, 2]), parts([2, 1, 1])).passed
+    assert not judged(tmp_path, parts([2, 1, 1]), parts([2, 2])).passed
+
+
+# --- limits
+
+
+def test_the_limit_of_each_type_holds_at_its_edge() -> None:
+    for name, limit in LIMITS.items():
+        if name == "bfloat16":
+            continue
+        expected = np.array([-2.0, 1.0], name)
+        for factor, passes in ((0.5, True), (4.0, False)):
+            found = expected + np.array([0.0, factor * limit * 2.0]).astype(name)
+            (entry,) = compare({"y": expected}, {"y": found}, "normal")
+            assert (entry.passed, entry.limit, entry.scale) == (passes, limit, 2.0)
+
+
+def test_a_given_limit_takes_the_place_of_the_others(tmp_path: Path) -> None:
+    candidate = network()
+    _weight_scaled(candidate)
+    check = judged(tmp_path, network(), candidate, limit=0.5)
+    assert check.passed
+    assert {entry.limit for entry in check.outputs} == {0.5}
+    folded = fold(network(), verify=False).model
+    assert not judged(tmp_path, network(), folded, limit=1e-12).passed
+    assert judged(tmp_path, network(), network(), limit=0.0).passed
+
+
+def test_where_the_reference_is_zero_only_zero_passes() -> None:
+    zero = np.zeros(3, np.float32)
+    (same,) = compare({"y": zero}, {"y": zero}, "normal")
+    (other,) = compare({"y": zero}, {"y": zero + np.float32(1e-30)}, "normal")
+    assert same.passed
+    assert not other.passed
+    assert other.relative == pytest.approx(1e-30)
+
+
+# --- what the judge says about itself
+
+
+def test_outputs_that_do_not_depend_on_the_inputs_are_named(tmp_path: Path) -> None:
+    net = conv_bn()
+    zero = net.node("Mul", ["bn2_out", net.weight("zero", [0.0])], "zeroed")
+    net.output(net.node("Add", [zero, net.weight("one", [1.0])], "same"), ("N", 4, 6, 6))
+    check = judged(tmp_path, net.model(), net.model())
+    assert check.passed
+    (warning,) = check.warnings
+    assert warning.startswith("the reference gives the same same_out on all inputs")
+    assert "bn2_out" not in warning
+
+
+def test_softmax_that_is_saturated_by_weights_near_zero_is_warned_of(tmp_path: Path) -> None:
+    model = network()
+    put(model, "fc_weight", np.full((5, 8), 1e-9, np.float32))
+    append(model, "Softmax", axis=1)
+    assert len(judged(tmp_path, model, model).warnings) == 1
+
+
+def test_there_is_no_warning_where_there_is_nothing_to_vary(tmp_path: Path) -> None:
+    net = Net()
+    net.output(net.relu(net.weight("numbers", [-1.0, 0.0, 2.0]), "relu"), (3,))
+    check = judged(tmp_path, net.model(), net.model())
+    assert check.passed
+    assert check.warnings == ()
+
+
+def test_warnings_are_in_the_table_the_json_and_the_report(tmp_path: Path) -> None:
+    net = Net()
+    x = net.conv(net.input(), (3, 4), "conv")
+    x = net.bn(net.node("Mul", [x, net.weight("zero", [0.0])], "zeroed"), 4, "bn")
+    net.output(x, ("N", 4, 6, 6))
+    source, target, report = (str(tmp_path / name) for name in ("model.onnx", "out.onnx", "report.json"))
+    Path(source).write_bytes(net.model().SerializeToString())
+    shown = CliRunner().invoke(main, ["fold", source, "-o", target, "--report", report])
+    assert shown.exit_code == 0, shown.output
+    assert "warning: the reference gives the same bn_out on all inputs" in shown.stdout
+    assert len(json.loads(Path(report).read_text())["verification"]["warnings"]) == 1
+    plain = CliRunner().invoke(main, ["verify", source, target, "--json"])
+    assert len(json.loads(plain.stdout)["warnings"]) == 1
+
+
+def test_a_kind_that_the_reference_cannot_take_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    net = Net()
+    x = net.input("x", ("N", 3, 8, 8))
+    index = net.node("Cast", [net.node("Abs", [x], "abs")], "index", to=TensorProto.INT64)
+    table = net.weight("table", net.rng.standard_normal(12))
+    net.output(net.node("Gather", [table, index], "looked_up"), ("N", 3, 8, 8))
+    check = judged(tmp_path, net.model(), net.model())
+    assert check.passed
+    assert "large" not in {entry.kind for entry in check.outputs}
+    assert any("cannot be run on large inputs" in warning for warning in check.warnings)
+
+
+def test_a_failed_check_is_plain_json(tmp_path: Path) -> None:
+    candidate = network()
+    _nan_in_a_weight(candidate)
+    check = judged(tmp_path, network(), candidate)
+    data = json.loads(to_json(check.to_dict()))
+    assert data["worst"]["error"] == "inf"
+    assert data["outputs"][0]["note"] == "NaN or infinity where the reference is finite"
+
+
+def test_the_worst_entry_is_the_one_furthest_beyond_its_limit() -> None:
+    def entry(name: str, error: float, passed: bool) -> OutputError:
+        return OutputError(name, "normal", error, 1.0, 0.1, passed)
+
+    entries = (entry("a", 0.05, True), entry("b", 0.3, False), entry("c", 0.2, False))
+    worst = Check(False, "", 0, {}, entries).worst
+    assert worst is not None
+    assert worst.output == "b"
+    passed = Check(True, "", 0, {}, entries[:1]).worst
+    assert passed is not None
+    assert passed.output == "a"
+
+
+# --- what nothing can run
+
+
+def test_a_reference_that_nothing_can_run_raises(tmp_path: Path) -> None:
+    net = Net()
+    net.domains["com.example"] = 1
+    net.output(net.node("Mystery", [net.input()], "mystery", domain="com.example"))
+    with pytest.raises(VerificationError, match=r"nothing here can run the original model .*Mystery"):
+        judged(tmp_path, net.model(), net.model())
+
+
+def test_an_input_of_strings_raises(tmp_path: Path) -> None:
+    net = Net()
+    net.inputs.append(helper.make_tensor_value_info("text", TensorProto.STRING, ["N"]))
+    net.output(net.node("Identity", ["text"], "same"), ("N",))
+    with pytest.raises(VerificationError, match="'text' holds strings"):
+        judged(tmp_path, net.model(), net.model())
+
+
+def test_sizes_that_do_not_fit_are_a_usage_error(tmp_path: Path) -> None:
+    for shapes in ({"image": (1, 3, 10)}, {"image": (1, 4, 10, 10)}, {"image": (0, 3, 10, 10)}, {"other": (1,)}):
+        with pytest.raises(UsageError, match="--shape"):
+            judged(tmp_path, network(), network(), shapes=shapes)
+
+
+# --- inputs
+
+
+def test_sizes_are_looked_for_until_the_reference_runs(tmp_path: Path) -> None:
+    """A classifier with a fixed flatten: only images of 32x32 fit."""
+    net = Net()
+    x = net.conv(net.input("x", ("N", 3, "h", "w")), (3, 2), "conv", pad=1)
+    flat = net.node("Flatten", [x], "flat")
+    net.output(net.node("Gemm", [flat, net.filter("fc", 2 * 32 * 32, 4)], "gemm"), ("N", 4))
+    check = judged(tmp_path, net.model(), net.model())
+    assert check.passed
+    assert check.shapes == {"x": (2, 3, 32, 32)}
+    with pytest.raises(VerificationError, match="--shape"):
+        judged(tmp_path, net.model(), net.model(), shapes={"x": (1, 3, 16, 16)})
+
+
+def test_a_batch_of_one_is_taken_where_two_do_not_fit(tmp_path: Path) -> None:
+    net = Net()
+    x = net.node("Reshape", [net.input("x", ("N", 3, 4, 4)), net.weight("shape", np.array([1, 48]))], "flat")
+    net.output(x, (1, 48))
+    assert judged(tmp_path, net.model(), net.model()).shapes == {"x": (1, 3, 4, 4)}
+
+
+def test_scalars_flags_and_indices_are_made_up_too(tmp_path: Path) -> None:
+    net = Net()
+    index = net.input("index", ("N",), np.int64)
+    flag = net.input("flag", (), np.bool_)
+    factor = net.input("factor", ())
+    row = net.node("Gather", [net.weight("table", net.rng.standard_normal((8, 4))), index], "row")
+    net.output(net.node("Where", [flag, row, net.node("Mul", [row, factor], "mul")], "chosen"), ("N", 4))
+    check = judged(tmp_path, net.model(), net.model())
+    assert check.passed
+    assert "onnxruntime" in check.runner
+    assert check.shapes == {"index": (2,), "flag": (), "factor": ()}
+
+
+def test_inputs_are_the_same_for_the_same_seed_and_differ_between_kinds_and_seeds() -> None:
+    specs = [InputSpec("x", np.dtype(np.float32), ("N", 3, 4, 4)), InputSpec("i", np.dtype(np.int64), (5,))]
+    shapes = next(shape_choices(specs, {"x": (1, 3, 4, 4)}))
+    once, again, other = (list(feeds(specs, shapes, seed)) for seed in (0, 0, 1))
+    assert [kind for kind, _ in once] == list(KINDS)
+    for (_, a), (_, b), (_, c) in zip(once, again, other, strict=True):
+        assert np.array_equal(a["x"], b["x"])
+        assert not np.array_equal(a["x"], c["x"])
+        assert (a["x"].dtype.name, a["x"].shape) == ("float32", (1, 3, 4, 4))
+        assert (a["i"].dtype.name, a["i"].shape) == ("int64", (5,))
+        assert 0 <= a["i"].min() <= a["i"].max() < 8
+    kinds = dict(once)
+    assert kinds["uniform"]["x"].min() >= 0
+    assert (kinds["image"]["x"][..., 0] == 1).all()
+    assert np.abs(kinds["large"]["x"]).max() > 10
+    assert np.ptp(kinds["constant"]["x"]) == 0
