@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-
 LAUNCH = """
 import os, subprocess, sys, time
 start = time.perf_counter()

@@ -16,8 +16,8 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .api import FoldResult, fold, inspect, verify
+    from .equivalence.check import Check
     from .plan import BatchNorm, Plan
-    from .verify.check import Check
 
 __all__ = [
     "BatchNorm",
@@ -38,7 +38,7 @@ __all__ = [
 
 _HOMES = {
     "BatchNorm": "plan",
-    "Check": "verify.check",
+    "Check": "equivalence.check",
     "FoldResult": "api",
     "Plan": "plan",
     "fold": "api",

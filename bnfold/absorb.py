@@ -59,7 +59,7 @@ def scale_weight(weight: Weights, layout: Layout, edit: Rescale) -> Weights:
 
 def multiply(array: Weights, factor: Vector) -> Weights:
     """The product in float64, rounded once to the dtype of `array`."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         if array.dtype in (np.float32, np.float16):  # numpy converts in small blocks, without a copy in float64
             result: Weights = np.multiply(array, factor, dtype=np.float64, casting="unsafe", out=np.empty_like(array))
             return result

@@ -18,9 +18,9 @@ from .planner import plan as make_plan
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from .equivalence.check import Check
     from .frontends.onnx.apply import Applied
     from .frontends.onnx.read import Source
-    from .verify.check import Check
 
 Model = "str | PathLike[str] | ModelProto"
 Progress = Callable[[str], None]
@@ -95,7 +95,7 @@ def fold(
         with _destination(target, loaded, needed=verify or target is not None) as temporary:
             if temporary is not None:
                 progress("writing")
-                dump(applied, temporary)
+                dump(applied, temporary, loaded.source.constants.folder)
             verdict = None
             if verify and temporary is not None:
                 verdict = _judge(reference, temporary, loaded, seed, shapes, progress)
@@ -118,9 +118,9 @@ def verify(
     `limit`: the largest `error / scale` that passes, instead of the limit of each type. Raises ModelError where a file
     cannot be read, VerificationError where nothing here can run the reference.
     """
+    from .equivalence.judge import judge
+    from .equivalence.runners import input_specs
     from .frontends.onnx.files import load
-    from .verify.judge import judge
-    from .verify.runners import input_specs
 
     specs = input_specs(load(Path(fspath(reference))))
     load(Path(fspath(candidate)))
@@ -137,6 +137,7 @@ def _load(
     """Read and check a model; a ModelProto is copied, so that the caller's stays as it is."""
     from onnx import ModelProto
 
+    from .frontends.onnx.external import check as check_external
     from .frontends.onnx.files import check, load
     from .frontends.onnx.read import read
 
@@ -149,6 +150,7 @@ def _load(
     else:
         raise UsageError(f"a path or an onnx.ModelProto expected, {type(model).__name__} found")
     bare = check(proto, str(path or name), lengths)
+    check_external(proto, path.parent if path else None)
     patterns = [skip] if isinstance(skip, str) else list(skip)
     source = read(
         proto,
@@ -199,8 +201,8 @@ def _nowhere() -> Iterator[Path | None]:
 def _judge(
     reference: Path, candidate: Path, loaded: _Loaded, seed: int, shapes: Shapes | None, progress: Progress
 ) -> Check:
-    from .verify.judge import judge
-    from .verify.runners import input_specs
+    from .equivalence.judge import judge
+    from .equivalence.runners import input_specs
 
     try:
         return judge(reference, candidate, input_specs(loaded.model), seed, shapes, None, progress)

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the models differ, or the model is not usable; 2 wrong usa
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,8 @@ from . import __version__
 from .errors import BnfoldError, OutputError, UsageError, VerificationError
 
 if TYPE_CHECKING:
+    from .equivalence.check import Check
     from .plan import Plan
-    from .verify.check import Check
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
@@ -34,6 +35,7 @@ def main() -> None:
     Results go to stdout, progress and warnings to stderr. Exit codes: 0 done; 1 the models differ, or the model is not
     usable; 2 wrong usage.
     """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that temporary files go
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names in a model may hold letters that the terminal does not know
             stream.reconfigure(errors="backslashreplace")

@@ -15,8 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .equivalence.check import Check
     from .plan import Plan
-    from .verify.check import Check
 
 
 class BnfoldError(Exception):

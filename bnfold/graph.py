@@ -53,11 +53,15 @@ class Op:
 
 @dataclass(frozen=True, eq=False)
 class Opaque(Op):
-    """An op that carries no gauge: every input and output is pinned. `reason` is set when it is a norm that stays."""
+    """An op that carries no gauge: every input and output is pinned. `reason` is set when it is a norm that stays.
+
+    `where` names its input and output for people where the graph does not hold them, in a subgraph say.
+    """
 
     type: str = "op"
     reason: Reason | None = None
     channels: int = 0
+    where: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, eq=False)

@@ -98,9 +98,26 @@ class _Into:
             self.key[label] += number  # once for each linear op, however often it repeats a channel
         self.key[0] = 0
         self.labels = [set(label.tolist()) for label in labels]
+        self.gone = [outcome.port for outcome in self.solution.outcomes if outcome.form == "gone"]
 
     def __call__(self, port: AffinePort) -> tuple[str, ...]:
-        mine = self.solution.base[np.concatenate([port.x, port.y])]
+        near = self._near(np.concatenate([port.x, port.y]))
+        return near or self._near(np.concatenate([port.x, port.y, *self._neighbours(port)]))
+
+    def _neighbours(self, port: AffinePort) -> list[Ids]:
+        """The far sides of the norms that stood in a row with this one and are gone too."""
+        row = {port.op}
+        names = set(port.op.inputs) | set(port.op.outputs)
+        grown = True
+        while grown:
+            more = [p for p in self.gone if p.op not in row and names & {*p.op.inputs, *p.op.outputs}]
+            row.update(p.op for p in more)
+            names.update(name for p in more for name in (*p.op.inputs, *p.op.outputs))
+            grown = bool(more)
+        return [ids for p in self.gone if p.op in row for ids in (p.x, p.y)]
+
+    def _near(self, ids: Ids) -> tuple[str, ...]:
+        mine = self.solution.base[ids]
         key, first = np.unique(self.key[mine], return_index=True)
         channels = mine[first[key != 0]].tolist()
         return tuple(
@@ -121,7 +138,8 @@ def _scramble(number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explainer: Explainer) -> BatchNorm | None:
     """The entry of one op in the plan's list, or None where it is no norm."""
     if isinstance(op, Opaque) and op.reason:
-        return BatchNorm(op.name, op.type, op.inputs[0], op.outputs[0], op.channels, "kept", reason=op.reason)
+        source, target = (op.inputs[0], op.outputs[0]) if op.inputs else op.where
+        return BatchNorm(op.name, op.type, source, target, op.channels, "kept", reason=op.reason)
     if not isinstance(op, Affine) or not op.candidate or outcome is None:
         return None
     verdict = {"gone": "folded", "stays": "kept"}.get(outcome.form, "reduced")

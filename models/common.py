@@ -161,6 +161,14 @@ def drop_zero_biases(model: onnx.ModelProto, parameters: set[str]) -> None:
             graph.initializer.remove(zeros)
 
 
+def drop_stale_types(model: onnx.ModelProto) -> None:
+    """Keep type notes for what nodes compute only; folding constants left notes about tensors that are gone."""
+    computed = {name for node in model.graph.node for name in node.output}
+    kept = [note for note in model.graph.value_info if note.name in computed]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+
+
 def export(model: nn.Module, path: Path, shape: tuple[int, ...]) -> None:
     """Write the network for images (batch, *shape), batch free, to one ONNX file with its batch norms kept."""
     model.eval()
@@ -181,6 +189,7 @@ def export(model: nn.Module, path: Path, shape: tuple[int, ...]) -> None:
     optimizer.remove_unused_nodes(program.model)
     proto = program.model_proto
     drop_zero_biases(proto, set(model.state_dict()))
+    drop_stale_types(proto)
     strip_traces(proto)
     onnx.save(proto, path)
 

@@ -76,8 +76,9 @@ class ConvTranspose(OpRun):
 class MaxPool(OpRun):
     op_domain = ""
 
-    def _run(self, x: Array, auto_pad: Any = None, ceil_mode: Any = None, dilations: Any = None, kernel_shape: Any = None,
-             pads: Any = None, storage_order: Any = None, strides: Any = None) -> tuple[Array]:  # fmt: skip
+    def _run(self, x: Array, auto_pad: Any = None, ceil_mode: Any = None, dilations: Any = None,
+             kernel_shape: Any = None, pads: Any = None, storage_order: Any = None, strides: Any = None,
+             ) -> tuple[Array]:  # fmt: skip
         source = _padded(torch.from_numpy(np.array(x)), pads, -np.inf)
         pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.ndim - 3]
         return (pool(source, list(kernel_shape), list(strides or [1] * (x.ndim - 2))).numpy(),)

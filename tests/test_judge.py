@@ -17,11 +17,11 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from bnfold.api import fold, verify
 from bnfold.cli import main
+from bnfold.equivalence.check import Check, OutputError
+from bnfold.equivalence.inputs import KINDS, InputSpec, feeds, shape_choices
+from bnfold.equivalence.judge import INTEGER_LIMIT, LIMITS, compare
 from bnfold.errors import ModelError, UsageError, VerificationError
 from bnfold.report.data import to_json
-from bnfold.verify.check import Check, OutputError
-from bnfold.verify.inputs import KINDS, InputSpec, feeds, shape_choices
-from bnfold.verify.judge import INTEGER_LIMIT, LIMITS, compare
 
 from .nets import Net, conv_bn, elem_type, initializer, node_named
 

@@ -46,13 +46,13 @@ def _value(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     if op == "BatchNormalization":
         if position == 4:
-            return np.exp(rng.uniform(-0.7, 0.7, shape))
-        return np.abs(rng.normal(1, 0.3, shape)) + 0.1 if position == 1 else rng.normal(0.1, 0.3, shape)
+            return np.asarray(np.exp(rng.uniform(-0.7, 0.7, shape)))
+        return np.asarray(np.abs(rng.normal(1, 0.3, shape)) + 0.1 if position == 1 else rng.normal(0.1, 0.3, shape))
     if op in ("Conv", "Gemm") and len(shape) > 1:
         fan = np.prod(shape[1:]) if op == "Conv" else shape[1]
-        return rng.standard_normal(shape) * np.sqrt(2.0 / fan)
+        return np.asarray(rng.standard_normal(shape) * np.sqrt(2.0 / fan))
     if op == "Unsqueeze":  # Caffe's Scale: read by Mul or Add behind an Unsqueeze
-        return np.abs(rng.normal(1, 0.2, shape)) + 0.2
+        return np.asarray(np.abs(rng.normal(1, 0.2, shape)) + 0.2)
     return rng.normal(0, 0.1, shape)
 
 

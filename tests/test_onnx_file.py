@@ -318,15 +318,7 @@ def test_a_tensor_shared_with_another_conv_keeps_its_values_there(
 
 @pytest.mark.parametrize(
     "width",
-    [
-        6,
-        pytest.param(
-            160,
-            marks=pytest.mark.xfail(
-                strict=True, reason="Applied.complete computes one weight from the other, which it has just replaced"
-            ),
-        ),
-    ],
+    [6, 160],
     ids=["small", "large"],
 )
 def test_a_tensor_that_both_folded_convs_share_is_right_for_each(folder: Path, width: int) -> None:
@@ -415,7 +407,6 @@ def test_weights_in_constant_nodes_fold(folder: Path, inner_name: str, width: in
     assert {node.output[0] for node in result.model.graph.node if node.op_type == "Constant"} <= read
 
 
-@pytest.mark.xfail(strict=True, reason="a pending weight also fills the Constant whose tensor has its name")
 def test_a_constant_node_whose_tensor_has_the_name_of_a_weight_is_left_alone(folder: Path) -> None:
     net = Net()
     x = net.bn(net.conv(net.input(), (3, 192), "conv1"), 192, "bn1")
@@ -531,7 +522,6 @@ def test_in_ir_8_a_weight_that_a_caller_may_override_keeps_its_values(folder: Pa
     assert np.allclose(before, after, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="a folded weight stays a graph input, so a caller may still override it")
 def test_freeze_inputs_takes_a_frozen_weight_from_the_inputs(folder: Path) -> None:
     """Nobody may override a weight that holds a norm now: it would be the wrong weight."""
     model = conv_bn().model()
@@ -687,7 +677,6 @@ def test_norms_inside_bodies_and_functions_are_left_alone(folder: Path, make: Ca
     assert fold(model, folder).model == model
 
 
-@pytest.mark.xfail(strict=True, reason="the plan lists the norms of the main graph only")
 @pytest.mark.parametrize("make", [hidden_norms, function_norm])
 def test_norms_inside_bodies_and_functions_are_listed_with_a_reason(make: Callable[[], ModelProto]) -> None:
     norms = bnfold.inspect(make()).batch_norms
@@ -794,7 +783,6 @@ print([name for name in sys.modules if name.split(".")[0] == "torch"])
     assert out.endswith("[]\n")
 
 
-@pytest.mark.xfail(strict=True, reason="the subpackage bnfold.verify takes the place of the function once imported")
 def test_the_functions_stay_functions_after_a_fold(folder: Path) -> None:
     conv_bn().save(folder / "model.onnx")
     code = """
@@ -810,7 +798,6 @@ def test_importing_bnfold_is_cheap() -> None:
     assert _python(code) == "set()\n"
 
 
-@pytest.mark.xfail(strict=True, reason="external data of untouched weights stay behind when the output lies elsewhere")
 @pytest.mark.parametrize("verify", [True, False])
 def test_external_data_of_untouched_weights_reach_another_folder(folder: Path, verify: bool) -> None:
     net = Net()

@@ -1,4 +1,4 @@
-"""Every rule of the table and every refusal, one small float64 network each: verdicts, reasons, and the same function."""
+"""Every rule of the table and every refusal, one small float64 network each: verdicts, reasons, same function."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def _ranges(start: Ids, length: Ids) -> Ids:
 def _collect(row: Ids, var: Ids, coef: Vector, count: int) -> tuple[Ids, Ids, Vector]:
     """Add up entries of the same row and variable, drop those that cancel, sort by row, then variable."""
     key, where = np.unique(row * count + var, return_inverse=True)
-    total: Vector = np.bincount(where, coef, key.size)
+    total: Vector = np.asarray(np.bincount(where, coef, key.size), np.float64)
     keep = np.abs(total) > TOLERANCE
     found: Ids = key[keep]
     return found // count, found % count, total[keep]

@@ -9,7 +9,7 @@ from .. import __version__
 from ..plan import Plan
 
 if TYPE_CHECKING:
-    from ..verify.check import Check
+    from ..equivalence.check import Check
 
 
 def report(

@@ -12,7 +12,7 @@ from rich.text import Text
 from ..plan import BatchNorm, Plan
 
 if TYPE_CHECKING:
-    from ..verify.check import Check, OutputError
+    from ..equivalence.check import Check, OutputError
 
 STYLES = {"folded": "green", "reduced": "yellow", "kept": "red"}
 SHOWN = 3

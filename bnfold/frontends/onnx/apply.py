@@ -20,15 +20,12 @@ from ...absorb import Layout, moves_bias, new_bias, scale_weight
 from ...errors import PlanError
 from ...plan import Plan, Remove, Replace, Rescale
 from .bindings import AffineBinding, LinearBinding
+from .constants import LARGE
 from .names import Renaming
 from .read import Source, count_uses
 from .skeleton import constant_tensor
 
 Array = npt.NDArray[Any]
-
-
-LARGE = 4096
-"""Weights of more elements are computed when they are written, one at a time, and not before."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,8 @@ class Pending:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     compute: Callable[[], Array]
+    source: str = ""
+    """The tensor that it is computed from, which must keep its old values until then."""
 
 
 @dataclass
@@ -49,13 +48,14 @@ class Applied:
 
     def complete(self) -> ModelProto:
         """The model with all values computed."""
-        for tensor in self.model.graph.initializer:
-            if tensor.name in self.pending:
-                fill(tensor, self.pending.pop(tensor.name).compute(), tensor.name)
+        tensors = {tensor.name: tensor for tensor in self.model.graph.initializer}
         for node in self.model.graph.node:
             constant = constant_tensor(node)
-            if constant is not None and constant.name in self.pending:
-                fill(constant, self.pending.pop(constant.name).compute(), constant.name)
+            if constant is not None:
+                tensors[node.output[0]] = constant
+        # those that are computed from themselves come last: others may be computed from them too
+        for name in sorted(self.pending, key=lambda name: self.pending[name].source == name):
+            fill(tensors[name], self.pending.pop(name).compute(), name)
         return self.model
 
 
@@ -107,6 +107,7 @@ class _Editor:
                 constants.dtype(name),
                 constants.shape(name),
                 lambda: _scaled(constants.value(name), at.layout, edit),
+                name,
             )
             self._put(node, at.weight, weight, f"{label}_weight")
 
@@ -262,6 +263,8 @@ class _Editor:
 
     def finish(self) -> None:
         """Rename, take out what nobody reads any more because of the edits, put new constants in front."""
+        frozen = self.source.constants.frozen
+        _delete(self.graph.input, (i for i, v in enumerate(self.graph.input) if v.name in frozen))
         drop_nodes = self.dropped | self._unread_nodes()
         self.renaming.apply(node for i, node in enumerate(self.graph.node) if i not in drop_nodes)
         for i in sorted(drop_nodes, reverse=True):

@@ -19,6 +19,8 @@ from ...errors import ModelError
 from .skeleton import constant_tensor
 
 Array = npt.NDArray[Any]
+LARGE = 4096
+"""Constants of more elements are not kept once read, and not computed anew before they are written."""
 Attributes = Mapping[str, Any]
 
 
@@ -45,6 +47,8 @@ class Constants:
         overridable = inputs if model.ir_version >= 4 and not freeze_inputs else set()
         self.tensors = {t.name: t for t in graph.initializer if t.name not in overridable}
         self.overridable = {t.name for t in graph.initializer} & overridable
+        self.frozen = {t.name for t in graph.initializer} & inputs if model.ir_version >= 4 and freeze_inputs else set()
+        """Graph inputs with a default that are constants from now on."""
         self.producers = {name: node for node in graph.node for name in node.output if name}
         self._constant: dict[str, bool] = {}
         self._cache: dict[str, Array] = {}
@@ -104,7 +108,7 @@ class Constants:
             return self._cache[name]
         tensor = self.tensor(name)
         value = self._compute(name) if tensor is None else self._load(tensor)
-        if value.size <= 4096:
+        if value.size <= LARGE:
             self._cache[name] = value
         return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import tempfile
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from ...errors import ModelError, OutputError, UsageError
 from .apply import Applied
+from .external import carry_over
 from .skeleton import Skeleton, skeleton
 from .stream import write
 
@@ -139,27 +141,28 @@ def check_target(out: Path, model: Path | None) -> None:
 
 @contextmanager
 def written(out: Path) -> Iterator[Path]:
-    """A new file beside `out` that takes its place when the block ends well, and goes when it does not.
+    """A new file that takes the place of `out` when the block ends well, and goes when it does not.
 
-    Where `out` is a symbolic link, the file that it leads to is replaced.
+    It lies in a temporary folder beside `out`; other files in that folder (external data) move along, before it. Where
+    `out` is a symbolic link, the file that it leads to is replaced.
     """
     target = Path(os.path.realpath(out))
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:40]}.", suffix=".tmp", dir=target.parent)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", suffix=".tmp", dir=target.parent))
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
-    os.close(handle)
-    temporary = Path(name)
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(_mode(target))
-        os.replace(temporary, target)
+        yield folder / target.name
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):
+            place = target.parent / path.name
+            _sync(path)
+            path.chmod(_mode(place))
+            os.replace(path, place)
         _sync_folder(target.parent)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _mode(out: Path) -> int:
@@ -187,8 +190,12 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def dump(applied: Applied, path: Path) -> None:
-    """Write an edited model into a file. ModelError where that cannot be done; OSError as the system has it."""
+def dump(applied: Applied, path: Path, folder: Path | None = None) -> None:
+    """Write an edited model into a file, its external data (which lie in `folder`) into another beside it.
+
+    ModelError where that cannot be done; OSError as the system has it.
+    """
+    carry_over(applied, folder, path)
     try:
         with path.open("wb", buffering=1 << 20) as file:
             write(applied, file)

@@ -27,7 +27,10 @@ def conv(node: Node) -> Bound | None:
     """Conv: weight (out, in/groups, *kernel)."""
     if not _float_weight(node, 1) or (node.input(2) and not _float_weight(node, 2)):
         return None
-    out, per_group, *kernel = node.shape(node.input(1)) or (0, 0)
+    shape = node.shape(node.input(1)) or ()
+    if len(shape) < 3:
+        return None
+    out, per_group, *kernel = shape
     groups = node.attrs.get("group", 1)
     if not isinstance(out, int) or not isinstance(per_group, int) or out % groups:
         return None
@@ -59,7 +62,10 @@ def conv_transpose(node: Node) -> Bound | None:
     """
     if not _float_weight(node, 1) or (node.input(2) and not _float_weight(node, 2)):
         return None
-    inputs, per_group, *kernel = node.shape(node.input(1)) or (0, 0)
+    shape = node.shape(node.input(1)) or ()
+    if len(shape) < 3:
+        return None
+    inputs, per_group, *kernel = shape
     groups = node.attrs.get("group", 1)
     if not isinstance(inputs, int) or not isinstance(per_group, int) or inputs % groups:
         return None

@@ -6,18 +6,18 @@ The structure is imported by onnx-graphsurgeon from the skeleton, so that no wei
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import GraphProto, ModelProto
+from onnx import GraphProto, ModelProto, NodeProto
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from ...errors import ModelError
-from ...graph import Graph, Op, Opaque, Reason, Shape
+from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape
 from . import layers, structure
 from .bindings import Binding
 from .constants import Constants, default_opset
@@ -114,10 +114,24 @@ def read(
         if view.outputs and all(out in constants for out in view.outputs if out):
             continue
         made, bound = _read_node(view, skip)
+        _complete_shapes(made, shapes)
         for position, binding in bound.items():
             bindings[len(ops) + position] = binding
         ops += made
+    ops += _hidden(model)
     return Source(Graph(ops, shapes, pinned, name), bindings, constants, dtypes, uses)
+
+
+def _complete_shapes(ops: list[Op], shapes: dict[str, Shape | None]) -> None:
+    """Ranks that shape inference lost behind an op it does not know, where a layer with weights gives them back."""
+    for op in ops:
+        out = op.outputs[0] if op.outputs else ""
+        if shapes.get(out) is not None:
+            continue
+        if isinstance(op, Linear):
+            shapes[out] = tuple(op.out_channels if axis == op.out_axis else None for axis in range(op.rank))
+        elif isinstance(op, Affine | Homogeneous):
+            shapes[out] = shapes.get(op.inputs[0])
 
 
 def _import(model: ModelProto) -> tuple[list[Any], dict[str, Shape | None], dict[str, int]]:
@@ -157,6 +171,35 @@ def _pinned(graph: GraphProto) -> dict[str, str]:
             )
     pinned.update((value.name, "is a graph input") for value in graph.input)
     return pinned
+
+
+def _hidden(model: ModelProto) -> list[Op]:
+    """The norms that are out of reach: in the bodies of control flow nodes, and in local functions."""
+    found = [
+        (inner, Reason("in-subgraph", f"it stands in the body of {outer}, which is left as it is", outer))
+        for node in model.graph.node
+        for outer in [node.name or node.op_type]
+        for body in nested_graphs(node)
+        for inner in _all_nodes(body)
+    ]
+    called = {(node.domain, node.op_type) for node in model.graph.node}
+    for function in model.functions:
+        name = f"{function.domain}.{function.name}"
+        why = f"it stands in the local function {name}, which is left as it is"
+        if (function.domain, function.name) in called:
+            found += [(inner, Reason("in-function", why, name, "inline the function first")) for inner in function.node]
+    return [
+        Opaque(node.name or node.op_type, (), (), node.op_type, reason, where=(node.input[0], node.output[0]))
+        for node, reason in found
+        if node.op_type == "BatchNormalization"
+    ]
+
+
+def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for body in nested_graphs(node):
+            yield from _all_nodes(body)
 
 
 def _view(node: gs.Node, index: int, context: Context) -> Node:

@@ -127,11 +127,11 @@ def _node(node: NodeProto, pending: Mapping[str, Pending]) -> Iterator[_Chunk]:
     constant = constant_tensor(node)
     if constant is None or small(constant):
         yield from _record(NODE, [_ready(node.SerializeToString())])
-    elif constant.name in pending:
-        filled = pending[constant.name]
+    elif node.output[0] in pending:
+        filled = pending[node.output[0]]
 
         def make() -> bytes:
-            value = onnx.numpy_helper.from_array(np.ascontiguousarray(filled.compute()), constant.name)
+            value = onnx.numpy_helper.from_array(np.ascontiguousarray(filled.compute()), node.output[0])
             data: bytes = helper.make_node("Constant", [], list(node.output), value=value).SerializeToString()
             return data
 
@@ -166,7 +166,7 @@ def raw_size(tensor: TensorProto) -> int:
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
     if dtype.name in PACKED:
         return len(tensor.raw_data)
-    return prod(tensor.dims) * dtype.itemsize
+    return int(prod(tensor.dims) * dtype.itemsize)
 
 
 PACKED = frozenset({"int4", "uint4", "float4_e2m1fn", "int2", "uint2"})
