@@ -100,9 +100,13 @@ class Affine(Op):
 
 @dataclass(frozen=True, eq=False)
 class Homogeneous(Op):
-    """`f(a*x) = a*f(x)` for `a >= 0`: Relu, LeakyRelu, PRelu. `slope` for negative x, shaped to broadcast with x."""
+    """`f(a*x) = a*f(x)` for `a >= 0`: Relu, LeakyRelu, PRelu. `slope` for negative x, shaped to broadcast with x.
+
+    A Relu that `takes_threshold` may become `max(x, q)` with a constant q per channel.
+    """
 
     slope: Array = field(default_factory=lambda: np.zeros(()))
+    takes_threshold: bool = False
 
 
 @dataclass(frozen=True, eq=False)

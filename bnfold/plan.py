@@ -65,7 +65,9 @@ class Remove(_Value):
 
 @dataclass(frozen=True, eq=False)
 class Replace(_Value):
-    """The op becomes `form`: "add" (`x + offset`), "mul" (`x * scale`) or "bn" (`x * scale + offset`) along `axis`."""
+    """The op becomes `form`: "add" (`x + offset`), "mul" (`x * scale`), "max" (`max(x, offset)`) or "bn" (`x * scale +
+    offset`) along `axis`.
+    """
 
     op: int
     name: str

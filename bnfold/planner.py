@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .gauge.equations import AffinePort, Ids, LinearPort, Vector
+from .gauge.equations import AffinePort, Bend, Ids, LinearPort, Vector
 from .gauge.explain import Explainer
 from .gauge.solve import Outcome, Solution, solve
 from .graph import Affine, Graph, Op, Opaque
@@ -25,6 +25,7 @@ def plan(graph: Graph) -> Plan:
     ]
     affines = {outcome.port.op: _affine_edit(outcome, index, solution) for outcome in solution.outcomes}
     edits: list[Edit] = [edit for _, edit in linears] + [edit for edit in affines.values() if edit]
+    edits += [_threshold(bend, index[bend.op], solution) for bend in solution.thresholds]
     into = _Into(solution, [port for port, _ in linears])
     explainer = Explainer(graph, solution)
     outcomes: dict[Op, Outcome] = {outcome.port.op: outcome for outcome in solution.outcomes}
@@ -63,7 +64,7 @@ def _affine_edit(outcome: Outcome, index: dict[Op, int], s: Solution) -> Edit | 
     """What an affine becomes: nothing, a cheaper op, or itself with other numbers."""
     port = outcome.port
     op, x, y = port.op, port.x, port.y
-    if outcome.form == "gone":
+    if outcome.form in ("gone", "max"):
         return Remove(index[op], op.name, "input" if _trivial(x, s) and not _trivial(y, s) else "output")
     if outcome.form == "add" or op.kind == "add":
         offset = np.where(s.constant[y], 0.0, s.p[y] * port.offset + s.q[y] - s.q[x])
@@ -79,6 +80,11 @@ def _affine_edit(outcome: Outcome, index: dict[Op, int], s: Solution) -> Edit | 
     if np.array_equal(scale, port.scale) and np.array_equal(offset, port.offset):
         return None
     return Replace(index[op], op.name, "bn", port.axis, scale, offset)
+
+
+def _threshold(bend: Bend, index: int, s: Solution) -> Replace:
+    """A Relu becomes `max(x', q)`."""
+    return Replace(index, bend.op.name, "max", bend.axis, np.ones(bend.y.size), s.q[bend.y])
 
 
 @dataclass
@@ -98,7 +104,7 @@ class _Into:
             self.key[label] += number  # once for each linear op, however often it repeats a channel
         self.key[0] = 0
         self.labels = [set(label.tolist()) for label in labels]
-        self.gone = [outcome.port for outcome in self.solution.outcomes if outcome.form == "gone"]
+        self.gone = [outcome.port for outcome in self.solution.outcomes if outcome.form in ("gone", "max")]
 
     def __call__(self, port: AffinePort) -> tuple[str, ...]:
         near = self._near(np.concatenate([port.x, port.y]))

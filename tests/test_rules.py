@@ -344,12 +344,48 @@ def residual_stream_with_several_readers() -> onnx.ModelProto:
     return n.model(n.conv(n.op("Relu", n.bn(x, 4)), 4, 2))
 
 
-@case("folded", "folded", "reduced:add")
-def two_readers_that_need_different_offsets() -> onnx.ModelProto:
+@case("folded", "folded", "reduced:max")
+def two_readers_that_need_different_offsets_before_pointwise_convs() -> onnx.ModelProto:
     n = Net(2, 3, 5, 5)
     x = n.conv("x", 3, 4)
     y = n.bn(n.conv(n.op("Relu", n.bn(x, 4)), 4, 2), 2)
     return n.model(y, n.conv(n.op("Relu", n.bn(x, 4)), 4, 2))
+
+
+@case("folded", "folded", "reduced:add")
+def two_readers_that_need_different_offsets_before_padded_convs() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    x = n.conv("x", 3, 4)
+    y = n.bn(n.conv(n.op("Relu", n.bn(x, 4)), 4, 2, 3, pads=[1] * 4), 2)
+    return n.model(y, n.conv(n.op("Relu", n.bn(x, 4)), 4, 2, 3, pads=[1] * 4))
+
+
+@case("reduced:max")
+def relu_written_as_clip_becomes_a_threshold_through_pooling() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    y = n.op("Clip", n.bn(n.op("Tanh", "x"), 3), n.w(0.0))
+    y = n.op("MaxPool", y, kernel_shape=[2, 2])
+    return n.model(n.conv(y, 3, 2))
+
+
+@case("kept:scale-fixed")
+def relu_that_is_a_graph_output_stays() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    return n.model(n.op("Relu", n.bn(n.op("Tanh", "x"), 3)))
+
+
+@case("reduced:max", "reduced:max")
+def one_threshold_for_two_norms_behind_concat() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    x = n.op("Tanh", "x")
+    y = n.op("Concat", n.bn(x, 3), n.bn(x, 3), axis=1)
+    return n.model(n.conv(n.op("Relu", y), 6, 2))
+
+
+@case("kept:sign")
+def no_threshold_for_a_negative_gamma() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    return n.model(n.conv(n.op("Relu", n.bn(n.op("Tanh", "x"), 3, [1.0, -0.5, 2.0])), 3, 2))
 
 
 @case("kept:sign", "folded")

@@ -58,6 +58,18 @@ class Unary:
     slope: Vector
 
 
+@dataclass(frozen=True, eq=False)
+class Bend:
+    """A Relu that may become `max(x', q)`, since `p*relu(v) + q = max(p*v + q, q)`: then q_x = q_y, and not 0."""
+
+    op: Op
+    x: Ids
+    y: Ids
+    axis: int
+    holds: tuple[Demand, ...]
+    """The demands q_x = 0 and q_y = 0, which fall when it does."""
+
+
 @dataclass
 class Equations:
     """Everything that the ops of a graph demand of its gauges. All hold for p = 1, q = 0."""
@@ -80,6 +92,7 @@ class Equations:
     sources: list[Ids] = field(default_factory=list)
     """Variables that some op computes from several values: never constant."""
     unary: list[Unary] = field(default_factory=list)
+    bends: list[Bend] = field(default_factory=list)
     linears: list[LinearPort] = field(default_factory=list)
     affines: list[AffinePort] = field(default_factory=list)
     bystanders: list[Affine] = field(default_factory=list)

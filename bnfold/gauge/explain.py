@@ -172,7 +172,7 @@ class Explainer:
     def _adjacency(self) -> tuple[Ids, Ids, Ids, list[Op]]:
         """Compressed rows: the neighbours of i are targets[offsets[i]:offsets[i + 1]], by the ops in `via`."""
         if self._edges is None:
-            gone = [o.port for o in self.solution.outcomes if o.form != "stays" and o.form != "mul"]
+            gone = [o.port for o in self.solution.outcomes if o.form not in ("stays", "mul")]
             links: list[tuple[Ids, Ids, Op]] = [*self.eqs.ties, *((p.x, p.y, p.op) for p in gone)]
             a = np.concatenate([np.zeros(0, np.int64), *(x for x, _, _ in links)])
             b = np.concatenate([np.zeros(0, np.int64), *(y for _, y, _ in links)])

@@ -28,7 +28,7 @@ from ..graph import (
     Take,
     Transpose,
 )
-from .equations import AffinePort, Equations, Ids, LinearPort, Unary
+from .equations import AffinePort, Bend, Equations, Ids, LinearPort, Unary
 from .reshape import reshape_ids
 
 Gauges = Sequence[Ids]
@@ -113,13 +113,16 @@ def _bystander(op: Affine, x: Ids, eqs: Equations) -> Gauges:
 
 
 def homogeneous(op: Homogeneous, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges:
-    """p_out = p_in > 0, q_in = q_out = 0."""
+    """p_out = p_in > 0, q_in = q_out = 0; a Relu that becomes a Max may have q_in = q_out instead."""
     x = inputs[0]
     y = eqs.fresh(x.shape)
     eqs.tie(x, y, op)
     eqs.demand_positive(x, op, "lets only positive scales through")
     for side in (x, y):
         eqs.hold(side, op, "bends at zero, so its input cannot be shifted")
+    varying = [axis for axis, size in enumerate(x.shape) if size > 1]
+    if op.takes_threshold and len(varying) <= 1:
+        eqs.bends.append(Bend(op, x.ravel(), y.ravel(), varying[0] if varying else 0, tuple(eqs.still[-2:])))
     if op.slope.size == 1:
         eqs.unary.append(Unary(x.ravel(), y.ravel(), np.full(x.size, op.slope.item())))
     elif op.slope.ndim <= x.ndim and np.broadcast_shapes(op.slope.shape, x.shape) == x.shape:

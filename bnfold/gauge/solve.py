@@ -6,13 +6,13 @@ most expensive first is optimal (the greedy algorithm on a matroid).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ..graph import Graph, Op
-from .equations import AffinePort, Equations, Ids, Vector
+from .equations import AffinePort, Bend, Equations, Ids, Vector
 from .rules import build
 from .scale import Conflict, Scale
 from .shift import Shift
@@ -20,7 +20,10 @@ from .shift import Shift
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What became of one affine: `form` is "gone", "add", "mul" or "stays"; `conflict` says why it is not gone."""
+    """What became of one affine, and why it is not gone without a trace (`conflict`).
+
+    `form`: "gone"; "max", gone but the Relu behind it is a Max now; "add" or "mul", one op is left; "stays".
+    """
 
     port: AffinePort
     form: str
@@ -43,20 +46,53 @@ class Solution:
     u: Vector
     t: Vector
     constant: npt.NDArray[np.bool_]
+    thresholds: list[Bend]
+    """The Relus that become `max(x', q)`."""
     base: Ids = field(repr=False)
     """Variables that ops alone hold to one scale have the same entry here, whatever was removed."""
 
 
 def solve(graph: Graph) -> Solution:
-    """Remove as many norms as the rules allow and find the gauge that does it."""
+    """Remove as many norms as the rules allow and find the gauge that does it.
+
+    Relus are held at q = 0 first. Those that read a norm whose offset had nowhere to go may then carry one, as a Max.
+    """
     equations, gauges = build(graph)
+    solution = _settle(graph, equations, gauges, [])
+    released = _in_the_way(solution)
+    if not released:
+        return solution
+    second = _settle(graph, equations, gauges, released)
+    reasons = {outcome.port.op: outcome.conflict for outcome in solution.outcomes}
+    at_threshold = np.zeros(equations.count, bool)
+    for bend in second.thresholds:
+        at_threshold[bend.x] = True
+    outcomes = [
+        Outcome(o.port, "max", reasons[o.port.op])
+        if o.form == "gone" and reasons[o.port.op] and at_threshold[o.port.y].any()
+        else o
+        for o in second.outcomes
+    ]
+    return replace(second, outcomes=outcomes) if any(o.form == "max" for o in outcomes) else solution
+
+
+def _settle(graph: Graph, equations: Equations, gauges: dict[str, Ids | None], released: list[Bend]) -> Solution:
+    """Search until no constant Mul that stays is in the way of a shift that was already used."""
     held: dict[Op, Conflict] = {}
     while True:
-        search = _Search(graph, equations, held)
         try:
-            return search.run(gauges)
+            return _Search(graph, equations, held, released).run(gauges)
         except _Held as found:
             held[found.op] = found.conflict
+
+
+def _in_the_way(solution: Solution) -> list[Bend]:
+    """The Relus that read norms whose offset had nowhere to go."""
+    stuck = np.zeros(solution.equations.count, bool)
+    for outcome in solution.outcomes:
+        if outcome.form != "gone" and outcome.conflict and outcome.conflict.kind == "shift":
+            stuck[outcome.port.y] = True
+    return [bend for bend in solution.equations.bends if stuck[bend.x].any()]
 
 
 class _Held(Exception):
@@ -67,8 +103,8 @@ class _Held(Exception):
 
 
 class _Search:
-    def __init__(self, graph: Graph, equations: Equations, held: dict[Op, Conflict]) -> None:
-        self.graph, self.equations, self.held = graph, equations, held
+    def __init__(self, graph: Graph, equations: Equations, held: dict[Op, Conflict], released: list[Bend]) -> None:
+        self.graph, self.equations, self.held, self.released = graph, equations, held, released
         self.scale = Scale(equations.count)
         self._tie_scales()
         self.shift = Shift(self.scale)
@@ -105,7 +141,10 @@ class _Search:
         for port in eqs.affines:
             if port.op in self.held:
                 self.shift.hold(np.concatenate([port.x, port.y]))
-        self.shift.hold(_concatenate([d.ids for d in eqs.still]))
+        for bend in self.released:
+            self.shift.require([(bend.x, 1.0), (bend.y, -1.0)])
+        fallen = {id(demand) for bend in self.released for demand in bend.holds}
+        self.shift.hold(_concatenate([d.ids for d in eqs.still if id(d) not in fallen]))
 
     def run(self, gauges: dict[str, Ids | None]) -> Solution:
         """Decide about every candidate, then read off the gauges."""
@@ -120,7 +159,16 @@ class _Search:
             outcome = outcomes[port.op]
             if outcome.form == "stays" and port.op.kind == "bn":
                 outcomes[port.op] = Outcome(port, self._reduce(port), outcome.conflict)
-        return self._solution(gauges, list(outcomes.values()))
+        thresholds = [bend for bend in self.released if not self._straighten(bend)]
+        return self._solution(gauges, list(outcomes.values()), thresholds)
+
+    def _straighten(self, bend: Bend) -> bool:
+        """Let a Relu be one still, where nothing needs it to carry an offset."""
+        mark = self.shift.mark()
+        if self.shift.require([(bend.y, 1.0)]) is None:
+            return True
+        self.shift.undo(mark)
+        return False
 
     def _rank(self, port: AffinePort) -> tuple[int, bool, int]:
         """Most work first; at equal work the constants before the norms, which can take them up."""
@@ -212,7 +260,7 @@ class _Search:
             return "stays"
         return "mul"
 
-    def _solution(self, gauges: dict[str, Ids | None], outcomes: list[Outcome]) -> Solution:
+    def _solution(self, gauges: dict[str, Ids | None], outcomes: list[Outcome], thresholds: list[Bend]) -> Solution:
         everything = np.arange(self.equations.count)
         root, ratio = self.scale.find(everything)
         unit = self._units(root, ratio, gauges)
@@ -223,7 +271,7 @@ class _Search:
             u = np.where(constant, 0.0, 1.0 / p)
             t = np.where(constant, self.scale.constant, -q / p)
         t[q == 0] = np.where(constant, self.scale.constant, 0.0)[q == 0]
-        return Solution(self.equations, gauges, outcomes, p, q, u, t, constant, self.base)
+        return Solution(self.equations, gauges, outcomes, p, q, u, t, constant, thresholds, self.base)
 
     def _units(self, root: Ids, ratio: Vector, gauges: dict[str, Ids | None]) -> Vector:
         """For each root the ratio that becomes p = 1: it leaves most tensors as they were; the last of equals.

@@ -178,7 +178,7 @@ class _Editor:
             ones, zeros = np.ones_like(edit.scale), np.zeros_like(edit.scale)
             self._as_batch_norm(node, edit, [edit.scale, edit.offset, zeros, ones], source)
             return
-        vector = edit.offset if edit.form == "add" else edit.scale
+        vector = edit.scale if edit.form == "mul" else edit.offset
         shape = [1] * (rank or vector.size)
         shape[edit.axis] = vector.size
         shape = shape[edit.axis :]  # (C, 1, .., 1): broadcasts from the right

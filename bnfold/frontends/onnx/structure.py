@@ -6,16 +6,30 @@ from itertools import pairwise
 from math import prod
 
 import numpy as np
-from onnx import helper
+from onnx import TensorProto, helper
 
 from ...graph import Broadcast, Carry, Concat, Dim, Homogeneous, Opaque, Reshape, Select, Shape, Sum, Take, Transpose
+from .bindings import AffineBinding, Binding
 from .constants import axis_slice
 from .node import FLOATS, Node, Ops
 
+Bound = tuple[Ops, dict[int, Binding]]
 
-def activation(node: Node) -> Ops | None:
+
+def _relu(node: Node, data: int = 0) -> Bound:
+    """A Relu, however it is written. Max broadcasts from opset 8 on, and knows the short types from 13 on."""
+    dtype = node.context.dtypes.get(node.input(data))
+    wide = dtype in (TensorProto.FLOAT, TensorProto.DOUBLE) or node.opset >= 13
+    threshold = node.opset >= 8 and bool(dtype) and wide
+    op = Homogeneous(node.label, (node.input(data),), node.outputs, np.array(0.0), threshold)
+    return [op], {0: AffineBinding(node.index, data)}
+
+
+def activation(node: Node) -> Ops | Bound | None:
     """Relu, LeakyRelu, PRelu, Abs: positively homogeneous."""
-    slope = {"Relu": 0.0, "LeakyRelu": float(node.attrs.get("alpha", 0.01)), "Abs": -1.0}.get(node.type)
+    if node.type == "Relu":
+        return _relu(node)
+    slope = {"LeakyRelu": float(node.attrs.get("alpha", 0.01)), "Abs": -1.0}.get(node.type)
     if slope is not None:
         return [Homogeneous(node.label, node.inputs[:1], node.outputs, np.array(slope))]
     number, rank = node.float_constant(1), node.rank()
@@ -26,7 +40,7 @@ def activation(node: Node) -> Ops | None:
     return [Homogeneous(node.label, node.inputs[:1], node.outputs, number)]
 
 
-def clip(node: Node) -> Ops | None:
+def clip(node: Node) -> Ops | Bound | None:
     """Clip at 0 from below and nowhere from above is a Relu; other bounds pin."""
     bounds = []
     for i, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
@@ -40,10 +54,10 @@ def clip(node: Node) -> Ops | None:
     free = high >= float(np.finfo(np.float32).max) and (low == 0 or low <= -float(np.finfo(np.float32).max))
     if not free:
         return None
-    return [Homogeneous(node.label, node.inputs[:1], node.outputs, np.array(0.0 if low == 0 else 1.0))]
+    return _relu(node) if low == 0 else [Homogeneous(node.label, node.inputs[:1], node.outputs, np.array(1.0))]
 
 
-def extremum(node: Node) -> Ops | None:
+def extremum(node: Node) -> Ops | Bound | None:
     """Max and Min of data. With the constant 0, Max is a Relu."""
     constants = [i for i in range(len(node.inputs)) if node.constant(i)]
     if not constants:
@@ -54,7 +68,7 @@ def extremum(node: Node) -> Ops | None:
     rank = node.rank(data)
     if zero is None or zero.size != 1 or zero.any() or rank is None or zero.ndim > rank:
         return None
-    return [Homogeneous(node.label, (node.inputs[data],), node.outputs)]
+    return _relu(node, data)
 
 
 def max_pool(node: Node) -> Ops | None:
