@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ModelError, UsageError, VerificationError
+from .limits import PRECISION_LIMIT
 from .plan import Plan
 from .planner import plan as make_plan
 
@@ -49,13 +50,20 @@ class _Loaded:
     name: str
 
 
-def inspect(model: str | PathLike[str] | ModelProto, *, skip: Iterable[str] = (), freeze_inputs: bool = False) -> Plan:
+def inspect(
+    model: str | PathLike[str] | ModelProto,
+    *,
+    skip: Iterable[str] = (),
+    freeze_inputs: bool = False,
+    precision_limit: float = PRECISION_LIMIT,
+) -> Plan:
     """What `fold` would do to a model: every norm with its verdict. Nothing is changed or written.
 
     `skip`: names, or patterns with * and ?, of norms to leave alone. `freeze_inputs`: treat graph inputs that have a
-    default as constants (IR 4 and later). Raises ModelError where the model cannot be read.
+    default as constants (IR 4 and later). `precision_limit`: how much precision the other readers of a tensor may lose
+    to a fold, as a factor (docs/precision.md). Raises ModelError where the model cannot be read.
     """
-    return make_plan(_load(model, skip, freeze_inputs, lengths=True).source.graph)
+    return make_plan(_load(model, skip, freeze_inputs, lengths=True).source.graph, precision_limit)
 
 
 def fold(
@@ -67,12 +75,14 @@ def fold(
     shapes: Shapes | None = None,
     skip: Iterable[str] = (),
     freeze_inputs: bool = False,
+    precision_limit: float = PRECISION_LIMIT,
     progress: Progress = lambda stage: None,
 ) -> FoldResult:
     """Fold the norms of an ONNX model (a path or a ModelProto, which is left alone), and verify the result.
 
     `out`: where to write it; the file appears only when the result passed. `shapes`: input shapes for the check, by
-    input name. `skip`, `freeze_inputs`: as for `inspect`. `progress` is called with the name of each stage.
+    input name. `skip`, `freeze_inputs`, `precision_limit`: as for `inspect`. `progress` is called with the name of
+    each stage.
 
     Raises ModelError (unreadable model), OutputError (cannot write), UsageError (arguments that do not fit),
     VerificationError (the result differs, or nothing here can run the model).
@@ -87,7 +97,7 @@ def fold(
     progress("reading")
     loaded = _load(model, skip, freeze_inputs)
     progress("planning")
-    plan = make_plan(loaded.source.graph)
+    plan = make_plan(loaded.source.graph, precision_limit)
     progress("folding")
     with _reference(model, loaded, verify) as reference:
         applied = apply(loaded.model, loaded.source, plan)

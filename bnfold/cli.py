@@ -17,6 +17,7 @@ import click
 
 from . import __version__
 from .errors import BnfoldError, OutputError, UsageError, VerificationError
+from .limits import PRECISION_LIMIT
 
 if TYPE_CHECKING:
     from .equivalence.check import Check
@@ -45,8 +46,10 @@ def _reading(command: F) -> F:
     """Options of every command that reads a model for folding."""
     for option in (
         click.option("--skip", multiple=True, metavar="NAME", help="Leave this norm alone; * and ? match. Repeatable."),
+        click.option("--precision-limit", type=click.FloatRange(min=1), default=PRECISION_LIMIT, show_default=True,
+                     help="How much precision other readers of a tensor may lose to a fold."),
         click.option("--freeze-inputs", is_flag=True, help="Treat graph inputs that have a default as constants."),
-    ):
+    ):  # fmt: skip
         command = option(command)
     return command
 
@@ -92,13 +95,21 @@ def _parse_shapes(
 @click.argument("model", type=FILE)
 @_reading
 @_common
-def inspect(model: Path, skip: tuple[str, ...], freeze_inputs: bool, as_json: bool, quiet: bool, debug: bool) -> None:
+def inspect(
+    model: Path,
+    skip: tuple[str, ...],
+    freeze_inputs: bool,
+    precision_limit: float,
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
     """List every batch norm and LRN of MODEL, and what would become of it. Nothing is written."""
     with _errors(debug), _progress(quiet or as_json) as progress:
         from .api import inspect as run
 
         progress("reading and planning")
-        plan = run(model, skip=skip, freeze_inputs=freeze_inputs)
+        plan = run(model, skip=skip, freeze_inputs=freeze_inputs, precision_limit=precision_limit)
     _show(plan, None, as_json)
 
 
@@ -121,6 +132,7 @@ def fold(
     shapes: dict[str, tuple[int, ...]],
     skip: tuple[str, ...],
     freeze_inputs: bool,
+    precision_limit: float,
     as_json: bool,
     quiet: bool,
     debug: bool,
@@ -140,6 +152,7 @@ def fold(
                     shapes=shapes,
                     skip=skip,
                     freeze_inputs=freeze_inputs,
+                    precision_limit=precision_limit,
                     progress=progress,
                 )
         except VerificationError as error:

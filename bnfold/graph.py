@@ -188,6 +188,8 @@ class Graph:
     shapes: dict[str, Shape | None]
     pinned: dict[str, str]
     name: str = ""
+    octaves: float = 40.0
+    """How far, as a power of two, tensors may move from their scale: what the range of the element type leaves."""
 
     def shape(self, tensor: str) -> Shape | None:
         """The shape of a tensor, or None when its rank is unknown."""

@@ -99,6 +99,21 @@ class Explainer:
             "",
         )
 
+    def _precision(self, port: AffinePort, row: int) -> Reason:
+        return Reason(
+            "precision",
+            f"moving channel {row} of {port.op.inputs[0]} by the offset that it asks for would cost the other readers "
+            "of that tensor their precision",
+            "",
+            "--precision-limit sets how much is allowed",
+        )
+
+    def _range(self, port: AffinePort, row: int) -> Reason:
+        return Reason(
+            "range",
+            f"channel {row} would leave its scale so far that the element type could overflow or underflow",
+        )
+
     def _constant(self, port: AffinePort, row: int) -> Reason:
         return Reason(
             "dead-channel",

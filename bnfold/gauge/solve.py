@@ -52,17 +52,30 @@ class Solution:
     """Variables that ops alone hold to one scale have the same entry here, whatever was removed."""
 
 
-def solve(graph: Graph) -> Solution:
-    """Remove as many norms as the rules allow and find the gauge that does it.
+def solve(graph: Graph, limit: float) -> Solution:
+    """Remove as many norms as the rules allow, and as precision allows, and find the gauge that does it.
 
-    Relus are held at q = 0 first. Those that read a norm whose offset had nowhere to go may then carry one, as a Max.
+    `limit` is the precision guard's, see `guard`.
     """
+    from .guard import too_costly
+
     equations, gauges = build(graph)
-    solution = _settle(graph, equations, gauges, [])
+    refused: dict[Op, Conflict] = {}
+    while True:
+        solution = _best(graph, equations, gauges, refused)
+        found = too_costly(solution, limit, graph.octaves)
+        if not set(found) - set(refused):
+            return solution
+        refused.update(found)
+
+
+def _best(graph: Graph, equations: Equations, gauges: dict[str, Ids | None], refused: dict[Op, Conflict]) -> Solution:
+    """Hold Relus at q = 0 first. Those that read a norm whose offset had nowhere to go may then carry one, as a Max."""
+    solution = _settle(graph, equations, gauges, [], refused)
     released = _in_the_way(solution)
     if not released:
         return solution
-    second = _settle(graph, equations, gauges, released)
+    second = _settle(graph, equations, gauges, released, refused)
     reasons = {outcome.port.op: outcome.conflict for outcome in solution.outcomes}
     at_threshold = np.zeros(equations.count, bool)
     for bend in second.thresholds:
@@ -76,12 +89,18 @@ def solve(graph: Graph) -> Solution:
     return replace(second, outcomes=outcomes) if any(o.form == "max" for o in outcomes) else solution
 
 
-def _settle(graph: Graph, equations: Equations, gauges: dict[str, Ids | None], released: list[Bend]) -> Solution:
+def _settle(
+    graph: Graph,
+    equations: Equations,
+    gauges: dict[str, Ids | None],
+    released: list[Bend],
+    refused: dict[Op, Conflict],
+) -> Solution:
     """Search until no constant Mul that stays is in the way of a shift that was already used."""
     held: dict[Op, Conflict] = {}
     while True:
         try:
-            return _Search(graph, equations, held, released).run(gauges)
+            return _Search(graph, equations, held, released, refused).run(gauges)
         except _Held as found:
             held[found.op] = found.conflict
 
@@ -103,8 +122,16 @@ class _Held(Exception):
 
 
 class _Search:
-    def __init__(self, graph: Graph, equations: Equations, held: dict[Op, Conflict], released: list[Bend]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        equations: Equations,
+        held: dict[Op, Conflict],
+        released: list[Bend],
+        refused: dict[Op, Conflict],
+    ) -> None:
         self.graph, self.equations, self.held, self.released = graph, equations, held, released
+        self.refused = refused
         self.scale = Scale(equations.count)
         self._tie_scales()
         self.shift = Shift(self.scale)
@@ -151,7 +178,7 @@ class _Search:
         outcomes = {port.op: Outcome(port, "stays", self.held.get(port.op)) for port in self.equations.affines}
         ranked = sorted(self.candidates, key=self._rank)
         for port in ranked:
-            conflict = self._remove(port)
+            conflict = self.refused.get(port.op) or self._remove(port)
             outcomes[port.op] = Outcome(port, "stays" if conflict else "gone", conflict)
             if conflict and port.op.kind == "mul" and self._hold(port):
                 raise _Held(port.op, conflict)
@@ -249,6 +276,8 @@ class _Search:
 
     def _reduce(self, port: AffinePort) -> str:
         """The cheapest op that can stand for a norm that stays."""
+        if port.op in self.refused and self.refused[port.op].kind == "range":
+            return "stays"
         if self._remove(port, shift=False) is None:
             return "add"
         if self.scale.special(port.x) or self.scale.special(port.y):

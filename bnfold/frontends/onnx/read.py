@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from ...errors import ModelError
@@ -119,7 +119,21 @@ def read(
             bindings[len(ops) + position] = binding
         ops += made
     ops += _hidden(model)
-    return Source(Graph(ops, shapes, pinned, name), bindings, constants, dtypes, uses)
+    octaves = OCTAVES.get(_narrowest(model, dtypes), 40.0)
+    return Source(Graph(ops, shapes, pinned, name, octaves), bindings, constants, dtypes, uses)
+
+
+OCTAVES: dict[int, float] = {TensorProto.FLOAT16: 5.0, TensorProto.DOUBLE: 400.0}
+"""How far tensors may leave their scale, by element type; float32 and bfloat16 share the default."""
+
+
+def _narrowest(model: ModelProto, dtypes: dict[str, int]) -> int:
+    """float16 where anything is, else double where the inputs are."""
+    kinds = {dtypes.get(value.name, 0) for value in model.graph.input} | {t.data_type for t in model.graph.initializer}
+    for kind in (TensorProto.FLOAT16, TensorProto.FLOAT):
+        if kind in kinds:
+            return int(kind)
+    return int(TensorProto.DOUBLE) if TensorProto.DOUBLE in kinds else 0
 
 
 def _complete_shapes(ops: list[Op], shapes: dict[str, Shape | None]) -> None:

@@ -1,0 +1,4 @@
+"""Defaults that the command shows in its help and the core works with; no imports, so that help stays quick."""
+
+PRECISION_LIMIT = 32.0
+"""The default of the precision guard; docs/precision.md has the measurement that it comes from."""

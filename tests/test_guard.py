@@ -1,0 +1,73 @@
+"""The precision guard: folds that would cost other readers their digits are taken back, and only those."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+
+import bnfold
+from benchmarks.precision import hostile, ratio
+from tests.test_rules import Net
+from tests.zoo import ZOO
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gamma", "gamma and deviation"])
+@pytest.mark.parametrize("k", [2, 4, 6])
+@pytest.mark.parametrize("name", ["resnetv2_50", "densenet121", "repvgg_a0", "resnet50"])
+def test_error_stays_within_three_times_the_originals(name: str, kind: str, k: int) -> None:
+    error, _ = ratio(hostile(name, kind, k), 32.0)
+    assert error <= 3.0
+
+
+def test_without_the_guard_the_error_is_large() -> None:
+    """The network of the test above does need the guard."""
+    error, folded = ratio(hostile("resnetv2_50", "gamma", 6), float("inf"))
+    assert folded == 49
+    assert error > 1000
+
+
+def test_what_is_taken_back_has_the_reason() -> None:
+    plan = bnfold.inspect(hostile("resnetv2_50", "gamma", 4))
+    back = [bn for bn in plan.batch_norms if bn.verdict != "folded"]
+    assert back
+    assert {bn.reason.code for bn in back if bn.reason} == {"precision"}
+    assert all(bn.form == "add" for bn in back)
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_ordinary_statistics_never_meet_the_guard(name: str) -> None:
+    plan = bnfold.inspect(ZOO[name](dtype=np.float32, seed=9))
+    assert not {"precision", "range"} & {bn.reason.code for bn in plan.batch_norms if bn.reason}
+
+
+def test_a_single_reader_may_be_moved_however_far() -> None:
+    """conv -> BN with a tiny gamma: nobody else reads the conv, and behind the BN the values are what they were."""
+    n = Net(2, 3, 5, 5)
+    model = n.model(n.op("Relu", n.bn(n.conv("x", 3, 4), 4, [1.0, 1e-9, 0.5, 2.0])))
+    assert bnfold.inspect(model).counts()["folded"] == 1
+
+
+def _identity_branch(gamma: float) -> Net:
+    """relu(conv(x) + bn(x)): the identity branch couples the scale of x to that of the output."""
+    n = Net(2, 3, 5, 5)
+    y = n.op("Relu", n.conv("x", 3, 4))
+    for _ in range(4):
+        y = n.op("Relu", n.op("Add", n.conv(y, 4, 4, 3, pads=[1] * 4), n.bn(y, 4, [gamma] * 4)))
+    n.conv(y, 4, 2)
+    return n
+
+
+@pytest.mark.parametrize(("gamma", "code"), [(1e-3, "range"), (0.8, None)])
+def test_float16_keeps_to_its_range(gamma: float, code: str | None) -> None:
+    n = _identity_branch(gamma)
+    model = n.model(n.nodes[-1].output[0])
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        if value.dtype == np.float64:
+            tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), tensor.name))
+    for value_info in (*model.graph.input, *model.graph.output):
+        value_info.type.tensor_type.elem_type = 10
+    codes = {bn.reason.code if bn.reason else None for bn in bnfold.inspect(model).batch_norms}
+    assert code in codes
