@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from .gauge.equations import AffinePort, Bend, Ids, LinearPort, Vector
 from .gauge.explain import Explainer
-from .gauge.solve import Outcome, Solution, solve
+from .gauge.guard import solve_within
+from .gauge.solve import Outcome, Solution
 from .graph import Affine, Graph, Op, Opaque
 from .limits import PRECISION_LIMIT
 from .plan import BatchNorm, Conditioning, Edit, OtherNorm, Plan, Remove, Replace, Rescale
@@ -19,7 +20,7 @@ LRN_TYPES = frozenset({"LRN"})
 
 def plan(graph: Graph, precision_limit: float = PRECISION_LIMIT) -> Plan:
     """What becomes of every norm of a graph. No weight is read. `precision_limit`: see `gauge.guard`."""
-    solution = solve(graph, precision_limit)
+    solution = solve_within(graph, precision_limit)
     index = {op: i for i, op in enumerate(graph.ops)}
     linears = [
         (port, edit) for port in solution.equations.linears if (edit := _rescale(port, index[port.op], solution))

@@ -11,12 +11,25 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..graph import Op
+from ..graph import Graph, Op
 from .equations import Vector
+from .rules import build
 from .scale import Conflict
-from .solve import Outcome, Solution
+from .solve import Outcome, Solution, solve
 
 GONE = ("gone", "max")
+
+
+def solve_within(graph: Graph, limit: float) -> Solution:
+    """Remove as many norms as the rules allow, and as precision allows, and find the gauge that does it."""
+    equations, gauges = build(graph)
+    refused: dict[Op, Conflict] = {}
+    while True:
+        solution = solve(graph, equations, gauges, refused)
+        found = too_costly(solution, limit, graph.octaves)
+        if not set(found) - set(refused):
+            return solution
+        refused.update(found)
 
 
 def too_costly(solution: Solution, limit: float, octaves: float) -> dict[Op, Conflict]:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from ..graph import Graph, Op
 from .equations import AffinePort, Bend, Equations, Ids, Vector
-from .rules import build
 from .scale import Conflict, Scale
 from .shift import Shift
 
@@ -52,24 +51,7 @@ class Solution:
     """Variables that ops alone hold to one scale have the same entry here, whatever was removed."""
 
 
-def solve(graph: Graph, limit: float) -> Solution:
-    """Remove as many norms as the rules allow, and as precision allows, and find the gauge that does it.
-
-    `limit` is the precision guard's, see `guard`.
-    """
-    from .guard import too_costly
-
-    equations, gauges = build(graph)
-    refused: dict[Op, Conflict] = {}
-    while True:
-        solution = _best(graph, equations, gauges, refused)
-        found = too_costly(solution, limit, graph.octaves)
-        if not set(found) - set(refused):
-            return solution
-        refused.update(found)
-
-
-def _best(graph: Graph, equations: Equations, gauges: dict[str, Ids | None], refused: dict[Op, Conflict]) -> Solution:
+def solve(graph: Graph, equations: Equations, gauges: dict[str, Ids | None], refused: dict[Op, Conflict]) -> Solution:
     """Hold Relus at q = 0 first. Those that read a norm whose offset had nowhere to go may then carry one, as a Max."""
     solution = _settle(graph, equations, gauges, [], refused)
     released = _in_the_way(solution)

@@ -1,0 +1,95 @@
+"""A plan is a value: it compares by content, goes to JSON and back, and prints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import bnfold
+from bnfold.errors import PlanError
+from bnfold.graph import Reason
+from bnfold.plan import BatchNorm, Conditioning, OtherNorm, Plan, Remove, Replace, Rescale
+from tests.zoo import ZOO
+
+NORM = BatchNorm("bn", "BatchNormalization", "x", "y", 3, "reduced", "add", ("conv",), Reason("sign", "why", "n", "h"),
+                 Conditioning(0.1, 1, 2.5, 1.5))  # fmt: skip
+PLAN = Plan(
+    "m.onnx",
+    (NORM, BatchNorm("b2", "Mul", "y", "z", 1, "folded")),
+    (OtherNorm("lrn", "LRN", "a", "b"),),
+    (
+        Rescale(3, "conv", np.array([0.1, -1 / 3]), None, None, np.array([5e-324, 1e300])),
+        Remove(4, "bn", "input"),
+        Replace(5, "b", "add", 1, np.ones(2), np.array([0.1, 0.2])),
+    ),
+)
+
+
+def test_json_and_back_is_the_same_bit_by_bit() -> None:
+    assert Plan.from_json(PLAN.to_json()) == PLAN
+
+
+@pytest.mark.parametrize("name", ["densenet121", "resnetv2_50", "convmixer"])
+def test_real_plans_survive_json(name: str) -> None:
+    plan = bnfold.inspect(ZOO[name](dtype=np.float32))
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_equality_is_by_content() -> None:
+    same = Plan.from_dict(PLAN.to_dict())
+    assert same == PLAN
+    edit = PLAN.edits[0]
+    assert isinstance(edit, Rescale)
+    assert edit.p_out is not None
+    for other in (
+        replace(PLAN, model="other"),
+        replace(PLAN, batch_norms=PLAN.batch_norms[:1]),
+        replace(PLAN, others=()),
+        replace(PLAN, edits=PLAN.edits[1:]),
+        replace(PLAN, edits=(replace(edit, p_out=np.nextafter(edit.p_out, 9)), *PLAN.edits[1:])),
+        replace(PLAN, edits=(replace(edit, u_in=np.ones(2)), *PLAN.edits[1:])),
+        replace(PLAN, batch_norms=(replace(NORM, verdict="kept"), PLAN.batch_norms[1])),
+    ):
+        assert other != PLAN
+
+
+def test_the_same_model_gives_the_same_plan() -> None:
+    a, b = (bnfold.inspect(ZOO["dpn68"](dtype=np.float32)) for _ in range(2))
+    assert a == b
+    assert a != bnfold.inspect(ZOO["dpn68"](dtype=np.float32, seed=1))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"schema": 99}', '{"schema": 1}', "nonsense", '{"schema": 1, "model": 3}']
+)
+def test_other_text_is_a_plan_error(text: str) -> None:
+    with pytest.raises(PlanError):
+        Plan.from_json(text)
+
+
+def test_an_unknown_edit_is_a_plan_error() -> None:
+    data = json.loads(PLAN.to_json())
+    data["edits"][0]["kind"] = "explode"
+    with pytest.raises(PlanError):
+        Plan.from_dict(data)
+
+
+def test_it_prints_a_line_for_each_norm() -> None:
+    lines = str(PLAN).splitlines()
+    assert lines[0] == "m.onnx: 2 batch norms: 1 folded, 1 reduced, 0 kept"
+    assert lines[1] == "  bn: reduced to add into conv [sign] why"
+    assert lines[2] == "  b2: folded"
+
+
+def test_a_plan_for_another_model_is_refused() -> None:
+    from bnfold.frontends.onnx.apply import apply
+    from bnfold.frontends.onnx.read import read
+    from bnfold.frontends.onnx.skeleton import skeleton
+
+    model = ZOO["mlp"](dtype=np.float32)
+    source = read(model, skeleton(model), "mlp")
+    with pytest.raises(PlanError, match="was the plan made for this model"):
+        apply(model, source, bnfold.inspect(ZOO["resnetv2_50"](dtype=np.float32)))
