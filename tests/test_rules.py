@@ -50,12 +50,15 @@ class Net:
         weight = self.rng.standard_normal((out, cin // groups, k, k)) / np.sqrt(cin // groups * k * k)
         return str(self.op("Conv", x, self.w(weight), *([self.w(self.rng.normal(size=out))] if bias else []), **attrs))
 
-    def model(self, *outputs: str, opset: int = 17) -> onnx.ModelProto:
+    def model(self, *outputs: str, opset: int = 17, domains: tuple[str, ...] = ()) -> onnx.ModelProto:
         def value(name: str, shape: tuple[int, ...]) -> onnx.ValueInfoProto:
             return helper.make_tensor_value_info(name, TensorProto.DOUBLE, shape)
 
         graph = helper.make_graph(self.nodes, "net", [value("x", self.shape)], [], self.weights)
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        made.opset_import.extend(helper.make_opsetid(domain, 1) for domain in domains)
+        if not outputs:  # the caller adds them
+            return made
         inferred = onnx.shape_inference.infer_shapes(made)
         known = {v.name: v for v in inferred.graph.value_info}
         made.graph.output.extend(known[name] for name in outputs)

@@ -1,0 +1,130 @@
+"""Every reason code can be reached, is documented, and nothing else is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import bnfold
+from benchmarks.precision import hostile
+from tests.test_rules import CASES, Net
+
+ROOT = Path(__file__).parents[1]
+RULES = {case.name: case.build for case in CASES}
+
+
+def _behind_a_custom_op() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    y = n.bn(n.op("Mystery", "x", domain="com.example"), 3)
+    model = n.model(domains=("com.example",))
+    model.graph.output.append(helper.make_tensor_value_info(y, TensorProto.DOUBLE, [2, 3, 4, 4]))
+    return model
+
+
+def _future() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    model = n.model(n.bn(n.conv("x", 3, 3), 3))
+    model.opset_import[0].version = 999
+    return model
+
+
+def _spatial_0() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    stats = [n.w(np.full((3, 4, 4), v)) for v in (1.5, 0.2, 0.3, 2.0)]
+    model = n.model(opset=7)
+    model.graph.node.append(helper.make_node("BatchNormalization", ["x", *stats], ["y"], spatial=0))
+    model.graph.output.append(helper.make_tensor_value_info("y", TensorProto.DOUBLE, [2, 3, 4, 4]))
+    return model
+
+
+def _overridable() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    model = n.model(n.bn(n.conv("x", 3, 3), 3))
+    mean = model.graph.node[-1].input[3]
+    model.graph.input.append(helper.make_tensor_value_info(mean, TensorProto.DOUBLE, [3]))
+    return model
+
+
+def _in_a_body() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    inner = Net(2, 3, 4, 4)
+    y = inner.bn("x", 3)
+    out = [helper.make_tensor_value_info(y, TensorProto.DOUBLE, [2, 3, 4, 4])]
+    body = helper.make_graph(inner.nodes, "body", [], out, inner.weights)
+    other = helper.make_graph([helper.make_node("Abs", ["x"], ["a"])], "else", [],
+                              [helper.make_tensor_value_info("a", TensorProto.DOUBLE, [2, 3, 4, 4])])  # fmt: skip
+    y = n.op("If", n.w(True, np.bool_), then_branch=body, else_branch=other)
+    model = n.model()
+    model.graph.output.append(helper.make_tensor_value_info(y, TensorProto.DOUBLE, [2, 3, 4, 4]))
+    return model
+
+
+def _in_a_function() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    stats = [n.w(np.full(3, v)) for v in (1.5, 0.2, 0.3, 2.0)]
+    y = n.op("Block", "x", *stats, domain="local")
+    model = n.model(domains=("local",))
+    model.graph.output.append(helper.make_tensor_value_info(y, TensorProto.DOUBLE, [2, 3, 4, 4]))
+    names = ["x", "g", "b", "m", "v"]
+    norm = helper.make_node("BatchNormalization", names, ["y"], name="inner")
+    model.functions.append(helper.make_function("local", "Block", names, ["y"], [norm], [helper.make_opsetid("", 17)]))
+    return model
+
+
+def _half_precision() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    y = n.op("Relu", n.conv("x", 3, 4))
+    for _ in range(4):
+        y = n.op("Relu", n.op("Add", n.conv(y, 4, 4, 3, pads=[1] * 4), n.bn(y, 4, [1e-3] * 4)))
+    model = n.model(n.conv(y, 4, 2))
+    for tensor in model.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), tensor.name))
+    for value_info in (*model.graph.input, *model.graph.output):
+        value_info.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return model
+
+
+MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "scale-fixed": RULES["pinned_on_both_sides"],
+    "scale-cycle": RULES["a_branch_that_meets_its_own_input"],
+    "channels-tied": RULES["linear_on_the_last_axis_is_not_the_axis_of_bn"],
+    "sign": RULES["negative_gamma_on_a_stream_before_relu"],
+    "zero-padding": RULES["bn_then_zero_padded_conv"],
+    "shift-taken": RULES["two_readers_that_need_different_offsets_before_padded_convs"],
+    "shift-fixed": RULES["matmul_without_bias_keeps_the_offset"],
+    "dead-channel": RULES["dead_channel_that_meets_zero_padding_as_a_positive_constant"],
+    "precision": lambda: hostile("resnetv2_50", "gamma", 4),
+    "range": _half_precision,
+    "not-constant": RULES["statistics_computed_from_data"],
+    "overridable": _overridable,
+    "training-mode": RULES["batch_statistics"],
+    "spatial-0": _spatial_0,
+    "bad-statistics": RULES["a_negative_variance"],
+    "unknown-shape": _behind_a_custom_op,
+    "unknown-opset": _future,
+    "in-subgraph": _in_a_body,
+    "in-function": _in_a_function,
+    "skipped": RULES["conv_then_bn"],
+}
+
+
+@pytest.mark.parametrize("code", sorted(MODELS))
+def test_the_code_is_reached(code: str) -> None:
+    plan = bnfold.inspect(MODELS[code](), skip=["*"] if code == "skipped" else [])
+    found = [bn.reason for bn in plan.batch_norms if bn.reason]
+    assert code in {reason.code for reason in found}
+    assert all(reason.text and not reason.text.endswith(".") for reason in found)
+
+
+def test_exactly_the_codes_of_the_source_are_documented() -> None:
+    text = "\n".join(path.read_text() for path in (ROOT / "bnfold").rglob("*.py"))
+    source = set(re.findall(r"Reason\(\s*\"([a-z0-9-]+)\"", text))
+    page = re.findall(r"^\| `([a-z0-9-]+)` \| (.+?) \|", (ROOT / "docs/reasons.md").read_text(), re.M)
+    assert source == set(MODELS) == {code for code, _ in page}
