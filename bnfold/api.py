@@ -88,6 +88,7 @@ def fold(
     VerificationError (the result differs, or nothing here can run the model).
     """
     from .frontends.onnx.apply import apply
+    from .frontends.onnx.external import external_tensors
     from .frontends.onnx.files import check as check_model
     from .frontends.onnx.files import check_target, dump
 
@@ -96,6 +97,10 @@ def fold(
         check_target(target, _path(model))
     progress("reading")
     loaded = _load(model, skip, freeze_inputs)
+    if target is None and external_tensors(loaded.model):
+        raise UsageError(
+            f"{loaded.name} has external data, which a model in memory cannot carry; name a file with out="
+        )
     progress("planning")
     plan = make_plan(loaded.source.graph, precision_limit)
     progress("folding")

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+import bnfold
 from bnfold.api import fold, verify
 from bnfold.cli import main
 from bnfold.equivalence.check import Check, OutputError
@@ -600,3 +601,38 @@ def test_inputs_are_the_same_for_the_same_seed_and_differ_between_kinds_and_seed
     assert (kinds["image"]["x"][..., 0] == 1).all()
     assert np.abs(kinds["large"]["x"]).max() > 10
     assert np.ptp(kinds["constant"]["x"]) == 0
+
+
+# --- the second hearing
+
+
+def _saturated(bias: float, weight: float = 1.0) -> ModelProto:
+    """conv -> BN -> Sigmoid, far to the left: what comes out has few digits."""
+    net = Net()
+    x = net.bn(net.conv(net.input(), (3, 4), "conv"), 4, "bn")
+    net.weights["bn_beta"] = np.full(4, bias, np.float32)
+    net.weights["conv_weight"] = net.weights["conv_weight"] * np.float32(weight)
+    net.output(net.node("Sigmoid", [x], "sigmoid"))
+    return net.model()
+
+
+def test_few_digits_are_no_fault(tmp_path: Path) -> None:
+    """A Sigmoid near 0 rounds to steps of 6e-8: one step is half of what comes out, and still not a difference."""
+    result = bnfold.fold(_saturated(-14.0), verify=True)
+    assert result.check is not None
+    assert result.check.passed
+
+
+def test_a_wrong_model_fails_the_second_hearing_too(tmp_path: Path) -> None:
+    right, wrong = tmp_path / "right.onnx", tmp_path / "wrong.onnx"
+    onnx.save(_saturated(-9.0), right)
+    onnx.save(_saturated(-9.0, 1.05), wrong)
+    assert not bnfold.verify(right, wrong).passed
+
+
+def test_the_second_hearing_is_for_the_default_limits_only(tmp_path: Path) -> None:
+    right, wrong = tmp_path / "right.onnx", tmp_path / "wrong.onnx"
+    onnx.save(_saturated(0.0), right)
+    onnx.save(_saturated(0.0, 1 + 3e-7), wrong)
+    assert bnfold.verify(right, wrong).passed
+    assert not bnfold.verify(right, wrong, limit=1e-9).passed

@@ -808,3 +808,56 @@ def test_external_data_of_untouched_weights_reach_another_folder(folder: Path, v
     onnx.save(net.model(), folder / "here/m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     bnfold.fold(folder / "here/m.onnx", out=folder / "there/m.onnx", verify=verify)
     agree(net.model(), onnx.load(folder / "there/m.onnx"), "ort")
+
+
+def _external(folder: Path) -> tuple[Path, ModelProto]:
+    """A model whose weights lie in a file beside it, one of them large."""
+    net = Net()
+    x = net.relu(net.bn(net.conv(net.input(), (3, 40), "conv1", k=3, pad=1), 40, "bn1"), "relu1")
+    net.output(net.bn(net.conv(x, (40, 40), "conv2", k=3), 40, "bn2"))
+    model = net.model()
+    folder.mkdir()
+    onnx.save(net.model(), folder / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    return folder / "m.onnx", model
+
+
+def test_external_data_come_along_folded(folder: Path) -> None:
+    path, model = _external(folder / "a")
+    before = (folder / "a/w.bin").read_bytes()
+    out = folder / "out.onnx"
+    result = bnfold.fold(path, out=out)
+    assert result.check is not None
+    assert result.check.passed
+    assert sorted(p.name for p in folder.iterdir()) == ["a", "out.onnx", "out.onnx.data"]
+    assert (folder / "a/w.bin").read_bytes() == before
+    agree(model, onnx.load(out), "ort")
+
+
+def test_external_data_in_memory_is_refused(folder: Path) -> None:
+    path, _ = _external(folder / "a")
+    with pytest.raises(bnfold.UsageError, match="out="):
+        bnfold.fold(path)
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "/etc/passwd", "missing.bin"])
+def test_external_data_outside_the_folder_or_missing_are_refused(folder: Path, location: str) -> None:
+    path, _ = _external(folder / "a")
+    (folder / "w.bin").write_bytes((folder / "a/w.bin").read_bytes())
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(bnfold.ModelError, match=r"outside the folder|missing"):
+        bnfold.fold(path, out=folder / "out.onnx")
+    assert not (folder / "out.onnx").exists()
+
+
+def test_a_truncated_side_file_is_refused(folder: Path) -> None:
+    path, _ = _external(folder / "a")
+    side = folder / "a/w.bin"
+    side.write_bytes(side.read_bytes()[:-100])
+    with pytest.raises(bnfold.ModelError, match="truncated"):
+        bnfold.fold(path, out=folder / "out.onnx")
+    assert sorted(p.name for p in folder.iterdir()) == ["a"]

@@ -79,6 +79,8 @@ def check_table(check: Check) -> RenderableType:
 def _mark(output: OutputError) -> Text:
     if output.note == "skipped":
         return Text("skipped", "yellow")
+    if output.passed and output.note.startswith("within"):
+        return Text("ok (rounding)", "green")
     return Text("ok", "green") if output.passed else Text("differs", "red")
 
 
