@@ -467,6 +467,27 @@ def maximum_of_two_branches() -> onnx.ModelProto:
     return n.model(n.bn(n.op("Max", n.conv("x", 3, 4), n.conv("x", 3, 4)), 4))
 
 
+@case("folded")
+def conv_whose_input_has_no_known_rank() -> onnx.ModelProto:
+    """Reshape to a shape that is computed: nothing is known of its output, but a conv behind it is one all the same."""
+    n = Net(2, 3, 4, 4)
+    shape = n.op("Slice", n.op("Shape", "x"), *(n.w([v], np.int64) for v in (0, 4, 0)))
+    doubled = n.op("Cast", n.op("Abs", n.op("Cast", shape, to=TensorProto.DOUBLE)), to=TensorProto.INT64)
+    y = n.conv(n.op("Reshape", n.op("Tanh", "x"), doubled), 3, 4)
+    model = n.model(domains=())
+    model.graph.node.append(
+        helper.make_node(
+            "BatchNormalization",
+            [y, *map(n.w, ([1.2, -0.7, 0.0, 0.4], [0.1, 0.2, 0.3, -0.5], [0.5, -0.5, 0.2, 0.1], [2.0, 0.4, 1.5, 0.8]))],
+            ["y"],
+            name="bn",
+        )
+    )
+    model.graph.initializer.extend(n.weights[len(model.graph.initializer) :])
+    model.graph.output.append(helper.make_tensor_value_info("y", TensorProto.DOUBLE, [2, 4, 4, 4]))
+    return model
+
+
 # --- constants that stand for a norm
 
 

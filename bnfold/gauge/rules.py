@@ -48,6 +48,8 @@ def build(graph: Graph) -> tuple[Equations, dict[str, Ids | None]]:
 def _outputs(op: Op, graph: Graph, gauges: dict[str, Ids | None], eqs: Equations) -> Sequence[Ids | None]:
     """Apply the rule of an op, or pin everything where there is none."""
     inputs = [gauges[t] if t in gauges else pinned(graph.rank(t)) for t in op.inputs]
+    if isinstance(op, Linear) and inputs[0] is None:  # nothing is known of the input but that it stays as it is
+        inputs = [pinned(op.rank)]
     known = [ids for ids in inputs if ids is not None]
     if not isinstance(op, Opaque) and len(known) == len(inputs):
         outputs = RULES[type(op)](op, known, eqs, graph)

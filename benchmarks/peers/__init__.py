@@ -1,0 +1,1 @@
+"""bnfold beside the optimisers that people have: `python -m benchmarks.peers`."""
