@@ -54,6 +54,8 @@ def medians(models: Mapping[str, onnx.ModelProto], threads: int, rounds: int) ->
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
+        # the idle threads of one session must not keep the cores from the next
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         sessions[name] = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     value = next(iter(models.values())).graph.input[0]
     shape = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
