@@ -163,7 +163,11 @@ class Scale:
         """
         root = self.find(ids)[0]
         alone: Mask = (root != 0) & (self.readers[root] == 0) & ~self._marked(ids)
-        alone &= (root != self.find(units)[0]) & ~np.isin(root, self.find(busy)[0])
+        unit_root = self.find(units)[0]
+        alone &= (root != unit_root) & ~np.isin(root, self.find(busy)[0])
+        _, first, group = np.unique(root, return_index=True, return_inverse=True)
+        mixed = unit_root != unit_root[first][group]  # one component cannot be held to two scales
+        alone &= ~np.isin(root, root[mixed])
         top, first = np.unique(root[alone], return_index=True)
         if top.size:
             self._set(self.killed, self.members(top), True)

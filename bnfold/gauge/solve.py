@@ -153,7 +153,9 @@ class _Search:
         for bend in self.released:
             self.shift.require([(bend.x, 1.0), (bend.y, -1.0)])
         fallen = {id(demand) for bend in self.released for demand in bend.holds}
-        self.shift.hold(_concatenate([d.ids for d in eqs.still if id(d) not in fallen]))
+        self.held_ids = _concatenate([d.ids for d in eqs.still if id(d) not in fallen])
+        self.pinned_ids = _concatenate([d.ids for d in eqs.pins])
+        self.shift.hold(self.held_ids)
 
     def run(self, gauges: dict[str, Ids | None]) -> Solution:
         """Decide about every candidate, then read off the gauges."""
@@ -278,6 +280,8 @@ class _Search:
         killed, constant = self.scale.killed, ~np.isnan(self.scale.constant)
         p = np.where(killed, 0.0, np.where(constant, 1.0, ratio / unit[root]))
         q = np.where(constant, 0.0, self.shift.values() / unit[root])
+        p[self.pinned_ids] = 1.0  # what holds in real numbers holds to the last bit
+        q[self.held_ids] = 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
             u = np.where(constant, 0.0, 1.0 / p)
             t = np.where(constant, self.scale.constant, -q / p)
