@@ -86,7 +86,8 @@ class Affine(Op):
     """`y = scale * x + offset`, constant, varying along `axis` only; a batch norm, or a constant Mul, Add, Sub or Div.
 
     `kind` says what the op can hold when it stays: "bn" both, "mul" a scale, "add" an offset. `candidate` is false for
-    constants that nobody wants removed (a single number on its own); they still take up what others leave.
+    constants that nobody wants removed (a single number on its own); they still take up what others leave. An "add"
+    has scale 1, or -1 where it is `c - x`.
     """
 
     type: str = "BatchNormalization"
@@ -96,6 +97,11 @@ class Affine(Op):
     offset: Array = field(default_factory=lambda: np.zeros(1))
     statistics: Statistics | None = None
     candidate: bool = True
+
+    @property
+    def reversed(self) -> bool:
+        """Whether it is `c - x`."""
+        return self.kind == "add" and bool((self.scale < 0).any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +116,30 @@ class Homogeneous(Op):
 
 
 @dataclass(frozen=True, eq=False)
+class Clipped(Op):
+    """`min(max(x, low), high)` with two numbers: Relu6, HardTanh. It may become the same with bounds per channel."""
+
+    low: float = 0.0
+    high: float = 6.0
+
+
+@dataclass(frozen=True, eq=False)
+class Bound(Op):
+    """`y = f(x, c)` with a constant c, where `f(p*x + q, p*c + q) = p*f(x, c) + q`: Max and Min (`ordered`: for
+    p > 0 only), Where. `shape` is that of c, which broadcasts to x.
+    """
+
+    shape: tuple[int, ...] = ()
+    ordered: bool = True
+
+
+@dataclass(frozen=True, eq=False)
 class Select(Op):
-    """The largest or smallest of several values: MaxPool, ReduceMax over space (one input), Max, Min (several)."""
+    """One of several values: MaxPool, ReduceMax over space (one input), Max, Min (several), Where (not `ordered`)."""
 
     axes: tuple[int, ...] = ()
     keepdims: bool = True
+    ordered: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,8 +65,11 @@ class Remove(_Value):
 
 @dataclass(frozen=True, eq=False)
 class Replace(_Value):
-    """The op becomes `form`: "add" (`x + offset`), "mul" (`x * scale`), "max" (`max(x, offset)`) or "bn" (`x * scale +
-    offset`) along `axis`.
+    """The op becomes `form` along `axis`.
+
+    "add": `scale * x + offset` with scale 1 or -1. "mul": `x * scale`. "bn": `x * scale + offset`. "max": `max(x,
+    offset)`. "clip": `min(max(x, scale * low + offset), scale * high + offset)`. "constant": the same op, with the
+    constant `scale * c + offset` in place of its constant c.
     """
 
     op: int

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .gauge.equations import AffinePort, Bend, Ids, LinearPort, Vector
+from .gauge.equations import AffinePort, Bend, BoundPort, Ids, LinearPort, Vector
 from .gauge.explain import Explainer
-from .gauge.guard import solve_within
+from .gauge.guard import GONE, solve_within
 from .gauge.solve import Outcome, Solution
 from .graph import Affine, Graph, Op, Opaque
 from .limits import PRECISION_LIMIT
@@ -28,6 +28,8 @@ def plan(graph: Graph, precision_limit: float = PRECISION_LIMIT) -> Plan:
     affines = {outcome.port.op: _affine_edit(outcome, index, solution) for outcome in solution.outcomes}
     edits: list[Edit] = [edit for _, edit in linears] + [edit for edit in affines.values() if edit]
     edits += [_threshold(bend, index[bend.op], solution) for bend in solution.thresholds]
+    moved = [port for port in solution.equations.bounds if not _trivial(port.y, solution)]
+    edits += [_bound(port, index[port.op], solution) for port in moved]
     into = _Into(solution, [port for port, _ in linears])
     explainer = Explainer(graph, solution)
     outcomes: dict[Op, Outcome] = {outcome.port.op: outcome for outcome in solution.outcomes}
@@ -66,13 +68,14 @@ def _affine_edit(outcome: Outcome, index: dict[Op, int], s: Solution) -> Edit | 
     """What an affine becomes: nothing, a cheaper op, or itself with other numbers."""
     port = outcome.port
     op, x, y = port.op, port.x, port.y
-    if outcome.form in ("gone", "max"):
+    if outcome.form in GONE:
         return Remove(index[op], op.name, "input" if _trivial(x, s) and not _trivial(y, s) else "output")
     if outcome.form == "add" or op.kind == "add":
-        offset = np.where(s.constant[y], 0.0, s.p[y] * port.offset + s.q[y] - s.q[x])
+        sign = port.scale if op.reversed else np.ones(port.scale.size)
+        offset = np.where(s.constant[y], 0.0, s.p[y] * port.offset + s.q[y] - sign * s.q[x])
         if op.kind == "add" and np.array_equal(offset, port.offset):
             return None
-        return Replace(index[op], op.name, "add", port.axis, np.ones(offset.size), offset)
+        return Replace(index[op], op.name, "add", port.axis, sign, offset)
     scale = s.p[y] * port.scale * s.u[x]
     offset = s.p[y] * (port.scale * s.t[x] + port.offset) + s.q[y]
     if outcome.form == "mul" or op.kind == "mul":
@@ -85,8 +88,13 @@ def _affine_edit(outcome: Outcome, index: dict[Op, int], s: Solution) -> Edit | 
 
 
 def _threshold(bend: Bend, index: int, s: Solution) -> Replace:
-    """A Relu becomes `max(x', q)`."""
-    return Replace(index, bend.op.name, "max", bend.axis, np.ones(bend.y.size), s.q[bend.y])
+    """A Relu becomes `max(x', q)`, a Clip `min(max(x', p*low + q), p*high + q)`."""
+    return Replace(index, bend.op.name, "clip" if bend.pins else "max", bend.axis, s.p[bend.y], s.q[bend.y])
+
+
+def _bound(port: BoundPort, index: int, s: Solution) -> Replace:
+    """A constant c becomes `p*c + q`."""
+    return Replace(index, port.op.name, "constant", port.axis, s.p[port.y], s.q[port.y])
 
 
 @dataclass
@@ -106,7 +114,7 @@ class _Into:
             self.key[label] += number  # once for each linear op, however often it repeats a channel
         self.key[0] = 0
         self.labels = [set(label.tolist()) for label in labels]
-        self.gone = [outcome.port for outcome in self.solution.outcomes if outcome.form in ("gone", "max")]
+        self.gone = [outcome.port for outcome in self.solution.outcomes if outcome.form in GONE]
 
     def __call__(self, port: AffinePort) -> tuple[str, ...]:
         near = self._near(np.concatenate([port.x, port.y]))

@@ -46,7 +46,7 @@ def test_the_table_names_every_class_of_op() -> None:
     words = {
         "Linear": "Conv", "Affine": "BN", "Homogeneous": "Relu", "Select": "MaxPool", "Carry": "Identity",
         "Sum": "Add", "Gate": "gate", "Reshape": "Reshape", "Transpose": "Transpose", "Concat": "Concat",
-        "Take": "Slice", "Broadcast": "Expand",
+        "Take": "Slice", "Broadcast": "Expand", "Clipped": "Clip", "Bound": "Where",
     }  # fmt: skip
     assert {rule.__name__ for rule in RULES} == set(words)
     assert all(word in TABLE for word in words.values())

@@ -575,6 +575,95 @@ def a_negative_variance() -> onnx.ModelProto:
     return n.model(n.op("Concat", n.conv("x", 3, 3), y, axis=1))
 
 
+# --- constants that move along
+
+
+@case("reduced:clip")
+def relu6_gets_bounds_per_channel_before_a_pointwise_conv() -> onnx.ModelProto:
+    n = Net(2, 4, 6, 6)
+    y = n.bn(n.op("MaxPool", n.op("Relu", n.conv("x", 4, 4)), kernel_shape=[2, 2]), 4)
+    six = n.op("Clip", y, n.w(0.0), n.w(6.0))
+    return n.model(n.conv(six, 4, 3), n.op("Neg", n.op("HardSwish", n.op("MaxPool", "x", kernel_shape=[2, 2]))))
+
+
+@case("reduced:clip")
+def a_clip_without_upper_bound_becomes_one_max() -> onnx.ModelProto:
+    n = Net(2, 4, 6, 6)
+    return n.model(n.conv(n.op("Clip", n.bn("x", 4), n.w(-0.5)), 4, 3))
+
+
+@case("reduced:clip")
+def one_channel_keeps_a_clip_with_two_other_numbers() -> onnx.ModelProto:
+    n = Net(2, 1, 6, 6)
+    return n.model(n.conv(n.op("Clip", n.bn("x", 1), n.w(-0.5), n.w(0.7)), 1, 3))
+
+
+@case("folded")
+def relu6_stays_a_clip_where_the_conv_before_takes_all() -> onnx.ModelProto:
+    n = Net(2, 4, 6, 6)
+    return n.model(n.conv(n.op("Clip", n.bn(n.conv("x", 4, 4), 4), n.w(0.0), n.w(6.0)), 4, 3))
+
+
+@case("kept:scale-fixed")
+def no_bounds_for_a_negative_gamma() -> onnx.ModelProto:
+    n = Net(2, 4, 6, 6)
+    return n.model(n.conv(n.op("Clip", n.bn("x", 4, [0.5, -1.0, 2.0, 1.0]), n.w(0.0), n.w(6.0)), 4, 3))
+
+
+@case("folded", "folded")
+def max_and_min_with_constants_carry_everything() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    low = n.op("Max", n.bn("x", 3), n.w(n.rng.normal(-1.0, 0.2, (3, 1, 1))))
+    high = n.op("Min", n.w(n.rng.normal(1.0, 0.2, (1, 3, 1, 1))), low)
+    both = n.op("Max", high, n.w(-0.3))
+    return n.model(n.conv(both, 3, 4), n.conv(n.op("Max", n.bn("x", 3), n.w(0.2)), 3, 4))
+
+
+@case("folded")
+def where_with_a_constant_carries_any_sign() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    mask = n.op("Greater", "x", n.w(0.1))
+    y = n.op("Where", mask, n.bn("x", 3, [0.5, -1.0, 2.0]), n.w(-0.7))
+    return n.model(n.conv(y, 3, 4))
+
+
+@case("folded", "folded")
+def where_between_two_branches() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    mask = n.op("Greater", n.op("ReduceMean", "x", axes=[1]), n.w(0.0))
+    a, b = n.bn(n.conv("x", 3, 3), 3), n.bn(n.conv("x", 3, 3), 3, [0.5, -1.0, 0.0])
+    return n.model(n.op("Where", mask, a, b))
+
+
+@case("folded", "folded", "folded")
+def constant_minus_data_in_a_chain() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    y = n.op("Sub", n.w(n.rng.normal(size=(3, 1, 1))), n.conv("x", 3, 3))
+    y = n.op("Mul", n.w(n.rng.normal(size=(1, 3, 1, 1)) + 2), y)
+    return n.model(n.op("Sub", y, n.w(n.rng.normal(size=(3, 1, 1)))))
+
+
+@case("kept:scale-fixed", "reduced:add")
+def constant_minus_data_that_stays() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    y = n.op("Sub", n.w(n.rng.normal(size=(3, 1, 1))), "x")
+    return n.model(n.op("Sigmoid", y), n.conv(n.bn("x", 3), 3, 4, k=3, pads=[1, 1, 1, 1]))
+
+
+@case("kept:scale-fixed", "folded")
+def constant_minus_data_that_stays_takes_up_an_offset() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    y = n.op("Sub", n.w(n.rng.normal(size=(3, 1, 1))), n.op("Sigmoid", "x"))
+    return n.model(n.op("Relu", n.op("Add", y, n.w(n.rng.normal(2.0, size=(3, 1, 1))))))
+
+
+@case("folded")
+def one_channel_by_a_scalar_index() -> onnx.ModelProto:
+    n = Net(2, 3, 6, 6)
+    y = n.op("Gather", n.bn(n.conv("x", 3, 3), 3), n.w(1, np.int64), axis=1)
+    return n.model(n.op("Relu", y))
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_rule(case: Case) -> None:
     model = case.build()

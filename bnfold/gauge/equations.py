@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ..graph import Affine, Linear, Op
+from ..graph import Affine, Bound, Clipped, Linear, Op
 
 Ids = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
@@ -41,6 +41,15 @@ class AffinePort:
 
 
 @dataclass(frozen=True, eq=False)
+class BoundPort:
+    """An op with a constant that moves with its gauge, and the variables of its output along `axis`."""
+
+    op: Bound
+    y: Ids
+    axis: int
+
+
+@dataclass(frozen=True, eq=False)
 class Demand:
     """What one op demands of some variables, and in which words a person would say so."""
 
@@ -60,14 +69,22 @@ class Unary:
 
 @dataclass(frozen=True, eq=False)
 class Bend:
-    """A Relu that may become `max(x', q)`, since `p*relu(v) + q = max(p*v + q, q)`: then q_x = q_y, and not 0."""
+    """A Relu that may become `max(x', q)`, since `p*relu(v) + q = max(p*v + q, q)`: then q_x = q_y, and not 0.
+
+    In the same way a Clip may get bounds per channel, `p*low + q` and `p*high + q`: then p_x = p_y > 0, and not 1.
+    """
 
     op: Op
     x: Ids
     y: Ids
     axis: int
     holds: tuple[Demand, ...]
-    """The demands q_x = 0 and q_y = 0, which fall when it does."""
+    """The demands on x and y alone, which fall when it bends elsewhere."""
+
+    @property
+    def pins(self) -> bool:
+        """Whether it demands p = 1 as long as it stays as it is."""
+        return isinstance(self.op, Clipped)
 
 
 @dataclass
@@ -95,6 +112,7 @@ class Equations:
     bends: list[Bend] = field(default_factory=list)
     linears: list[LinearPort] = field(default_factory=list)
     affines: list[AffinePort] = field(default_factory=list)
+    bounds: list[BoundPort] = field(default_factory=list)
     bystanders: list[Affine] = field(default_factory=list)
     """Constants that do not run along channels: nobody's batch norm."""
 

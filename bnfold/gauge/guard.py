@@ -17,7 +17,7 @@ from .rules import build
 from .scale import Conflict
 from .solve import Outcome, Solution, solve
 
-GONE = ("gone", "max")
+GONE = ("gone", "max", "clip")
 
 
 def solve_within(graph: Graph, limit: float) -> Solution:

@@ -13,8 +13,10 @@ import numpy as np
 
 from ..graph import (
     Affine,
+    Bound,
     Broadcast,
     Carry,
+    Clipped,
     Concat,
     Gate,
     Graph,
@@ -28,7 +30,7 @@ from ..graph import (
     Take,
     Transpose,
 )
-from .equations import AffinePort, Bend, Equations, Ids, LinearPort, Unary
+from .equations import AffinePort, Bend, BoundPort, Demand, Equations, Ids, LinearPort, Unary
 from .reshape import reshape_ids
 
 Gauges = Sequence[Ids]
@@ -98,7 +100,7 @@ def affine(op: Affine, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges |
     size = max(length, x.shape[axis])
     flat = np.broadcast_to(x.ravel(), size)
     y = eqs.fresh([size])
-    if op.kind == "add":
+    if op.kind == "add" and not op.reversed:
         eqs.tie(flat, y, op)
     scale, offset = (np.broadcast_to(v, size) for v in (op.scale, op.offset))
     eqs.affines.append(AffinePort(op, flat, y, scale, offset, axis))
@@ -134,8 +136,42 @@ def homogeneous(op: Homogeneous, inputs: Gauges, eqs: Equations, graph: Graph) -
     return [y]
 
 
+def clipped(op: Clipped, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges | None:
+    """p = 1, q = 0; with bounds per channel p_out = p_in > 0, q_out = q_in."""
+    x = inputs[0]
+    varying = [axis for axis, size in enumerate(x.shape) if size > 1]
+    if len(varying) > 1:
+        return None
+    y = eqs.fresh(x.shape)
+    eqs.tie(x, y, op)
+    eqs.demand_positive(x, op, "keeps the order of values only under a positive scale")
+    holds: list[Demand] = []
+    for side in (x, y):
+        eqs.pin(side, op, "has fixed bounds")
+        if (side != 0).any():
+            holds += [eqs.pins[-1], eqs.still[-1]]
+    eqs.bends.append(Bend(op, x.ravel(), y.ravel(), varying[0] if varying else 0, tuple(holds)))
+    eqs.sources.append(y.ravel())
+    return [y]
+
+
+def bound(op: Bound, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges | None:
+    """p_out = p_in (> 0 where the order matters), q_out = q_in; the constant moves along."""
+    x = inputs[0]
+    varying = [axis for axis, size in enumerate(x.shape) if size > 1]
+    if len(varying) > 1:
+        return None
+    y = eqs.fresh(x.shape)
+    eqs.same(x, y, op)
+    eqs.sources.append(y.ravel())
+    if op.ordered:
+        eqs.demand_positive(x, op, "keeps the order of values only under a positive scale")
+    eqs.bounds.append(BoundPort(op, y.ravel(), varying[0] if varying else 0))
+    return [y]
+
+
 def select(op: Select, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges:
-    """p_out = p_in > 0, q_out = q_in; of several inputs all alike."""
+    """p_out = p_in > 0 (of any sign where the order does not matter), q_out = q_in; of several inputs all alike."""
     shape = np.broadcast_shapes(*(x.shape for x in inputs))
     first, *others = (np.broadcast_to(x, shape) for x in inputs)
     for other in others:
@@ -146,7 +182,8 @@ def select(op: Select, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges:
         eqs.sources.append(y.ravel())
         first = y
     ids = eqs.collapse(first, op.axes, op)
-    eqs.demand_positive(ids, op, "keeps the order of values only under a positive scale")
+    if op.ordered:
+        eqs.demand_positive(ids, op, "keeps the order of values only under a positive scale")
     return [ids if op.keepdims else np.squeeze(ids, op.axes)]
 
 
@@ -256,6 +293,8 @@ RULES: dict[type[Op], Callable[[Any, Gauges, Equations, Graph], Gauges | None]] 
     Linear: linear,
     Affine: affine,
     Homogeneous: homogeneous,
+    Clipped: clipped,
+    Bound: bound,
     Select: select,
     Carry: carry,
     Sum: total,

@@ -21,7 +21,8 @@ from .shift import Shift
 class Outcome:
     """What became of one affine, and why it is not gone without a trace (`conflict`).
 
-    `form`: "gone"; "max", gone but the Relu behind it is a Max now; "add" or "mul", one op is left; "stays".
+    `form`: "gone"; "max" or "clip", gone but the Relu or Clip behind it has bounds per channel now; "add" or "mul", one
+    op is left; "stays".
     """
 
     port: AffinePort
@@ -46,29 +47,29 @@ class Solution:
     t: Vector
     constant: npt.NDArray[np.bool_]
     thresholds: list[Bend]
-    """The Relus that become `max(x', q)`."""
+    """The Relus and Clips that get bounds per channel."""
     base: Ids = field(repr=False)
     """Variables that ops alone hold to one scale have the same entry here, whatever was removed."""
 
 
 def solve(graph: Graph, equations: Equations, gauges: dict[str, Ids | None], refused: dict[Op, Conflict]) -> Solution:
-    """Hold Relus at q = 0 first. Those that read a norm whose offset had nowhere to go may then carry one, as a Max."""
+    """Hold Relus at q = 0 and Clips at p = 1 first. Those that read a norm that had nowhere to go may then carry more."""
     solution = _settle(graph, equations, gauges, [], refused)
     released = _in_the_way(solution)
     if not released:
         return solution
     second = _settle(graph, equations, gauges, released, refused)
     reasons = {outcome.port.op: outcome.conflict for outcome in solution.outcomes}
-    at_threshold = np.zeros(equations.count, bool)
+    form = np.zeros(equations.count, np.int64)
     for bend in second.thresholds:
-        at_threshold[bend.x] = True
+        form[bend.x] = 2 if bend.pins else 1
     outcomes = [
-        Outcome(o.port, "max", reasons[o.port.op])
-        if o.form == "gone" and reasons[o.port.op] and at_threshold[o.port.y].any()
+        Outcome(o.port, ("", "max", "clip")[form[o.port.y].max()], reasons[o.port.op])
+        if o.form == "gone" and reasons[o.port.op] and form[o.port.y].any()
         else o
         for o in second.outcomes
     ]
-    return replace(second, outcomes=outcomes) if any(o.form == "max" for o in outcomes) else solution
+    return replace(second, outcomes=outcomes) if any(o.form in ("max", "clip") for o in outcomes) else solution
 
 
 def _settle(
@@ -88,16 +89,20 @@ def _settle(
 
 
 def _in_the_way(solution: Solution) -> list[Bend]:
-    """The Relus that read norms whose offset had nowhere to go."""
-    stuck = np.zeros(solution.equations.count, bool)
+    """The Relus that read norms whose offset had nowhere to go, the Clips that read norms whose scale had neither."""
+    stuck = {kind: np.zeros(solution.equations.count, bool) for kind in ("shift", "scale")}
     for outcome in solution.outcomes:
-        if outcome.form != "gone" and outcome.conflict and outcome.conflict.kind == "shift":
-            stuck[outcome.port.y] = True
-    return [bend for bend in solution.equations.bends if stuck[bend.x].any()]
+        if outcome.form != "gone" and outcome.conflict and outcome.conflict.kind in stuck:
+            stuck[outcome.conflict.kind][outcome.port.y] = True
+    either = stuck["shift"] | stuck["scale"]
+    return [bend for bend in solution.equations.bends if (either if bend.pins else stuck["shift"])[bend.x].any()]
 
 
 class _Held(Exception):
-    """A constant Mul stays, but shifts on its sides were already used: start again with both held at 0."""
+    """A constant stays that lets less through than was already used: start again with that in mind.
+
+    A Mul holds the shifts on both sides at 0, `c - x` lets a scale through but no change of it.
+    """
 
     def __init__(self, op: Op, conflict: Conflict) -> None:
         self.op, self.conflict = op, conflict
@@ -114,6 +119,9 @@ class _Search:
     ) -> None:
         self.graph, self.equations, self.held, self.released = graph, equations, held, released
         self.refused = refused
+        fallen = {id(demand) for bend in released for demand in bend.holds}
+        self.pinned_ids = _concatenate([d.ids for d in equations.pins if id(d) not in fallen])
+        self.held_ids = _concatenate([d.ids for d in equations.still if id(d) not in fallen])
         self.scale = Scale(equations.count)
         self._tie_scales()
         self.shift = Shift(self.scale)
@@ -126,8 +134,10 @@ class _Search:
     def _tie_scales(self) -> None:
         eqs, scale = self.equations, self.scale
         conflicts = [scale.join(_concatenate([a for a, _, _ in eqs.ties]), _concatenate([b for _, b, _ in eqs.ties]))]
-        pins = _concatenate([d.ids for d in eqs.pins])
+        pins = self.pinned_ids
         conflicts.append(scale.join(pins, np.zeros_like(pins)))
+        backward = [p for p in eqs.affines if p.op.reversed and (p.op in self.held or not p.op.candidate)]
+        conflicts.append(scale.join(_concatenate([p.x for p in backward]), _concatenate([p.y for p in backward])))
         conflicts.append(scale.positive(_concatenate([d.ids for d in eqs.positive])))
         assert not any(conflicts), "p = 1 solves everything that ops demand"
         for linear in eqs.linears:
@@ -148,13 +158,10 @@ class _Search:
         for a, b, _ in eqs.equal:
             self.shift.require([(a, 1.0), (b, -1.0)])
         for port in eqs.affines:
-            if port.op in self.held:
+            if port.op in self.held and port.op.kind == "mul":
                 self.shift.hold(np.concatenate([port.x, port.y]))
         for bend in self.released:
             self.shift.require([(bend.x, 1.0), (bend.y, -1.0)])
-        fallen = {id(demand) for bend in self.released for demand in bend.holds}
-        self.held_ids = _concatenate([d.ids for d in eqs.still if id(d) not in fallen])
-        self.pinned_ids = _concatenate([d.ids for d in eqs.pins])
         self.shift.hold(self.held_ids)
 
     def run(self, gauges: dict[str, Ids | None]) -> Solution:
@@ -164,7 +171,7 @@ class _Search:
         for port in ranked:
             conflict = self.refused.get(port.op) or self._remove(port)
             outcomes[port.op] = Outcome(port, "stays" if conflict else "gone", conflict)
-            if conflict and port.op.kind == "mul" and self._hold(port):
+            if conflict and (port.op.reversed or (port.op.kind == "mul" and self._hold(port))):
                 raise _Held(port.op, conflict)
         for port in ranked:
             outcome = outcomes[port.op]
@@ -174,11 +181,14 @@ class _Search:
         return self._solution(gauges, list(outcomes.values()), thresholds)
 
     def _straighten(self, bend: Bend) -> bool:
-        """Let a Relu be one still, where nothing needs it to carry an offset."""
-        mark = self.shift.mark()
-        if self.shift.require([(bend.y, 1.0)]) is None:
+        """Let a Relu or a Clip be one still, where nothing needs it to carry more."""
+        marks = self.scale.mark(), self.shift.mark()
+        conflict = self.scale.join(bend.y, np.zeros_like(bend.y)) if bend.pins else None
+        if (conflict or self.shift.require([(bend.y, 1.0)])) is None:
+            self.scale.commit()
             return True
-        self.shift.undo(mark)
+        self.shift.undo(marks[1])
+        self.scale.undo(marks[0])
         return False
 
     def _rank(self, port: AffinePort) -> tuple[int, bool, int]:

@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from ...absorb import Layout, moves_bias, new_bias, scale_weight
 from ...errors import PlanError
 from ...plan import Plan, Remove, Replace, Rescale
-from .bindings import AffineBinding, LinearBinding
+from .bindings import AffineBinding, Binding, BoundBinding, ClipBinding, LinearBinding
 from .constants import LARGE
 from .names import Renaming
 from .read import Source, count_uses
@@ -68,9 +68,7 @@ def apply(model: ModelProto, source: Source, plan: Plan) -> Applied:
             editor.rescale(edit, binding)
         elif isinstance(edit, Remove) and isinstance(binding, AffineBinding):
             editor.remove(edit, binding)
-        elif isinstance(edit, Replace) and isinstance(binding, AffineBinding):
-            editor.replace(edit, binding)
-        else:
+        elif not isinstance(edit, Replace) or not editor.replace(edit, binding):
             raise PlanError(
                 f"{edit.name}: op {edit.op} is not what the plan expects; was the plan made for this model?"
             )
@@ -90,6 +88,8 @@ class _Editor:
         self.dropped: set[int] = set()
         self.released: set[str] = set()
         self.constant_nodes: list[NodeProto] = []
+        self.inserted: dict[int, NodeProto] = {}
+        """New nodes by the position of the node that each comes before."""
         self.pending: dict[str, Pending] = {}
 
     # --- weights
@@ -167,11 +167,65 @@ class _Editor:
         else:  # both names must stay, as graph input and output for instance
             _rewrite(node, "Identity", [source])
 
-    def replace(self, edit: Replace, at: AffineBinding) -> None:
-        """Turn a norm into Add or Mul with one vector, or into a BatchNormalization with mean 0, var 1 and eps 0."""
+    def replace(self, edit: Replace, at: Binding | None) -> bool:
+        """Give an op another form; False where the edit does not fit the op."""
+        if isinstance(at, ClipBinding) and edit.form == "clip":
+            self._clip(edit, at)
+        elif isinstance(at, BoundBinding) and edit.form == "constant":
+            self._bound(edit, at)
+        elif isinstance(at, AffineBinding) and edit.form in ("add", "mul", "max", "bn"):
+            self._affine(edit, at)
+        else:
+            return False
+        return True
+
+    def _clip(self, edit: Replace, at: ClipBinding) -> None:
+        """Other bounds: the same Clip where they are two numbers, else a Max and a Min."""
+        node = self.graph.node[at.node]
+        source = node.input[0]
+        dtype = self._dtype(node, AffineBinding(at.node))
+        bounds = [edit.scale * bound + edit.offset for bound in (at.low, at.high)]
+        self._release_constants(node, 0)
+        if all((bound == bound[0]).all() for bound in bounds):
+            self._numbers(node, edit, source, [_round(bound[0], dtype) for bound in bounds])
+            return
+        forms = [(op, bound) for op, bound in zip(("Max", "Min"), bounds, strict=True) if np.isfinite(bound).all()]
+        for op, bound in forms[:-1]:
+            inner = self._free_name(f"{node.output[0]}_{op.lower()}")
+            value = self._along(edit, source, bound, dtype, op.lower())
+            self.inserted[at.node] = helper.make_node(op, [source, value], [inner], f"{node.name or op}_{op.lower()}")
+            source = inner
+        op, bound = forms[-1]
+        _rewrite(node, op, [source, self._along(edit, node.input[0], bound, dtype, op.lower())])
+
+    def _numbers(self, node: NodeProto, edit: Replace, source: str, bounds: list[Array]) -> None:
+        """The two bounds of a Clip, which are attributes before opset 11."""
+        if self.source.constants.opset < 11:
+            for name, bound in zip(("min", "max"), bounds, strict=True):
+                if np.isfinite(bound):
+                    _set_float(node, name, float(bound))
+            return
+        names = [
+            self._new(_ready(np.asarray(bound)), f"{edit.name}_{part}") if np.isfinite(bound) else ""
+            for bound, part in zip(bounds, ("min", "max"), strict=True)
+        ]
+        _rewrite(node, "Clip", [source, *(names if names[1] else names[:1])])
+
+    def _bound(self, edit: Replace, at: BoundBinding) -> None:
+        """The constant c becomes `scale * c + offset`."""
+        node = self.graph.node[at.node]
+        old = self._value(node.input[at.constant])
+        shape = [1] * (self.source.graph.rank(node.input[at.data]) or old.ndim)
+        shape[edit.axis] = -1
+        scale, offset = edit.scale.reshape(shape), edit.offset.reshape(shape)
+        new = _round(scale * old.astype(np.float64) + offset, old.dtype)
+        _demand_finite(new, old, edit.name)
+        self._put(node, at.constant, _ready(new), f"{edit.name}_constant")
+
+    def _affine(self, edit: Replace, at: AffineBinding) -> None:
+        """Add, Mul or Max with one vector, or a BatchNormalization with mean 0, var 1 and eps 0."""
         node = self.graph.node[at.node]
         source = node.input[at.data]
-        rank = self.source.graph.rank(source)
         dtype = self._dtype(node, at)
         self._release_constants(node, at.data)
         if edit.form == "bn":
@@ -179,14 +233,21 @@ class _Editor:
             self._as_batch_norm(node, edit, [edit.scale, edit.offset, zeros, ones], source)
             return
         vector = edit.scale if edit.form == "mul" else edit.offset
-        shape = [1] * (rank or vector.size)
+        value = self._along(edit, source, vector, dtype, edit.form)
+        if edit.form == "add" and (edit.scale < 0).all():
+            _rewrite(node, "Sub", [value, source])
+        else:
+            _rewrite(node, edit.form.capitalize(), [source, value])
+        if self.source.constants.opset < 7:
+            node.attribute.extend([helper.make_attribute("broadcast", 1), helper.make_attribute("axis", edit.axis)])
+
+    def _along(self, edit: Replace, source: str, vector: Array, dtype: np.dtype[Any], part: str) -> str:
+        """A constant that runs along the edit's axis of the tensor `source`; before opset 7 an attribute says so."""
+        shape = [1] * (self.source.graph.rank(source) or vector.size)
         shape[edit.axis] = vector.size
         shape = shape[edit.axis :]  # (C, 1, .., 1): broadcasts from the right
-        old = self.source.constants.opset < 7
-        value = self._new(_ready(_round(vector.reshape(-1 if old else shape), dtype)), f"{edit.name}_{edit.form}")
-        _rewrite(node, edit.form.capitalize(), [source, value])
-        if old:
-            node.attribute.extend([helper.make_attribute("broadcast", 1), helper.make_attribute("axis", edit.axis)])
+        value = vector.reshape(-1 if self.source.constants.opset < 7 else shape)
+        return self._new(_ready(_round(value, dtype)), f"{edit.name}_{part}")
 
     def _as_batch_norm(self, node: NodeProto, edit: Replace, vectors: list[Array], source: str) -> None:
         dtypes = [self.source.constants.value(name).dtype for name in node.input[1:5]]
@@ -244,12 +305,7 @@ class _Editor:
 
     def _new(self, value: Pending, wish: str) -> str:
         """A new constant: an initializer, or before IR 4, where every initializer is a graph input, a Constant node."""
-        name = wish
-        count = 1
-        while name in self.names:
-            count += 1
-            name = f"{wish}_{count}"
-        self.names.add(name)
+        name = self._free_name(wish)
         dtype = helper.np_dtype_to_tensor_dtype(value.dtype)
         tensor = TensorProto(name=name, data_type=dtype, dims=value.shape)
         self._store(tensor, value, name)
@@ -259,6 +315,15 @@ class _Editor:
             self.constant_nodes.append(helper.make_node("Constant", [], [name], value=tensor))
         return name
 
+    def _free_name(self, wish: str) -> str:
+        """A tensor name that nobody has."""
+        name, count = wish, 1
+        while name in self.names:
+            count += 1
+            name = f"{wish}_{count}"
+        self.names.add(name)
+        return name
+
     # --- clean up
 
     def finish(self) -> None:
@@ -266,9 +331,13 @@ class _Editor:
         frozen = self.source.constants.frozen
         _delete(self.graph.input, (i for i, v in enumerate(self.graph.input) if v.name in frozen))
         drop_nodes = self.dropped | self._unread_nodes()
-        self.renaming.apply(node for i, node in enumerate(self.graph.node) if i not in drop_nodes)
-        for i in sorted(drop_nodes, reverse=True):
-            del self.graph.node[i]
+        kept = [node for i, node in enumerate(self.graph.node) if i not in drop_nodes]
+        self.renaming.apply([*kept, *self.inserted.values()])
+        for i in sorted(drop_nodes | set(self.inserted), reverse=True):
+            if i in drop_nodes:
+                del self.graph.node[i]
+            else:
+                self.graph.node.insert(i, self.inserted[i])
         for node in reversed(self.constant_nodes):
             self.graph.node.insert(0, node)
         self._drop_tensors()

@@ -35,4 +35,22 @@ class AffineBinding:
     dtype: str = "float32"
 
 
-Binding = LinearBinding | AffineBinding
+@dataclass(frozen=True)
+class ClipBinding:
+    """A Clip between two numbers, infinite where there is no bound."""
+
+    node: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class BoundBinding:
+    """Max, Min or Where with the constant at input `constant` and the data at input `data`."""
+
+    node: int
+    data: int
+    constant: int
+
+
+Binding = LinearBinding | AffineBinding | ClipBinding | BoundBinding

@@ -8,6 +8,7 @@ without computing it; its value is computed when somebody asks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,13 @@ EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array]] = {
     "Mul": _binary(np.multiply),
     "Div": _binary(_divide),
     "Pow": _binary(np.power),
+    "Max": lambda i, a, o: np.asarray(reduce(np.maximum, i)),
+    "Min": lambda i, a, o: np.asarray(reduce(np.minimum, i)),
+    "Sum": lambda i, a, o: np.asarray(reduce(np.add, i)),
+    "Tile": lambda i, a, o: np.tile(i[0], tuple(int(n) for n in i[1])),
+    "Abs": _unary(np.abs),
+    "Exp": _unary(np.exp),
+    "Log": _unary(np.log),
     "Sqrt": _unary(np.sqrt),
     "Reciprocal": _unary(np.reciprocal),
     "Neg": _unary(np.negative),

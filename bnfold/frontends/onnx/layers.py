@@ -225,7 +225,7 @@ def arithmetic(node: Node) -> Bound | None:
     number = node.float_constant(constant)
     if number is None or node.constant(data) or rank is None or shape is None:
         return None
-    if constant == 0 and node.type in ("Sub", "Div"):
+    if constant == 0 and (node.type == "Div" or (node.type == "Sub" and node.opset < 7)):
         return None
     number = _aligned(node, number, rank)
     if number is None:
@@ -252,18 +252,21 @@ def _constant_arithmetic(node: Node, number: Number, data: int, shape: Shape) ->
         return None
     if node.type == "Div" and not number.all():
         return None
-    value = -number if node.type == "Sub" else 1.0 / number if node.type == "Div" else number
+    backward = node.type == "Sub" and data == 1  # c - x
+    value = -number if node.type == "Sub" and not backward else 1.0 / number if node.type == "Div" else number
     source = (node.input(data),)
     if not varying and product:
         return [Sum(node.label, source, node.outputs[:1], (value.item(),))], {}
     if len(varying) > 1:
         both = (*source, node.step("constant", tuple(number.shape)))
         op = (
-            Gate(node.label, both, node.outputs[:1]) if product else Sum(node.label, both, node.outputs[:1], (1.0, 1.0))
+            Gate(node.label, both, node.outputs[:1])
+            if product
+            else Sum(node.label, both, node.outputs[:1], (-1.0 if backward else 1.0, 1.0))
         )
         return [op], {}
     one, zero = np.ones(value.size), np.zeros(value.size)
-    scale, offset = (value.ravel(), zero) if product else (one, value.ravel())
+    scale, offset = (value.ravel(), zero) if product else (-one if backward else one, value.ravel())
     affine = Affine(
         node.label,
         source,

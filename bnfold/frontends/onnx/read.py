@@ -45,6 +45,7 @@ READERS: dict[str, Reader] = {
     "Clip": structure.clip,
     "Max": structure.extremum,
     "Min": structure.extremum,
+    "Where": structure.where,
     "MaxPool": structure.max_pool,
     "GlobalMaxPool": structure.max_pool,
     "AveragePool": structure.average_pool,

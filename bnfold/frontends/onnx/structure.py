@@ -8,24 +8,43 @@ from math import prod
 import numpy as np
 from onnx import TensorProto, helper
 
-from ...graph import Broadcast, Carry, Concat, Dim, Homogeneous, Opaque, Reshape, Select, Shape, Sum, Take, Transpose
-from .bindings import AffineBinding, Binding
+from ...graph import (
+    Bound,
+    Broadcast,
+    Carry,
+    Clipped,
+    Concat,
+    Dim,
+    Homogeneous,
+    Opaque,
+    Reshape,
+    Select,
+    Shape,
+    Sum,
+    Take,
+    Transpose,
+)
+from .bindings import AffineBinding, Binding, BoundBinding, ClipBinding
 from .constants import axis_slice
 from .node import FLOATS, Node, Ops
 
-Bound = tuple[Ops, dict[int, Binding]]
+Read = tuple[Ops, dict[int, Binding]]
 
 
-def _relu(node: Node, data: int = 0) -> Bound:
-    """A Relu, however it is written. Max broadcasts from opset 8 on, and knows the short types from 13 on."""
-    dtype = node.context.dtypes.get(node.input(data))
-    wide = dtype in (TensorProto.FLOAT, TensorProto.DOUBLE) or node.opset >= 13
-    threshold = node.opset >= 8 and bool(dtype) and wide
-    op = Homogeneous(node.label, (node.input(data),), node.outputs, np.array(0.0), threshold)
+def _relu(node: Node, data: int = 0) -> Read:
+    """A Relu, however it is written."""
+    op = Homogeneous(node.label, (node.input(data),), node.outputs, np.array(0.0), _extremum_fits(node, data))
     return [op], {0: AffineBinding(node.index, data)}
 
 
-def activation(node: Node) -> Ops | Bound | None:
+def _extremum_fits(node: Node, data: int) -> bool:
+    """Whether Max and Min can hold a constant per channel: they broadcast from opset 8, with short types from 13."""
+    dtype = node.context.dtypes.get(node.input(data))
+    wide = dtype in (TensorProto.FLOAT, TensorProto.DOUBLE) or node.opset >= 13
+    return node.opset >= 8 and bool(dtype) and wide
+
+
+def activation(node: Node) -> Ops | Read | None:
     """Relu, LeakyRelu, PRelu, Abs: positively homogeneous."""
     if node.type == "Relu":
         return _relu(node)
@@ -40,8 +59,8 @@ def activation(node: Node) -> Ops | Bound | None:
     return [Homogeneous(node.label, node.inputs[:1], node.outputs, number)]
 
 
-def clip(node: Node) -> Ops | Bound | None:
-    """Clip at 0 from below and nowhere from above is a Relu; other bounds pin."""
+def clip(node: Node) -> Ops | Read | None:
+    """Clip at 0 from below and nowhere from above is a Relu."""
     bounds = []
     for i, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
         if node.input(i) and not node.constant(i):
@@ -50,25 +69,60 @@ def clip(node: Node) -> Ops | Bound | None:
             float(node.value(i).astype(np.float64).item()) if node.input(i) else float(node.attrs.get(name, default))
         )
         bounds.append(value)
-    low, high = bounds
-    free = high >= float(np.finfo(np.float32).max) and (low == 0 or low <= -float(np.finfo(np.float32).max))
-    if not free:
+    largest = float(np.finfo(np.float32).max)
+    low, high = -np.inf if bounds[0] <= -largest else bounds[0], np.inf if bounds[1] >= largest else bounds[1]
+    if np.isnan([low, high]).any() or low == np.inf or high == -np.inf:
         return None
-    return _relu(node) if low == 0 else [Homogeneous(node.label, node.inputs[:1], node.outputs, np.array(1.0))]
+    if high == np.inf and low in (0, -np.inf):
+        return _relu(node) if low == 0 else [Carry(node.label, node.inputs[:1], node.outputs)]
+    if not _extremum_fits(node, 0):
+        return None
+    op = Clipped(node.label, node.inputs[:1], node.outputs, low, high)
+    return [op], {0: ClipBinding(node.index, low, high)}
 
 
-def extremum(node: Node) -> Ops | Bound | None:
-    """Max and Min of data. With the constant 0, Max is a Relu."""
+def extremum(node: Node) -> Ops | Read | None:
+    """Max and Min of data, or of data and one constant. With the constant 0, Max is a Relu."""
     constants = [i for i in range(len(node.inputs)) if node.constant(i)]
     if not constants:
         return [Select(node.label, node.inputs, node.outputs)]
-    if node.type != "Max" or len(node.inputs) != 2 or len(constants) != 1:
+    if len(node.inputs) != 2 or len(constants) != 1:
         return None
-    zero, data = node.float_constant(constants[0]), 1 - constants[0]
-    rank = node.rank(data)
-    if zero is None or zero.size != 1 or zero.any() or rank is None or zero.ndim > rank:
+    number, data = node.float_constant(constants[0]), 1 - constants[0]
+    if number is None or not _fits(number.shape, node.shape(node.input(data))):
         return None
-    return _relu(node, data)
+    if node.type == "Max" and number.size == 1 and not number.any():
+        return _relu(node, data)
+    if not np.isfinite(number).all() or not _extremum_fits(node, data):
+        return None
+    op = Bound(node.label, (node.input(data),), node.outputs, number.shape)
+    return [op], {0: BoundBinding(node.index, data, constants[0])}
+
+
+def where(node: Node) -> Ops | Read | None:
+    """Where: of two tensors, or of one and a constant; the condition is no part of it."""
+    constants = [i for i in (1, 2) if node.constant(i)]
+    if not constants:
+        shapes = [node.shape(name) for name in node.inputs]
+        rank = max((len(s) for s in shapes[1:] if s is not None), default=0)
+        if any(s is None for s in shapes) or len(shapes[0] or ()) > rank:
+            return None
+        return [Select(node.label, node.inputs[1:], node.outputs, ordered=False)]
+    data = 3 - constants[0]
+    number, shape = node.float_constant(constants[0]), node.shape(node.input(data))
+    if len(constants) > 1 or number is None or not np.isfinite(number).all():
+        return None
+    if not _fits(number.shape, shape) or not _fits(node.shape(node.input(0)), shape):
+        return None
+    op = Bound(node.label, (node.input(data),), node.outputs, number.shape, ordered=False)
+    return [op], {0: BoundBinding(node.index, data, constants[0])}
+
+
+def _fits(shape: Shape | None, target: Shape | None) -> bool:
+    """Whether a shape broadcasts to another that stays as it is."""
+    if shape is None or target is None or len(shape) > len(target):
+        return False
+    return all(a == 1 or (a is not None and a == b) for a, b in zip(shape[::-1], target[::-1], strict=False))
 
 
 def max_pool(node: Node) -> Ops | None:
@@ -278,9 +332,15 @@ def gather(node: Node) -> Ops | None:
         return None
     indices, axis = node.value(1), int(node.attrs.get("axis", 0)) % len(source)
     size = source[axis]
-    if indices.ndim != 1 or not isinstance(size, int):
+    if indices.ndim > 1 or not isinstance(size, int):
         return None
-    return [Take(node.label, node.inputs[:1], node.outputs, axis, (indices.astype(np.int64) % size,))]
+    taken = (indices.reshape(-1).astype(np.int64) % size,)
+    if indices.ndim == 1:
+        return [Take(node.label, node.inputs[:1], node.outputs, axis, taken)]
+    one, rest = (*source[:axis], 1, *source[axis + 1 :]), (*source[:axis], *source[axis + 1 :])
+    node.context.shapes[node.outputs[0]] = rest
+    part = node.step("taken", one)
+    return [Take(node.label, node.inputs[:1], (part,), axis, taken), Reshape(node.label, (part,), node.outputs)]
 
 
 def expand(node: Node) -> Ops:
