@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .errors import ModelError, UsageError, VerificationError
 from .limits import PRECISION_LIMIT
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .equivalence.check import Check
     from .frontends.onnx.apply import Applied
     from .frontends.onnx.read import Source
+    from .frontends.onnx.skeleton import Skeleton
 
 Model = "str | PathLike[str] | ModelProto"
 Progress = Callable[[str], None]
@@ -167,15 +168,39 @@ def _load(
     bare = check(proto, str(path or name), lengths)
     check_external(proto, path.parent if path else None)
     patterns = [skip] if isinstance(skip, str) else list(skip)
-    source = read(
-        proto,
-        bare,
-        name,
-        path.parent if path else None,
-        freeze_inputs,
-        lambda label: any(fnmatchcase(label, pattern) for pattern in patterns),
-    )
-    return _Loaded(proto, source, path, name)
+
+    def load_source(model: ModelProto, bare: Skeleton) -> Source:
+        def skipped(label: str) -> bool:
+            return any(fnmatchcase(label, pattern) for pattern in patterns)
+
+        return read(model, bare, name, path.parent if path else None, freeze_inputs, skipped)
+
+    return _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
+
+
+def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Source]) -> _Loaded:
+    """The model with local functions inlined: those that hold norms, and the others where more norms go that way."""
+    from onnx import ModelProto
+
+    from .frontends.onnx.functions import called, inline, with_norms
+    from .frontends.onnx.skeleton import skeleton
+
+    proto = loaded.model
+    if not called(proto):
+        return loaded
+    holding = with_norms(proto)
+    if holding and inline(proto, holding):
+        loaded = _Loaded(proto, load_source(proto, skeleton(proto)), loaded.path, loaded.name)
+    plan = make_plan(loaded.source.graph)
+    if not called(proto) or plan.counts()["folded"] == len(plan.batch_norms):
+        return loaded
+    trial = ModelProto()
+    trial.CopyFrom(proto)
+    if not inline(trial, called(trial)):
+        return loaded
+    source = load_source(trial, skeleton(trial))
+    better = make_plan(source.graph).counts()["folded"] > plan.counts()["folded"]
+    return _Loaded(trial, source, loaded.path, loaded.name) if better else loaded
 
 
 @contextmanager
@@ -189,7 +214,7 @@ def _reference(model: str | PathLike[str] | ModelProto, loaded: _Loaded, needed:
 
     with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
         path = Path(folder) / "original.onnx"
-        dump(Applied(loaded.model), path)
+        dump(Applied(cast("ModelProto", model)), path)
         yield path
 
 

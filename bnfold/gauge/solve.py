@@ -53,7 +53,7 @@ class Solution:
 
 
 def solve(graph: Graph, equations: Equations, gauges: dict[str, Ids | None], refused: dict[Op, Conflict]) -> Solution:
-    """Hold Relus at q = 0 and Clips at p = 1 first. Those that read a norm that had nowhere to go may then carry more."""
+    """Hold Relus at q = 0 and Clips at p = 1 first. Those behind a norm that had nowhere to go may then carry more."""
     solution = _settle(graph, equations, gauges, [], refused)
     released = _in_the_way(solution)
     if not released:

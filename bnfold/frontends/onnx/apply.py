@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ...absorb import Layout, moves_bias, new_bias, scale_weight
 from ...errors import PlanError
@@ -22,8 +22,9 @@ from ...plan import Plan, Remove, Replace, Rescale
 from .bindings import AffineBinding, Binding, BoundBinding, ClipBinding, LinearBinding
 from .constants import LARGE
 from .names import Renaming
-from .read import Source, count_uses
-from .skeleton import constant_tensor
+from .read import Source
+from .scope import Scope, count_uses
+from .skeleton import constant_tensor, nested_graphs
 
 Array = npt.NDArray[Any]
 
@@ -61,9 +62,14 @@ class Applied:
 
 def apply(model: ModelProto, source: Source, plan: Plan) -> Applied:
     """Edit `model`, which `source` was read from. PlanError where the plan was made for another model."""
-    editor = _Editor(model, source)
+    names = all_names(model.graph)
+    editors: list[_Editor] = []
+    for scope in source.scopes:
+        around = next((editor for editor in editors if editor.scope is scope.parent), None)
+        editors.append(_Editor(model, scope, names, around))
     for edit in plan.edits:
         binding = source.bindings.get(edit.op)
+        editor = editors[source.places.get(edit.op, 0)]
         if isinstance(edit, Rescale) and isinstance(binding, LinearBinding):
             editor.rescale(edit, binding)
         elif isinstance(edit, Remove) and isinstance(binding, AffineBinding):
@@ -72,19 +78,22 @@ def apply(model: ModelProto, source: Source, plan: Plan) -> Applied:
             raise PlanError(
                 f"{edit.name}: op {edit.op} is not what the plan expects; was the plan made for this model?"
             )
-    editor.finish()
-    return Applied(model, editor.pending)
+    for editor in reversed(editors):  # bodies before what is around them
+        editor.finish()
+    return Applied(model, editors[0].pending)
 
 
 class _Editor:
-    def __init__(self, model: ModelProto, source: Source) -> None:
-        self.model, self.graph, self.source = model, model.graph, source
-        self.uses = Counter(source.uses)
+    """Edits one graph; `around` edits the graph that a body stands in. `names`: those of the whole model."""
+
+    def __init__(self, model: ModelProto, scope: Scope, names: set[str], around: _Editor | None) -> None:
+        self.model, self.graph, self.scope, self.around = model, scope.graph, scope, around
+        self.constants = scope.constants
+        self.uses = Counter(scope.uses)
         self.initializers = {t.name: i for i, t in enumerate(self.graph.initializer)}
-        self.names = set(source.graph.shapes) | set(self.initializers) | set(self.uses)
-        self.names |= {out for node in self.graph.node for out in node.output}
-        fixed = {v.name for v in (*self.graph.input, *self.graph.output)} | set(source.graph.pinned)
-        self.renaming = Renaming(fixed | set(self.initializers))
+        self.names = names
+        fixed = {v.name for v in (*self.graph.input, *self.graph.output)} | set(scope.pinned) | set(self.initializers)
+        self.renaming = Renaming(fixed | (set(self.uses) - scope.local))
         self.dropped: set[int] = set()
         self.released: set[str] = set()
         self.constant_nodes: list[NodeProto] = []
@@ -102,7 +111,7 @@ class _Editor:
         if moves_bias(edit) or (edit.p_out is not None and self._has(at)):
             self._rebias(edit, at, name)
         if edit.p_out is not None or edit.u_in is not None:
-            constants = self.source.constants
+            constants = self.constants
             weight = Pending(
                 constants.dtype(name),
                 constants.shape(name),
@@ -125,7 +134,7 @@ class _Editor:
             new = self._matrix_bias(edit, at, weight, old)
         else:
             new = self._vector_bias(edit, at, weight, old)
-        dtype = self.source.constants.dtype(weight_name) if old is None else old.dtype
+        dtype = self.constants.dtype(weight_name) if old is None else old.dtype
         rounded = _round(new, dtype)
         _demand_finite(rounded, new, edit.name)
         if at.beta == 0.0 or (old is None and at.beta != 1.0):
@@ -200,7 +209,7 @@ class _Editor:
 
     def _numbers(self, node: NodeProto, edit: Replace, source: str, bounds: list[Array]) -> None:
         """The two bounds of a Clip, which are attributes before opset 11."""
-        if self.source.constants.opset < 11:
+        if self.constants.opset < 11:
             for name, bound in zip(("min", "max"), bounds, strict=True):
                 if np.isfinite(bound):
                     _set_float(node, name, float(bound))
@@ -215,7 +224,7 @@ class _Editor:
         """The constant c becomes `scale * c + offset`."""
         node = self.graph.node[at.node]
         old = self._value(node.input[at.constant])
-        shape = [1] * (self.source.graph.rank(node.input[at.data]) or old.ndim)
+        shape = [1] * (self.scope.rank(node.input[at.data]) or old.ndim)
         shape[edit.axis] = -1
         scale, offset = edit.scale.reshape(shape), edit.offset.reshape(shape)
         new = _round(scale * old.astype(np.float64) + offset, old.dtype)
@@ -238,19 +247,19 @@ class _Editor:
             _rewrite(node, "Sub", [value, source])
         else:
             _rewrite(node, edit.form.capitalize(), [source, value])
-        if self.source.constants.opset < 7:
+        if self.constants.opset < 7:
             node.attribute.extend([helper.make_attribute("broadcast", 1), helper.make_attribute("axis", edit.axis)])
 
     def _along(self, edit: Replace, source: str, vector: Array, dtype: np.dtype[Any], part: str) -> str:
         """A constant that runs along the edit's axis of the tensor `source`; before opset 7 an attribute says so."""
-        shape = [1] * (self.source.graph.rank(source) or vector.size)
+        shape = [1] * (self.scope.rank(source) or vector.size)
         shape[edit.axis] = vector.size
         shape = shape[edit.axis :]  # (C, 1, .., 1): broadcasts from the right
-        value = vector.reshape(-1 if self.source.constants.opset < 7 else shape)
+        value = vector.reshape(-1 if self.constants.opset < 7 else shape)
         return self._new(_ready(_round(value, dtype)), f"{edit.name}_{part}")
 
     def _as_batch_norm(self, node: NodeProto, edit: Replace, vectors: list[Array], source: str) -> None:
-        dtypes = [self.source.constants.value(name).dtype for name in node.input[1:5]]
+        dtypes = [self.constants.value(name).dtype for name in node.input[1:5]]
         names = [
             self._new(_ready(_round(vector, dtype)), f"{edit.name}_{part}")
             for vector, dtype, part in zip(vectors, dtypes, ("scale", "bias", "mean", "var"), strict=True)
@@ -262,16 +271,16 @@ class _Editor:
 
     def _dtype(self, node: NodeProto, at: AffineBinding) -> np.dtype[Any]:
         """The element type of the data: as inferred, else that of the constant."""
-        known = self.source.dtypes.get(node.input[at.data]) or self.source.dtypes.get(node.output[0])
+        known = self.scope.dtype(node.input[at.data]) or self.scope.dtype(node.output[0])
         if known:
             return np.dtype(helper.tensor_dtype_to_np_dtype(known))
         constant = next(name for i, name in enumerate(node.input) if i != at.data)
-        return self.source.constants.value(constant).dtype
+        return self.constants.value(constant).dtype
 
     # --- tensors
 
     def _value(self, name: str) -> Array:
-        return self.source.constants.value(name)
+        return self.constants.value(name)
 
     def _release_constants(self, node: NodeProto, data: int) -> None:
         for i, name in enumerate(node.input):
@@ -281,6 +290,8 @@ class _Editor:
     def _release(self, name: str) -> None:
         self.uses[name] -= 1
         self.released.add(name)
+        if self.around is not None and name not in self.scope.local:
+            self.around._release(name)
 
     def _put(self, node: NodeProto, position: int, value: Pending, wish: str) -> None:
         """Let an input of a node be a new constant: in place where nobody else reads the old one."""
@@ -298,7 +309,7 @@ class _Editor:
 
     def _store(self, tensor: TensorProto, value: Pending, name: str) -> None:
         """Put a value into a tensor now, or note that it is to be computed when it is written."""
-        if prod(value.shape) <= LARGE:
+        if prod(value.shape) <= LARGE or self.around is not None:
             fill(tensor, value.compute(), name)
         else:
             self.pending[name] = value
@@ -328,7 +339,7 @@ class _Editor:
 
     def finish(self) -> None:
         """Rename, take out what nobody reads any more because of the edits, put new constants in front."""
-        frozen = self.source.constants.frozen
+        frozen = self.constants.frozen
         _delete(self.graph.input, (i for i, v in enumerate(self.graph.input) if v.name in frozen))
         drop_nodes = self.dropped | self._unread_nodes()
         kept = [node for i, node in enumerate(self.graph.node) if i not in drop_nodes]
@@ -382,6 +393,17 @@ class _Editor:
                 if q.tensor_name in touched and q.tensor_name not in alive
             ),
         )
+
+
+def all_names(graph: GraphProto) -> set[str]:
+    """Every name of a tensor in a graph and in the bodies in it."""
+    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    names = {value.name for value in values} | set(count_uses(graph))
+    for node in graph.node:
+        names.update(node.output)
+        for body in nested_graphs(node):
+            names |= all_names(body)
+    return names
 
 
 def _delete(repeated: Any, positions: Iterable[int]) -> None:

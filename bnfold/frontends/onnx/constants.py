@@ -8,13 +8,14 @@ without computing it; its value is computed when somebody asks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ...errors import ModelError
 from .skeleton import constant_tensor
@@ -39,20 +40,43 @@ class Constants:
         freeze_inputs: bool = False,
         dtypes: Mapping[str, int] | None = None,
     ) -> None:
-        graph = model.graph
-        self.dtypes = dtypes or {}
-        self.folder = folder
-        self.shapes = shapes
         self.opset = default_opset(model)
+        self.ir_version = model.ir_version
+        self.freeze_inputs = freeze_inputs
+        self._fill(model.graph, shapes, folder, dtypes or {}, None)
+
+    def inside(
+        self, body: GraphProto, shapes: Mapping[str, tuple[int | str | None, ...] | None], dtypes: Mapping[str, int]
+    ) -> Constants:
+        """The constants that a body in this graph sees: its own, and those around it."""
+        inner = copy(self)
+        inner._fill(body, shapes, self.folder, dtypes, self)
+        return inner
+
+    def _fill(
+        self,
+        graph: GraphProto,
+        shapes: Mapping[str, tuple[int | str | None, ...] | None],
+        folder: Path | None,
+        dtypes: Mapping[str, int],
+        outer: Constants | None,
+    ) -> None:
+        self.outer, self.shapes, self.folder, self.dtypes = outer, shapes, folder, dtypes
         inputs = {value.name for value in graph.input}
-        overridable = inputs if model.ir_version >= 4 and not freeze_inputs else set()
-        self.tensors = {t.name: t for t in graph.initializer if t.name not in overridable}
-        self.overridable = {t.name for t in graph.initializer} & overridable
-        self.frozen = {t.name for t in graph.initializer} & inputs if model.ir_version >= 4 and freeze_inputs else set()
+        named = {t.name for t in graph.initializer}
+        modern = self.ir_version >= 4
+        self.overridable = named & inputs if modern and not self.freeze_inputs else set()
+        self.tensors = {t.name: t for t in graph.initializer if t.name not in self.overridable}
+        self.frozen = named & inputs if modern and self.freeze_inputs else set()
         """Graph inputs with a default that are constants from now on."""
         self.producers = {name: node for node in graph.node for name in node.output if name}
+        self.local = inputs | named | set(self.producers)
         self._constant: dict[str, bool] = {}
         self._cache: dict[str, Array] = {}
+
+    def _around(self, name: str) -> Constants | None:
+        """The constants around a body, where the name is none of its own."""
+        return self.outer if name not in self.local else None
 
     def __contains__(self, name: object) -> bool:
         """Whether a tensor is constant."""
@@ -63,6 +87,9 @@ class Constants:
         return self._constant[name]
 
     def _decide(self, name: str) -> bool:
+        around = self._around(name)
+        if around is not None:
+            return name in around
         if name in self.tensors:
             return True
         node = self.producers.get(name)
@@ -80,7 +107,9 @@ class Constants:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a constant; computed only where nothing says it."""
-        tensor = self.tensor(name)
+        around, tensor = self._around(name), self.tensor(name)
+        if around is not None:
+            return around.shape(name)
         if tensor is not None:
             return tuple(tensor.dims)
         known = self.shapes.get(name)
@@ -90,13 +119,18 @@ class Constants:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """The element type of a constant; computed only where it is not stored."""
-        tensor = self.tensor(name)
+        around, tensor = self._around(name), self.tensor(name)
+        if around is not None:
+            return around.dtype(name)
         if tensor is not None:
             return np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
         return self.value(name).dtype
 
     def tensor(self, name: str) -> TensorProto | None:
         """The stored tensor behind a name, of an initializer or of a Constant node."""
+        around = self._around(name)
+        if around is not None:
+            return around.tensor(name)
         if name in self.tensors:
             stored: TensorProto = self.tensors[name]
             return stored
@@ -105,6 +139,9 @@ class Constants:
 
     def value(self, name: str) -> Array:
         """The value of a constant, in its own dtype. ModelError where its data cannot be read."""
+        around = self._around(name)
+        if around is not None:
+            return around.value(name)
         if name in self._cache:
             return self._cache[name]
         tensor = self.tensor(name)

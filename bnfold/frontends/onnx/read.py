@@ -5,23 +5,23 @@ The structure is imported by onnx-graphsurgeon from the skeleton, so that no wei
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from ...errors import ModelError
 from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape
 from . import layers, structure
 from .bindings import Binding
-from .constants import Constants, default_opset
+from .constants import Constants
 from .node import Context, Node, Ops
+from .scope import BODIES, Scope, count_uses, pinned
 from .skeleton import Skeleton, infer_shapes, nested_graphs
 
 G_LOGGER.severity = G_LOGGER.ERROR
@@ -83,13 +83,20 @@ READERS: dict[str, Reader] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A model as the planner and the writer need it: the neutral graph, and what its ops are in the file."""
+    """A model as the planner and the writer need it: the neutral graph, and what its ops are in the file.
+
+    `scopes`: the model's graph, and the bodies in it. `places`: the scope of each op that has a binding.
+    """
 
     graph: Graph
     bindings: dict[int, Binding]
-    constants: Constants
-    dtypes: dict[str, int]
-    uses: Counter[str]
+    places: dict[int, int]
+    scopes: list[Scope]
+
+    @property
+    def constants(self) -> Constants:
+        """Those of the model's graph."""
+        return self.scopes[0].constants
 
 
 def read(
@@ -102,26 +109,67 @@ def read(
 ) -> Source:
     """The neutral graph of a model, whose skeleton is `bare`; norms whose name `skip` accepts are left alone."""
     inferred = infer_shapes(bare.model)
-    nodes, shapes, dtypes = _import(inferred)
+    imported = _import(inferred)
+    shapes, dtypes = _shapes(imported), _dtypes(inferred.graph)
     constants = Constants(model, shapes, folder, freeze_inputs, dtypes)
-    uses = count_uses(model.graph)
-    pinned = _pinned(model.graph)
-    context = Context(constants, shapes, default_opset(model), uses, pinned, dtypes)
-    views = [_view(node, i, context) for node, i in zip(nodes, bare.nodes, strict=True)]
-    _pair_biases(views, context)
-    ops: list[Op] = []
-    bindings: dict[int, Binding] = {}
-    for view in views:
-        if view.outputs and all(out in constants for out in view.outputs if out):
-            continue
-        made, bound = _read_node(view, skip)
-        _complete_shapes(made, shapes)
+    scope = Scope(model.graph, constants, shapes, dtypes, count_uses(model.graph), pinned(model.graph))
+    graph = Graph([], {}, {}, name, OCTAVES.get(_narrowest(model, dtypes), 40.0))
+    source = Source(graph, {}, {}, [scope])
+    _Reader(source, skip).read(scope, imported.nodes, inferred.graph.node, bare.nodes)
+    graph.ops += _hidden(model)
+    return source
+
+
+class _Reader:
+    """Fills a source, graph by graph."""
+
+    def __init__(self, source: Source, skip: Callable[[str], bool]) -> None:
+        self.source, self.skip = source, skip
+
+    def read(self, scope: Scope, nodes: list[Any], typed: Sequence[NodeProto], positions: Iterable[int]) -> None:
+        """The ops of one graph: `nodes` as imported, `typed` with types, `positions` in the file."""
+        context = Context(
+            scope.constants, scope.shapes, scope.constants.opset, scope.uses, scope.pinned, scope.dtypes
+        )
+        views = [_view(node, i, context, scope.label) for node, i in zip(nodes, positions, strict=True)]
+        _pair_biases(views, context)
+        place = len(self.source.scopes) - 1
+        for view, node in zip(views, typed, strict=True):
+            if view.type in BODIES:
+                self._bodies(scope, view, node)
+            if view.outputs and all(out in scope.constants for out in view.outputs if out):
+                continue
+            made, bound = _read_node(view, self.skip)
+            _complete_shapes(made, scope.shapes)
+            self._add(scope, place, made, bound)
+        taken = self.source.graph.shapes
+        self.source.graph.pinned.update((scope.neutral(name, taken), why) for name, why in scope.pinned.items())
+
+    def _add(self, scope: Scope, place: int, made: Ops, bound: dict[int, Binding]) -> None:
+        """Ops under the names of the neutral graph."""
+        graph = self.source.graph
         for position, binding in bound.items():
-            bindings[len(ops) + position] = binding
-        ops += made
-    ops += _hidden(model)
-    octaves = OCTAVES.get(_narrowest(model, dtypes), 40.0)
-    return Source(Graph(ops, shapes, pinned, name, octaves), bindings, constants, dtypes, uses)
+            self.source.bindings[len(graph.ops) + position] = binding
+            self.source.places[len(graph.ops) + position] = place
+        for op in made:
+            names = [[scope.neutral(name, graph.shapes) for name in side] for side in (op.inputs, op.outputs)]
+            for raw, name in zip((*op.inputs, *op.outputs), (*names[0], *names[1]), strict=True):
+                graph.shapes.setdefault(name, scope.shapes.get(raw))
+            graph.ops.append(replace(op, inputs=tuple(names[0]), outputs=tuple(names[1])))
+
+    def _bodies(self, outer: Scope, view: Node, node: NodeProto) -> None:
+        """The ops of the bodies of a control flow node, which come before it."""
+        for attribute, original in zip(node.attribute, outer.graph.node[view.index].attribute, strict=True):
+            if attribute.type != AttributeProto.GRAPH:
+                continue
+            imported = view.attrs[attribute.name]
+            shapes, dtypes = _shapes(imported), _dtypes(attribute.g)
+            constants = outer.constants.inside(original.g, shapes, dtypes)
+            label = f"{view.label}.{attribute.name}"
+            body = Scope(original.g, constants, shapes, dtypes, count_uses(original.g), pinned(original.g, view.label),
+                         label, outer)  # fmt: skip
+            self.source.scopes.append(body)
+            self.read(body, imported.nodes, attribute.g.node, range(len(original.g.node)))
 
 
 OCTAVES: dict[int, float] = {TensorProto.FLOAT16: 5.0, TensorProto.DOUBLE: 400.0}
@@ -149,16 +197,21 @@ def _complete_shapes(ops: list[Op], shapes: dict[str, Shape | None]) -> None:
             shapes[out] = shapes.get(op.inputs[0])
 
 
-def _import(model: ModelProto) -> tuple[list[Any], dict[str, Shape | None], dict[str, int]]:
-    """Nodes, shapes and element types as onnx-graphsurgeon reads them."""
+def _import(model: ModelProto) -> gs.Graph:
+    """The structure of a model, as onnx-graphsurgeon reads it."""
     try:
-        graph = gs.import_onnx(model)
+        return gs.import_onnx(model)
     except Exception as error:  # whatever it trips over, the caller needs to know which file and why
         raise ModelError(f"onnx-graphsurgeon cannot import the model ({error})") from error
-    shapes = {n: None if t.shape is None else _dims(t.shape) for n, t in graph.tensors().items()}
-    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
-    dtypes = {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type")}
-    return graph.nodes, shapes, dtypes
+
+
+def _shapes(graph: gs.Graph) -> dict[str, Shape | None]:
+    return {name: None if t.shape is None else _dims(t.shape) for name, t in graph.tensors().items()}
+
+
+def _dtypes(graph: GraphProto) -> dict[str, int]:
+    values = (*graph.input, *graph.value_info, *graph.output)
+    return {v.name: v.type.tensor_type.elem_type for v in values if v.type.HasField("tensor_type")}
 
 
 def _dims(shape: Iterable[Any]) -> Shape:
@@ -166,43 +219,22 @@ def _dims(shape: Iterable[Any]) -> Shape:
     return tuple((d if d >= 0 else None) if isinstance(d, int) else (d or None) for d in shape)
 
 
-def count_uses(graph: GraphProto) -> Counter[str]:
-    """How often each tensor is read: by nodes, in the bodies of nodes too, and as graph output."""
-    uses: Counter[str] = Counter(value.name for value in graph.output)
-    for node in graph.node:
-        uses.update(name for name in node.input if name)
-        for body in nested_graphs(node):
-            uses.update(count_uses(body))
-    return uses
-
-
-def _pinned(graph: GraphProto) -> dict[str, str]:
-    """Tensors that keep their values whatever happens, and why."""
-    pinned = {value.name: "is a graph output" for value in graph.output}
-    for node in graph.node:
-        for body in nested_graphs(node):
-            pinned.update(
-                (name, f"is read inside the body of {node.name or node.op_type}") for name in count_uses(body)
-            )
-    pinned.update((value.name, "is a graph input") for value in graph.input)
-    return pinned
-
-
 def _hidden(model: ModelProto) -> list[Op]:
-    """The norms that are out of reach: in the bodies of control flow nodes, and in local functions."""
+    """The norms that are out of reach: in the bodies of operators that are not known, and in local functions."""
     found = [
-        (inner, Reason("in-subgraph", f"it stands in the body of {outer}, which is left as it is", outer))
-        for node in model.graph.node
+        (inner, Reason("in-subgraph", f"it stands in a body of {outer}, an operator that is not known", outer))
+        for node in _all_nodes(model.graph)
+        if node.op_type not in BODIES or node.domain not in ("", "ai.onnx")
         for outer in [node.name or node.op_type]
         for body in nested_graphs(node)
-        for inner in _all_nodes(body)
+        for inner in body.node
     ]
-    called = {(node.domain, node.op_type) for node in model.graph.node}
+    called = {(node.domain, node.op_type) for node in _all_nodes(model.graph)}
     for function in model.functions:
         name = f"{function.domain}.{function.name}"
-        why = f"it stands in the local function {name}, which is left as it is"
+        why = f"it stands in the local function {name}, which cannot be inlined"
         if (function.domain, function.name) in called:
-            found += [(inner, Reason("in-function", why, name, "inline the function first")) for inner in function.node]
+            found += [(inner, Reason("in-function", why, name)) for inner in function.node]
     return [
         Opaque(node.name or node.op_type, (), (), node.op_type, reason, where=(node.input[0], node.output[0]))
         for node, reason in found
@@ -217,11 +249,11 @@ def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
             yield from _all_nodes(body)
 
 
-def _view(node: gs.Node, index: int, context: Context) -> Node:
+def _view(node: gs.Node, index: int, context: Context, where: str) -> Node:
     return Node(
         index,
         node.op if (node.domain or "") in ("", "ai.onnx") else f"{node.domain}.{node.op}",
-        node.name or f"{node.op}_{index}",
+        node.name or f"{where}{'/' if where else ''}{node.op}_{index}",
         tuple(t.name for t in node.inputs),
         tuple(t.name for t in node.outputs),
         node.attrs,
