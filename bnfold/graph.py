@@ -70,6 +70,8 @@ class Linear(Op):
 
     `in_axis`, `out_axis`: the channel axis of the data tensors. `carries_shift`: a constant added to an input channel
     changes the output by a constant (no zero padding is met). `takes_bias`: an output channel can be shifted.
+    `scales`: which factors the weights can take: "both" sides, each channel its own; "out", as int8 weights with a
+    scale for each output channel (the input one for all channels); or "none".
     """
 
     in_axis: int = 1
@@ -79,6 +81,7 @@ class Linear(Op):
     rank: int = 0
     carries_shift: bool = True
     takes_bias: bool = True
+    scales: str = "both"
 
 
 @dataclass(frozen=True, eq=False)

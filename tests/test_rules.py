@@ -664,6 +664,98 @@ def one_channel_by_a_scalar_index() -> onnx.ModelProto:
     return n.model(n.op("Relu", y))
 
 
+# --- more carriers
+
+
+@case("folded", "folded")
+def einsum_before_and_behind_a_bn_on_the_last_axis() -> onnx.ModelProto:
+    n = Net(2, 5, 3)
+    w = n.rng.standard_normal((4, 3))
+    y = n.op("Add", n.op("Einsum", "x", n.w(w), equation="bti, oi -> bto"), n.w(n.rng.normal(size=4)))
+    y = n.op("Mul", y, n.w(np.abs(n.rng.normal(size=4)) + 0.3))
+    y = n.op("Relu", n.op("Add", y, n.w(n.rng.normal(size=(1, 1, 4)))))
+    return n.model(y)
+
+
+@case("folded")
+def einsum_that_moves_the_channels() -> onnx.ModelProto:
+    n = Net(2, 3, 5)
+    y = n.op("Einsum", n.w(n.rng.standard_normal((3, 4))), "x", equation="io,bit->bto")
+    y = n.op("Mul", y, n.w(np.abs(n.rng.normal(size=4)) + 0.3))
+    return n.model(n.op("Add", y, n.op("ReduceMean", "x", axes=[1, 2], keepdims=1)))
+
+
+@case("folded")
+def matmul_with_a_matrix_of_more_axes() -> onnx.ModelProto:
+    n = Net(2, 5, 3)
+    y = n.op("MatMul", "x", n.w(n.rng.standard_normal((1, 3, 4))))
+    return n.model(n.op("Sigmoid", n.op("Mul", y, n.w(n.rng.normal(size=4)))))
+
+
+def _recurrent(n: Net, kind: str, x: str, bias: bool, **attrs: Any) -> str:
+    gates, hidden, inputs = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind], 4, n.shape[-1]
+    weights = [n.w(n.rng.standard_normal((1, gates * hidden, k)) / 2) for k in (inputs, hidden)]
+    both = [n.w(n.rng.normal(size=(1, 2 * gates * hidden)))] if bias else []
+    return str(n.op(kind, x, *weights, *both, outputs=2, hidden_size=hidden, **attrs)[0])
+
+
+@case("folded")
+def lstm_takes_up_what_comes_in() -> onnx.ModelProto:
+    n = Net(5, 3, 2)
+    return n.model(_recurrent(n, "LSTM", n.op("Neg", n.op("Mul", "x", n.w([0.5, -1.5]))), True))
+
+
+@case("folded", "folded")
+def lstm_without_bias_gets_one() -> onnx.ModelProto:
+    n = Net(5, 3, 2)
+    y = n.op("Add", n.op("Mul", "x", n.w([0.5, -1.5])), n.w([0.3, -2.0]))
+    return n.model(_recurrent(n, "LSTM", y, False))
+
+
+@case("folded", "folded")
+def gru_with_a_bias_of_the_state() -> onnx.ModelProto:
+    n = Net(5, 3, 2)
+    y = n.op("Add", n.op("Mul", "x", n.w([0.5, -1.5])), n.w([0.3, -2.0]))
+    return n.model(_recurrent(n, "GRU", y, True, linear_before_reset=1))
+
+
+@case("folded", "folded")
+def rnn_behind_a_bn_in_another_layout() -> onnx.ModelProto:
+    n = Net(3, 2, 5, 1)
+    y = n.op("Squeeze", n.bn("x", 2), n.w([3], np.int64))
+    y = n.op("Transpose", y, perm=[2, 0, 1])
+    n.shape = (5, 3, 2)
+    y = _recurrent(n, "RNN", n.op("Mul", y, n.w([2.0, -0.7])), True)
+    n.shape = (3, 2, 5, 1)
+    return n.model(y)
+
+
+@case("folded")
+def nhwc_island_with_matmul_and_norm() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    y = n.op("Transpose", n.conv("x", 3, 4), perm=[0, 2, 3, 1])
+    y = n.op("Add", n.op("MatMul", y, n.w(n.rng.standard_normal((4, 4)))), n.w(n.rng.normal(size=4)))
+    y = n.op("Transpose", y, perm=[0, 3, 1, 2])
+    return n.model(n.op("Relu", n.bn(y, 4, [0.5, -1.0, 0.0, 2.0])))
+
+
+@case("folded")
+def pixel_unshuffle_by_reshape_and_transpose() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    y = n.op("Reshape", n.bn("x", 3), n.w([2, 3, 2, 2, 2, 2], np.int64))
+    y = n.op("Transpose", y, perm=[0, 1, 3, 5, 2, 4])
+    return n.model(n.conv(n.op("Reshape", y, n.w([2, 12, 2, 2], np.int64)), 12, 4))
+
+
+@case("folded")
+def token_embedding_then_flattened_bn() -> onnx.ModelProto:
+    """3-D MatMul with bias -> Flatten of the leading axes -> BN, as LeViT has it."""
+    n = Net(2, 5, 3)
+    y = n.op("Add", n.op("MatMul", "x", n.w(n.rng.standard_normal((3, 4)))), n.w(n.rng.normal(size=4)))
+    y = n.bn(n.op("Reshape", y, n.w([-1, 4], np.int64)), 4, [0.5, -1.0, 0.0, 2.0])
+    return n.model(n.op("Reshape", y, n.w([2, 5, 4], np.int64)))
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_rule(case: Case) -> None:
     model = case.build()

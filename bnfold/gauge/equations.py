@@ -108,6 +108,8 @@ class Equations:
     """A channel that is constant must be 0 here: zeros are blended in, or no bias can take it."""
     sources: list[Ids] = field(default_factory=list)
     """Variables that some op computes from several values: never constant."""
+    needed: list[Ids] = field(default_factory=list)
+    """Variables whose scale may not become 0."""
     unary: list[Unary] = field(default_factory=list)
     bends: list[Bend] = field(default_factory=list)
     linears: list[LinearPort] = field(default_factory=list)
@@ -138,6 +140,10 @@ class Equations:
         if free.size:
             self.pins.append(Demand(free, op, why))
             self.still.append(Demand(free, op, why))
+
+    def fix(self, ids: Ids, op: Op, why: str) -> None:
+        """p = 1."""
+        self.pins.append(Demand(ids[ids != 0], op, why))
 
     def hold(self, ids: Ids, op: Op, why: str, border: bool = False) -> None:
         """q = 0; with `border` also: a constant channel must be 0 here."""

@@ -82,6 +82,12 @@ def linear(op: Linear, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges |
     if not op.takes_bias:
         eqs.hold(x, op, "has no bias that could take an offset", border=True)
         eqs.hold(y, op, "has no bias that could take an offset")
+    if op.scales == "out":
+        eqs.tie(np.broadcast_to(x[:1], x[1:].shape), x[1:], op)
+        eqs.demand_positive(np.concatenate([x, y]), op, "has quantised weights, whose scale is positive")
+        eqs.needed.append(y)
+    elif op.scales == "none":
+        eqs.fix(np.concatenate([x, y]), op, "has quantised weights that take no other scale")
     eqs.linears.append(LinearPort(op, x, y))
     return [_along(y, op.out_axis, op.rank)]
 

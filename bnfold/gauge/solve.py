@@ -147,6 +147,7 @@ class _Search:
             scale.add_readers(affine.x)
             scale.add_sources(affine.y)
         scale.add_sources(_concatenate(eqs.sources))
+        scale.add_readers(_concatenate(eqs.needed))
         scale.commit()
         scale.flatten()
         self.base = scale.parent.copy()

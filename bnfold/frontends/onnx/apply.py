@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ...absorb import Layout, moves_bias, new_bias, scale_weight
+from ...absorb import moves_bias, new_bias, scale_weight
 from ...errors import PlanError
 from ...plan import Plan, Remove, Replace, Rescale
-from .bindings import AffineBinding, Binding, BoundBinding, ClipBinding, LinearBinding
+from .bindings import AffineBinding, Binding, BoundBinding, ClipBinding, LinearBinding, Quantized
 from .constants import LARGE
 from .names import Renaming
 from .read import Source
@@ -110,15 +110,37 @@ class _Editor:
         name = node.input[at.weight]
         if moves_bias(edit) or (edit.p_out is not None and self._has(at)):
             self._rebias(edit, at, name)
-        if edit.p_out is not None or edit.u_in is not None:
+        if at.quantized is not None:
+            self._requantize(edit, at.quantized)
+        elif edit.p_out is not None or edit.u_in is not None:
             constants = self.constants
             weight = Pending(
                 constants.dtype(name),
                 constants.shape(name),
-                lambda: _scaled(constants.value(name), at.layout, edit),
+                lambda: _scaled(constants.value(name), at, edit),
                 name,
             )
             self._put(node, at.weight, weight, f"{label}_weight")
+
+    def _requantize(self, edit: Rescale, at: Quantized) -> None:
+        """Other scales behind weights that stay: one for each output channel, the zero points with them."""
+        factor = np.ones(at.channels) if edit.p_out is None else edit.p_out.copy()
+        if edit.u_in is not None:
+            factor *= edit.u_in[0]
+        if (factor == 1).all():
+            return
+        node = self.graph.node[at.node]
+        old = self._value(node.input[1])
+        new = _round(old.astype(np.float64).ravel() * factor, old.dtype)
+        _demand_finite(new, old, edit.name)
+        uniform = bool((factor == factor[0]).all()) and old.size == 1
+        self._put(node, 1, _ready(new[:1].reshape(old.shape) if uniform else new), f"{edit.name}_weight_scale")
+        if uniform or old.size > 1:
+            return
+        if len(node.input) > 2 and node.input[2]:
+            zero = self._value(node.input[2])
+            self._put(node, 2, _ready(np.broadcast_to(zero.ravel(), factor.shape).copy()), f"{edit.name}_zero_point")
+        _set(node, "axis", at.axis)
 
     def _has(self, at: LinearBinding) -> bool:
         inputs = self.graph.node[at.bias_node].input
@@ -128,9 +150,12 @@ class _Editor:
         if at.bias is None:
             raise PlanError(f"{edit.name}: has no bias to put an offset into")
         weight = self._value(weight_name) if edit.t_in is not None else np.zeros(0)
+        weight = weight.reshape(at.matrix) if at.matrix and weight.size else weight
         node = self.graph.node[at.bias_node]
         old = self._value(node.input[at.bias]) if self._has(at) else None
-        if old is not None and old.ndim == 2 and old.shape[0] > 1 and not at.column_bias:
+        if at.halves:
+            new = self._recurrent_bias(edit, at, weight, old)
+        elif old is not None and old.ndim == 2 and old.shape[0] > 1 and not at.column_bias:
             new = self._matrix_bias(edit, at, weight, old)
         else:
             new = self._vector_bias(edit, at, weight, old)
@@ -159,6 +184,12 @@ class _Editor:
             return moved
         scaled = old.astype(np.float64) * (1.0 if edit.p_out is None else edit.p_out)
         return scaled + moved / at.beta
+
+    def _recurrent_bias(self, edit: Rescale, at: LinearBinding, weight: Array, old: Array | None) -> Array:
+        """(directions, 2 * halves): that of the input changes, that of the state does not."""
+        whole = np.zeros((at.out_channels // at.halves, 2 * at.halves)) if old is None else old.astype(np.float64)
+        mine = new_bias(whole[:, : at.halves].ravel(), weight, at.layout, edit, at.out_channels)
+        return np.concatenate([mine.reshape(-1, at.halves), whole[:, at.halves :]], 1)
 
     @staticmethod
     def _effective(weight: Array, at: LinearBinding) -> Array:
@@ -421,11 +452,15 @@ def _rewrite(node: NodeProto, op_type: str, inputs: list[str]) -> None:
 
 
 def _set_float(node: NodeProto, name: str, value: float) -> None:
+    _set(node, name, float(value))
+
+
+def _set(node: NodeProto, name: str, value: float) -> None:
     for i, attribute in enumerate(node.attribute):
         if attribute.name == name:
             del node.attribute[i]
             break
-    node.attribute.append(helper.make_attribute(name, float(value)))
+    node.attribute.append(helper.make_attribute(name, value))
 
 
 def _round(value: Array, dtype: np.dtype[Any]) -> Array:
@@ -439,8 +474,8 @@ def _ready(value: Array) -> Pending:
     return Pending(value.dtype, value.shape, lambda: value)
 
 
-def _scaled(weight: Array, layout: Layout, edit: Rescale) -> Array:
-    scaled = scale_weight(weight, layout, edit)
+def _scaled(weight: Array, at: LinearBinding, edit: Rescale) -> Array:
+    scaled = scale_weight(weight.reshape(at.matrix or weight.shape), at.layout, edit).reshape(weight.shape)
     _demand_finite(scaled, weight, edit.name)
     return scaled
 

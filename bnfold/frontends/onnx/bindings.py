@@ -8,11 +8,22 @@ from ...absorb import Layout
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """Weights behind a DequantizeLinear: node `node` holds the scale, for each entry of `axis` or one for all."""
+
+    node: int
+    axis: int
+    channels: int
+
+
+@dataclass(frozen=True)
 class LinearBinding:
     """A linear op: `node` holds the weight at input `weight`, `bias_node` (the same, or an Add) the bias at `bias`.
 
     `alpha`, `beta`: Gemm's factors. `bias` is the input position where a bias is or may be put; None where there is no
-    room for one. `transposed`: the weight array is the transpose of what `layout` says (Gemm with transB).
+    room for one. `matrix`: the shape of the weight as the layout reads it, where it has another. `quantized`: where the
+    scale of int8 weights is. `halves`: the bias of a recurrent layer, (directions, 2 * halves), begins with that of the
+    input and goes on with that of the state; 0 for other layers.
     """
 
     node: int
@@ -24,6 +35,9 @@ class LinearBinding:
     alpha: float = 1.0
     beta: float = 1.0
     column_bias: bool = False
+    matrix: tuple[int, int] | None = None
+    quantized: Quantized | None = None
+    halves: int = 0
 
 
 @dataclass(frozen=True)

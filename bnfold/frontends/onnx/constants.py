@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 LARGE = 4096
 """Constants of more elements are not kept once read, and not computed anew before they are written."""
 Attributes = Mapping[str, Any]
+MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Unsqueeze", "Squeeze", "Cast", "CastLike"})
 
 
 class Constants:
@@ -62,6 +63,7 @@ class Constants:
         outer: Constants | None,
     ) -> None:
         self.outer, self.shapes, self.folder, self.dtypes = outer, shapes, folder, dtypes
+        self.graph = graph
         inputs = {value.name for value in graph.input}
         named = {t.name for t in graph.initializer}
         modern = self.ir_version >= 4
@@ -136,6 +138,20 @@ class Constants:
             return stored
         node = self.producers.get(name)
         return None if node is None else constant_tensor(node)
+
+    def chain(self, name: str) -> list[NodeProto]:
+        """The nodes that move a constant about, back from its reader; last the one that made it, if any."""
+        found: list[NodeProto] = []
+        while (node := self.producers.get(name)) is not None:
+            found.append(node)
+            if node.op_type not in MOVES:
+                break
+            name = node.input[0]
+        return found
+
+    def position(self, node: NodeProto) -> int | None:
+        """Where a node stands in its graph; None where it is not in this one."""
+        return next((i for i, other in enumerate(self.graph.node) if other is node), None)
 
     def value(self, name: str) -> Array:
         """The value of a constant, in its own dtype. ModelError where its data cannot be read."""
@@ -267,10 +283,26 @@ def _divide(a: Array, b: Array) -> Array:
     return np.asarray(np.divide(a, b))
 
 
+def _dequantize(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    """`(x - zero point) * scale`, in the type of the scale."""
+    x, scale = np.asarray(inputs[0]), np.asarray(inputs[1])
+    if attrs.get("block_size", 0):
+        raise ValueError("scales for blocks of weights")
+    zero = np.asarray(inputs[2] if len(inputs) > 2 and inputs[2] is not None else 0)
+    shape = [1] * x.ndim
+    if scale.size > 1:
+        shape[attrs.get("axis", 1)] = scale.size
+    offset = zero.reshape(shape if zero.size > 1 else -1) if zero.ndim else zero
+    wide = np.float64 if scale.dtype == np.float64 else np.float32
+    value = (x.astype(wide) - offset.astype(wide)) * scale.reshape(shape).astype(wide)
+    return np.asarray(value.reshape(x.shape)).astype(scale.dtype)
+
+
 EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array]] = {
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
     "Cast": _cast,
+    "DequantizeLinear": _dequantize,
     "Identity": lambda i, a, o: np.asarray(i[0]),
     "Expand": lambda i, a, o: np.broadcast_to(i[0], np.broadcast_shapes(np.shape(i[0]), tuple(int(d) for d in i[1]))),
     "Transpose": lambda i, a, o: np.transpose(i[0], a.get("perm")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,8 @@ import numpy.typing as npt
 from ...absorb import Layout
 from ...affine import ChannelAffine
 from ...graph import Affine, Gate, Linear, Opaque, Reason, Shape, Statistics, Sum
-from .bindings import AffineBinding, Binding, LinearBinding
+from .bindings import AffineBinding, Binding, LinearBinding, Quantized
+from .constants import attributes
 from .node import FLOATS, Node, Ops
 
 Number = npt.NDArray[np.float64]
@@ -34,6 +36,7 @@ def conv(node: Node) -> Bound | None:
     groups = node.attrs.get("group", 1)
     if not isinstance(out, int) or not isinstance(per_group, int) or out % groups:
         return None
+    scales, quantized = quantization(node, 1, 0, out)
     op = Linear(
         node.label,
         (node.input(0),),
@@ -44,8 +47,9 @@ def conv(node: Node) -> Bound | None:
         out,
         2 + len(kernel),
         not _pads(node, kernel),
+        scales=scales,
     )
-    return [op], {0: LinearBinding(node.index, 1, Layout("oi", groups), node.index, 2, out)}
+    return [op], {0: LinearBinding(node.index, 1, Layout("oi", groups), node.index, 2, out, quantized=quantized)}
 
 
 def _pads(node: Node, kernel: Sequence[object]) -> bool:
@@ -76,8 +80,11 @@ def conv_transpose(node: Node) -> Bound | None:
     )
     plain = plain and "output_shape" not in node.attrs and node.attrs.get("auto_pad", "NOTSET") == "NOTSET"
     out = per_group * groups
-    op = Linear(node.label, (node.input(0),), node.outputs[:1], 1, 1, inputs, out, 2 + len(kernel), plain)
-    return [op], {0: LinearBinding(node.index, 1, Layout("io", groups), node.index, 2, out)}
+    scales, quantized = quantization(node, 1, 1 if groups == 1 else -1, out)
+    op = Linear(
+        node.label, (node.input(0),), node.outputs[:1], 1, 1, inputs, out, 2 + len(kernel), plain, scales=scales
+    )
+    return [op], {0: LinearBinding(node.index, 1, Layout("io", groups), node.index, 2, out, quantized=quantized)}
 
 
 def gemm(node: Node) -> Bound | None:
@@ -93,53 +100,125 @@ def gemm(node: Node) -> Bound | None:
     out, inputs = (shape[0], shape[1]) if swapped else (shape[1], shape[0])
     alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
     in_axis = 0 if node.attrs.get("transA", 0) else 1
-    op = Linear(node.label, (node.input(0),), node.outputs[:1], in_axis, 1, inputs, out, 2)
+    scales, quantized = quantization(node, 1, 0 if swapped else 1, out)
+    op = Linear(node.label, (node.input(0),), node.outputs[:1], in_axis, 1, inputs, out, 2, scales=scales)
     layout = Layout("oi" if swapped else "io")
-    return [op], {0: LinearBinding(node.index, 1, layout, node.index, 2, out, alpha, beta)}
+    return [op], {0: LinearBinding(node.index, 1, layout, node.index, 2, out, alpha, beta, quantized=quantized)}
 
 
 def matmul(node: Node) -> Bound | None:
-    """MatMul with one constant matrix; with the Add behind it that is its bias, where there is one (`bias_of`)."""
+    """MatMul or Einsum with a constant matrix; with the Add behind it that is its bias, if there is one."""
     if node.index in {partner.index for partner in node.context.bias_adds.values()}:
         return [], {}  # read together with its Add
-    made = _matmul(node, node.outputs[0], takes_bias=False)
+    made = _product(node, node.outputs[0], takes_bias=False)
     if made is None:
         return None
-    op, weight, layout = made
-    return [op], {0: LinearBinding(node.index, weight, layout, node.index, None, op.out_channels)}
+    op, binding = made
+    return [op], {0: binding}
 
 
 def bias_add(node: Node, product: Node) -> Bound | None:
     """A MatMul and the Add behind it as one linear op."""
-    made = _matmul(product, node.outputs[0], takes_bias=True)
+    made = _product(product, node.outputs[0], takes_bias=True)
     if made is None:
         return None
-    op, weight, layout = made
+    op, binding = made
     position = 1 if node.input(0) == product.outputs[0] else 0
-    binding = LinearBinding(
-        product.index, weight, layout, node.index, position, op.out_channels, column_bias=op.out_axis != op.rank - 1
-    )
-    return [op], {0: binding}
+    column = op.out_axis != op.rank - 1
+    return [op], {0: replace(binding, bias_node=node.index, bias=position, column_bias=column)}
 
 
-def _matmul(node: Node, output: str, takes_bias: bool) -> tuple[Linear, int, Layout] | None:
+def _product(node: Node, output: str, takes_bias: bool) -> tuple[Linear, LinearBinding] | None:
+    """A MatMul or Einsum with a constant matrix, and no room for a bias in itself."""
     weight = 1 if _float_weight(node, 1) else 0
     data = 1 - weight
     shape, rank = node.shape(node.input(weight)) or (), node.rank(data)
-    if not _float_weight(node, weight) or len(shape) != 2 or rank is None or rank < 2:
+    if not _float_weight(node, weight) or len(node.inputs) != 2 or rank is None or rank < 2 or len(shape) < 2:
         return None
-    rows, columns = shape
-    if not isinstance(rows, int) or not isinstance(columns, int):
+    rows, columns = shape[-2:]
+    if not isinstance(rows, int) or not isinstance(columns, int) or any(size != 1 for size in shape[:-2]):
         return None
-    out, inputs, axis = (columns, rows, rank - 1) if weight == 1 else (rows, columns, rank - 2)
-    op = Linear(node.label, (node.input(data),), (output,), axis, axis, inputs, out, rank, True, takes_bias)
-    return op, weight, Layout("io" if weight == 1 else "oi")
+    if len(shape) > rank or (len(shape) > 2 and node.type == "Einsum"):
+        return None
+    axes = _einsum(node, weight, rank) if node.type == "Einsum" else (rank - 2 + weight, rank - 2 + weight, weight)
+    if axes is None:
+        return None
+    in_axis, out_axis, side = axes
+    out, inputs = (rows, columns) if side == 0 else (columns, rows)
+    scales, quantized = quantization(node, weight, len(shape) - 2 + side, out)
+    op = Linear(
+        node.label, (node.input(data),), (output,), in_axis, out_axis, inputs, out, rank, True, takes_bias, scales
+    )
+    layout = Layout("oi" if side == 0 else "io")
+    matrix = (rows, columns) if len(shape) > 2 else None
+    return op, LinearBinding(node.index, weight, layout, node.index, None, out, matrix=matrix, quantized=quantized)
+
+
+def _einsum(node: Node, weight: int, rank: int) -> tuple[int, int, int] | None:
+    """The channel axes of data and output, and the side of the matrix that holds the outputs."""
+    terms, arrow, out = node.attrs.get("equation", "").replace(" ", "").partition("->")
+    parts = terms.split(",")
+    if not arrow or len(parts) != 2 or "." in terms + out or any(len(set(p)) < len(p) for p in (*parts, out)):
+        return None
+    matrix, data = parts[weight], parts[1 - weight]
+    inner, outer = set(matrix) & set(data), set(matrix) - set(data)
+    if len(matrix) != 2 or len(inner) != 1 or len(outer) != 1 or len(data) != rank:
+        return None
+    if set(out) != (set(data) - inner) | outer:
+        return None
+    o = outer.pop()
+    return data.index(inner.pop()), out.index(o), matrix.index(o)
+
+
+def quantization(node: Node, i: int, axis: int, out: int) -> tuple[str, Quantized | None]:
+    """Which factors weights at input i can take; `axis` of the weight array holds the output channels.
+
+    Weights behind a DequantizeLinear take a factor for each output channel, in their scale. `axis` is -1 where the
+    output channels have no axis of their own.
+    """
+    chain = node.context.constants.chain(node.input(i))
+    if not any(inner.op_type == "DequantizeLinear" for inner in chain):
+        return "both", None
+    names = [inner.output[0] for inner in chain]
+    for inner in chain[:-1]:
+        if inner.op_type == "Transpose" and axis >= 0:
+            rank = len(node.shape(inner.output[0]) or ())
+            axis = list(attributes(inner).get("perm", range(rank - 1, -1, -1)))[axis]
+        elif inner.op_type != "Identity":
+            return "none", None
+    last = chain[-1]
+    scale = node.context.constants.shape(last.input[1])
+    single = all(size == 1 for size in scale)
+    fits = node.opset >= 13 if single else len(scale) == 1 and attributes(last).get("axis", 1) % 8 == axis
+    alone = all(node.context.uses[name] == 1 for name in names)
+    index = node.context.constants.position(last)
+    if axis < 0 or not fits or not alone or index is None:
+        return "none", None
+    return "out", Quantized(index, axis, out)
+
+
+def recurrent(node: Node) -> Bound | None:
+    """LSTM, GRU, RNN: the weights of the input take what comes in; what goes out stays as it is."""
+    shape = node.shape(node.input(1)) or ()
+    if not _float_weight(node, 1) or (node.input(3) and not _float_weight(node, 3)) or node.rank() != 3:
+        return None
+    if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
+        return None
+    directions, rows, inputs = (int(size) for size in shape if isinstance(size, int))
+    scales, _ = quantization(node, 1, -1, rows)
+    step = node.step("gates", (None, None, directions * rows))
+    into = Linear(node.label, node.inputs[:1], (step,), 2, 2, inputs, directions * rows, 3, scales=scales)
+    rest = tuple(name for name in node.inputs[4:] if name and name not in node.context.constants)
+    binding = LinearBinding(
+        node.index, 1, Layout("oi"), node.index, 3, directions * rows, matrix=(directions * rows, inputs), halves=rows
+    )
+    return [into, Opaque(node.label, (step, *rest), node.outputs, node.type)], {0: binding}
 
 
 def bias_of(add: Node, product: Node) -> bool:
-    """Whether an Add is nothing but the bias of a MatMul: a constant along the output channels, and the only reader."""
+    """Whether an Add is nothing but a product's bias: a constant along the output channels, and the only reader."""
     position = 1 if add.input(0) == product.outputs[0] else 0
-    made = _matmul(product, add.outputs[0], takes_bias=True)
+    made = _product(product, add.outputs[0], takes_bias=True)
     if made is None or not _float_weight(add, position) or add.constant(1 - position):
         return False
     op, name = made[0], product.outputs[0]
@@ -148,7 +227,8 @@ def bias_of(add: Node, product: Node) -> bool:
     shape = add.shape(add.input(position)) or ()
     padded = (1,) * (op.rank - len(shape)) + tuple(shape)
     only_channels = all(d == 1 for axis, d in enumerate(padded) if axis != op.out_axis)
-    return len(padded) == op.rank and only_channels and padded[op.out_axis] in (1, op.out_channels)
+    in_place = op.out_axis >= op.rank - 2  # a bias of this layout is known further on
+    return len(padded) == op.rank and only_channels and in_place and padded[op.out_axis] in (1, op.out_channels)
 
 
 def batch_norm(node: Node) -> Bound | None:

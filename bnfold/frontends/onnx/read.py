@@ -33,6 +33,10 @@ READERS: dict[str, Reader] = {
     "ConvTranspose": layers.conv_transpose,
     "Gemm": layers.gemm,
     "MatMul": layers.matmul,
+    "Einsum": layers.matmul,
+    "LSTM": layers.recurrent,
+    "GRU": layers.recurrent,
+    "RNN": layers.recurrent,
     "BatchNormalization": layers.batch_norm,
     "Add": layers.arithmetic,
     "Sub": layers.arithmetic,
@@ -128,9 +132,7 @@ class _Reader:
 
     def read(self, scope: Scope, nodes: list[Any], typed: Sequence[NodeProto], positions: Iterable[int]) -> None:
         """The ops of one graph: `nodes` as imported, `typed` with types, `positions` in the file."""
-        context = Context(
-            scope.constants, scope.shapes, scope.constants.opset, scope.uses, scope.pinned, scope.dtypes
-        )
+        context = Context(scope.constants, scope.shapes, scope.constants.opset, scope.uses, scope.pinned, scope.dtypes)
         views = [_view(node, i, context, scope.label) for node, i in zip(nodes, positions, strict=True)]
         _pair_biases(views, context)
         place = len(self.source.scopes) - 1
@@ -262,8 +264,8 @@ def _view(node: gs.Node, index: int, context: Context, where: str) -> Node:
 
 
 def _pair_biases(views: list[Node], context: Context) -> None:
-    """Find the Adds that are biases of MatMuls."""
-    products = {view.outputs[0]: view for view in views if view.type == "MatMul"}
+    """Find the Adds that are biases of MatMuls and Einsums."""
+    products = {view.outputs[0]: view for view in views if view.type in ("MatMul", "Einsum")}
     for view in views:
         if view.type != "Add" or len(view.inputs) != 2:
             continue

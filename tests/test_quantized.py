@@ -1,0 +1,172 @@
+"""Weights behind DequantizeLinear: the scale takes the norm, the integers and their zero points stay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import bnfold
+
+Array = npt.NDArray[Any]
+
+
+class Net:
+    """A float32 network over `x` with int8 weights."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape, self.rng = shape, np.random.default_rng(3)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def w(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
+        self.weights.append(numpy_helper.from_array(np.asarray(value, dtype), f"w{len(self.weights)}"))
+        return self.weights[-1].name
+
+    def op(self, kind: str, *inputs: str, **attrs: Any) -> str:
+        name = f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name, **attrs))
+        return name
+
+    def quantized(self, shape: tuple[int, ...], axis: int | None, zero: bool) -> str:
+        """int8 weights: one scale for each entry of `axis`, or for all."""
+        count = () if axis is None else (shape[axis],)
+        scale = self.w(self.rng.uniform(0.005, 0.02, count))
+        points = [self.w(self.rng.integers(-9, 9, count), np.int8)] if zero else []
+        weight = self.w(self.rng.integers(-127, 128, shape), np.int8)
+        return self.op("DequantizeLinear", weight, scale, *points, **({} if axis is None else {"axis": axis}))
+
+    def bn(self, x: str, c: int, gamma: list[float] | None = None) -> str:
+        g = np.abs(self.rng.normal(1.0, 0.4, c)) + 0.2 if gamma is None else gamma
+        rest = self.rng.normal(0.3, 0.7, c), self.rng.normal(-0.2, 0.8, c), np.exp(self.rng.uniform(-1.2, 1.2, c))
+        return self.op("BatchNormalization", x, self.w(g), *map(self.w, rest), epsilon=1e-3)
+
+    def model(self, output: str, opset: int = 17) -> onnx.ModelProto:
+        x = helper.make_tensor_value_info("x", TensorProto.FLOAT, self.shape)
+        y = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+        graph = helper.make_graph(self.nodes, "net", [x], [y], self.weights)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        made.graph.output[0].CopyFrom(onnx.shape_inference.infer_shapes(made).graph.output[0])
+        return made
+
+
+def run(model: onnx.ModelProto, x: Array, level: ort.GraphOptimizationLevel) -> Array:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 4
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
+
+
+def integers(model: onnx.ModelProto) -> list[bytes]:
+    """The weights that are not floats, less the zero points."""
+    arrays = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    return sorted(array.tobytes() for array in arrays if array.dtype == np.int8 and array.ndim > 1)
+
+
+def conv_then_bn(axis: int | None, zero: bool) -> Net:
+    n = Net(2, 3, 6, 6)
+    bias = n.op("DequantizeLinear", n.w(n.rng.integers(-900, 900, 4), np.int32), n.w(0.001))
+    n.op("Relu", n.bn(n.op("Conv", "x", n.quantized((4, 3, 3, 3), axis, zero), bias, pads=[1] * 4), 4))
+    return n
+
+
+def between_two_convs(axis: int | None, zero: bool) -> Net:
+    """The scale goes back, the shift forward."""
+    n = Net(2, 3, 6, 6)
+    y = n.op("Relu", n.op("Conv", "x", n.quantized((4, 3, 3, 3), axis, zero)))
+    y = n.bn(n.op("MaxPool", y, kernel_shape=[2, 2]), 4)
+    n.op("Conv", y, n.quantized((2, 4, 1, 1), None if axis is None else 0, zero))
+    return n
+
+
+def gemm(axis: int | None, zero: bool) -> Net:
+    n = Net(5, 3)
+    n.op("Sigmoid", n.bn(n.op("Gemm", "x", n.quantized((4, 3), axis, zero), transB=1), 4))
+    return n
+
+
+def matmul_transposed(axis: int | None, zero: bool) -> Net:
+    n = Net(5, 3)
+    weight = n.op("Transpose", n.quantized((4, 3), axis, zero), perm=[1, 0])
+    n.op("Sigmoid", n.bn(n.op("Add", n.op("MatMul", "x", weight), n.w(n.rng.normal(size=4))), 4))
+    return n
+
+
+def conv_transpose(axis: int | None, zero: bool) -> Net:
+    n = Net(2, 3, 4, 4)
+    weight = n.quantized((3, 4, 2, 2), None if axis is None else 1, zero)
+    n.op("Relu", n.bn(n.op("ConvTranspose", "x", weight), 4))
+    return n
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["symmetric", "zero_points"])
+@pytest.mark.parametrize("axis", [None, 0], ids=["per_tensor", "per_channel"])
+@pytest.mark.parametrize("build", [conv_then_bn, between_two_convs, gemm, matmul_transposed, conv_transpose])
+def test_the_norm_goes_into_the_scale(build: Any, axis: int | None, zero: bool) -> None:
+    n = build(axis, zero)
+    model = n.model(n.nodes[-1].output[0])
+    result = bnfold.fold(model)
+    assert [bn.verdict for bn in result.plan.batch_norms] == ["folded"]
+    assert integers(result.model) == integers(model)
+    onnx.checker.check_model(result.model, full_check=True)
+    x = n.rng.standard_normal(n.shape).astype(np.float32)
+    for level in (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
+        before, after = (run(m, x, level) for m in (model, result.model))
+        np.testing.assert_allclose(after, before, rtol=0, atol=3e-6 * np.abs(before).max())
+
+
+def test_a_negative_scale_is_refused() -> None:
+    n = Net(2, 3, 6, 6)
+    y = n.op("Sigmoid", n.bn(n.op("Conv", "x", n.quantized((4, 3, 3, 3), 0, True)), 4, [1.0, -1.0, 2.0, 0.5]))
+    result = bnfold.fold(n.model(y))
+    (norm,) = result.plan.batch_norms
+    assert norm.verdict != "folded"
+    assert norm.reason is not None
+    assert norm.reason.code == "sign"
+
+
+def test_a_norm_before_int8_weights_cannot_go_forward_channel_by_channel() -> None:
+    n = Net(2, 3, 6, 6)
+    y = n.op("Conv", n.bn("x", 3), n.quantized((4, 3, 1, 1), 0, True))
+    model = n.model(y)
+    result = bnfold.fold(model)
+    (norm,) = result.plan.batch_norms
+    assert norm.verdict == "reduced"
+    assert norm.form == "mul"
+    assert integers(result.model) == integers(model)
+
+
+def test_a_dead_channel_leaves_positive_scales() -> None:
+    n = Net(2, 3, 6, 6)
+    y = n.op("Relu", n.bn(n.op("Conv", "x", n.quantized((4, 3, 3, 3), 0, True)), 4, [1.0, 0.0, 2.0, 0.5]))
+    result = bnfold.fold(n.model(n.op("Conv", y, n.quantized((2, 4, 1, 1), 0, False))))
+    scales = [numpy_helper.to_array(t) for t in result.model.graph.initializer]
+    assert all((s > 0).all() for s in scales if s.dtype == np.float32 and 0 < np.abs(s).max() < 0.1)
+    assert result.check is not None
+    assert result.check.passed
+
+
+def test_weights_that_two_layers_share_keep_their_scale() -> None:
+    n = Net(2, 3, 6, 6)
+    weight = n.quantized((3, 3, 1, 1), 0, False)
+    y = n.bn(n.op("Conv", "x", weight), 3)
+    y = n.op("Conv", n.op("Sigmoid", y), weight)
+    result = bnfold.fold(n.model(y))
+    (norm,) = result.plan.batch_norms
+    assert (norm.verdict, norm.reason and norm.reason.code) == ("kept", "scale-fixed")
+    assert result.check is not None
+    assert result.check.passed
+
+
+def test_before_opset_13_there_is_one_scale_only() -> None:
+    n = Net(2, 3, 6, 6)
+    y = n.op("Relu", n.bn(n.op("Conv", "x", n.quantized((4, 3, 3, 3), None, True)), 4))
+    result = bnfold.fold(n.model(y, opset=12))
+    (norm,) = result.plan.batch_norms
+    assert (norm.verdict, norm.reason and norm.reason.code) == ("kept", "scale-fixed")
