@@ -45,6 +45,21 @@ class Layout:
         return weight.reshape(self.groups, weight.shape[0] // self.groups, *weight.shape[1:])
 
 
+def tapped(weight: Weights, layout: Layout, edit: Rescale, alpha: float = 1.0) -> Weights:
+    """`diag(mix) W` with `own / alpha` at the centre taps, float64; the weight itself where the edit says nothing.
+
+    The centre tap of a kernel of odd sizes reads the pixel that the output stands for. `alpha`: Gemm's factor.
+    """
+    if edit.mix is None or edit.own is None:
+        return weight
+    view = layout.view(weight).astype(np.float64) * layout.spread(edit.mix, "o", weight.ndim)
+    each = np.arange(view.shape[1])
+    centre = tuple(size // 2 for size in view.shape[3:])
+    # (groups, out/groups, in/groups, *kernel): on the diagonal of the middle axes, at the centre of the kernel
+    view[(slice(None), each, each, *centre)] += edit.own.reshape(view.shape[0], -1) / alpha
+    return view.reshape(weight.shape)
+
+
 def scale_weight(weight: Weights, layout: Layout, edit: Rescale) -> Weights:
     """`diag(p_out) W diag(u_in)` in the shape and dtype of `weight`."""
     if edit.p_out is None and edit.u_in is None:
@@ -76,8 +91,13 @@ def response(weight: Weights, layout: Layout, t_in: Vector) -> Vector:
 
 
 def new_bias(bias: Vector | None, weight: Weights, layout: Layout, edit: Rescale, out_channels: int) -> Vector:
-    """`p_out * (b + sum_taps(W) t_in) + q_out`, (out,), float64, with the weight as it was before the edit."""
+    """`p_out * (b + sum_taps(W) t_in) + q_out`, (out,), float64, with the weight as `tapped` gives it.
+
+    b is `mix * b + add` where the edit says so.
+    """
     total = np.zeros(out_channels) if bias is None else np.asarray(bias, np.float64)
+    if edit.mix is not None and edit.add is not None:
+        total = edit.mix * total + edit.add
     if edit.t_in is not None:
         total = total + response(weight, layout, edit.t_in)
     if edit.p_out is not None:
@@ -87,4 +107,4 @@ def new_bias(bias: Vector | None, weight: Weights, layout: Layout, edit: Rescale
 
 def moves_bias(edit: Rescale) -> bool:
     """Whether the edit can give a bias to a layer that has none."""
-    return edit.t_in is not None or edit.q_out is not None
+    return edit.t_in is not None or edit.q_out is not None or (edit.add is not None and bool(edit.add.any()))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from .errors import ModelError, UsageError, VerificationError
-from .limits import PRECISION_LIMIT
+from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import Plan
 from .planner import plan as make_plan
 
@@ -57,14 +57,18 @@ def inspect(
     skip: Iterable[str] = (),
     freeze_inputs: bool = False,
     precision_limit: float = PRECISION_LIMIT,
+    leftovers: str = LEFTOVERS[0],
 ) -> Plan:
     """What `fold` would do to a model: every norm with its verdict. Nothing is changed or written.
 
     `skip`: names, or patterns with * and ?, of norms to leave alone. `freeze_inputs`: treat graph inputs that have a
     default as constants (IR 4 and later). `precision_limit`: how much precision the other readers of a tensor may lose
-    to a fold, as a factor (docs/precision.md). Raises ModelError where the model cannot be read.
+    to a fold, as a factor (docs/precision.md). `leftovers`: in which forms a norm that cannot go may be left: "fast",
+    those that measure no slower on onnxruntime (docs/benchmarks.md); "all", also a single Add, Max or Clip; "none".
+    Raises ModelError where the model cannot be read.
     """
-    return make_plan(_load(model, skip, freeze_inputs, lengths=True).source.graph, precision_limit)
+    _check_leftovers(leftovers)
+    return make_plan(_load(model, skip, freeze_inputs, lengths=True).source.graph, precision_limit, leftovers)
 
 
 def fold(
@@ -77,13 +81,14 @@ def fold(
     skip: Iterable[str] = (),
     freeze_inputs: bool = False,
     precision_limit: float = PRECISION_LIMIT,
+    leftovers: str = LEFTOVERS[0],
     progress: Progress = lambda stage: None,
 ) -> FoldResult:
     """Fold the norms of an ONNX model (a path or a ModelProto, which is left alone), and verify the result.
 
     `out`: where to write it; the file appears only when the result passed. `shapes`: input shapes for the check, by
-    input name. `skip`, `freeze_inputs`, `precision_limit`: as for `inspect`. `progress` is called with the name of
-    each stage.
+    input name. `skip`, `freeze_inputs`, `precision_limit`, `leftovers`: as for `inspect`. `progress` is called with
+    the name of each stage.
 
     Raises ModelError (unreadable model), OutputError (cannot write), UsageError (arguments that do not fit),
     VerificationError (the result differs, or nothing here can run the model).
@@ -93,6 +98,7 @@ def fold(
     from .frontends.onnx.files import check as check_model
     from .frontends.onnx.files import check_target, dump
 
+    _check_leftovers(leftovers)
     target = None if out is None else Path(fspath(out))
     if target is not None:
         check_target(target, _path(model))
@@ -103,7 +109,7 @@ def fold(
             f"{loaded.name} has external data, which a model in memory cannot carry; name a file with out="
         )
     progress("planning")
-    plan = make_plan(loaded.source.graph, precision_limit)
+    plan = make_plan(loaded.source.graph, precision_limit, leftovers)
     progress("folding")
     with _reference(model, loaded, verify) as reference:
         applied = apply(loaded.model, loaded.source, plan)
@@ -141,6 +147,11 @@ def verify(
     specs = input_specs(load(Path(fspath(reference))))
     load(Path(fspath(candidate)))
     return judge(Path(fspath(reference)), Path(fspath(candidate)), specs, seed, shapes, limit, progress)
+
+
+def _check_leftovers(leftovers: str) -> None:
+    if leftovers not in LEFTOVERS:
+        raise UsageError(f"leftovers={leftovers!r}: one of {', '.join(LEFTOVERS)} expected")
 
 
 def _path(model: str | PathLike[str] | ModelProto) -> Path | None:

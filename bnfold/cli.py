@@ -17,7 +17,7 @@ import click
 
 from . import __version__
 from .errors import BnfoldError, OutputError, UsageError, VerificationError
-from .limits import PRECISION_LIMIT
+from .limits import LEFTOVERS, PRECISION_LIMIT
 
 if TYPE_CHECKING:
     from .equivalence.check import Check
@@ -49,6 +49,11 @@ def _reading(command: F) -> F:
         click.option("--precision-limit", type=click.FloatRange(min=1), default=PRECISION_LIMIT, show_default=True,
                      help="How much precision other readers of a tensor may lose to a fold."),
         click.option("--freeze-inputs", is_flag=True, help="Treat graph inputs that have a default as constants."),
+        click.option("--only-exact-removal", "leftovers", flag_value="none",
+                     help="The same as --leftovers none: norms go without a trace or stay as they are."),
+        click.option("--leftovers", type=click.Choice(LEFTOVERS), default=LEFTOVERS[0], show_default=True,
+                     help="Forms in which norms that cannot go are left: those that measure no slower than the norm; "
+                          "all (a single Add, Max or Clip too); none."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -100,6 +105,7 @@ def inspect(
     skip: tuple[str, ...],
     freeze_inputs: bool,
     precision_limit: float,
+    leftovers: str,
     as_json: bool,
     quiet: bool,
     debug: bool,
@@ -109,7 +115,7 @@ def inspect(
         from .api import inspect as run
 
         progress("reading and planning")
-        plan = run(model, skip=skip, freeze_inputs=freeze_inputs, precision_limit=precision_limit)
+        plan = run(model, skip=skip, freeze_inputs=freeze_inputs, precision_limit=precision_limit, leftovers=leftovers)
     _show(plan, None, as_json)
 
 
@@ -133,6 +139,7 @@ def fold(
     skip: tuple[str, ...],
     freeze_inputs: bool,
     precision_limit: float,
+    leftovers: str,
     as_json: bool,
     quiet: bool,
     debug: bool,
@@ -153,6 +160,7 @@ def fold(
                     skip=skip,
                     freeze_inputs=freeze_inputs,
                     precision_limit=precision_limit,
+                    leftovers=leftovers,
                     progress=progress,
                 )
         except VerificationError as error:

@@ -71,7 +71,8 @@ class Linear(Op):
     `in_axis`, `out_axis`: the channel axis of the data tensors. `carries_shift`: a constant added to an input channel
     changes the output by a constant (no zero padding is met). `takes_bias`: an output channel can be shifted.
     `scales`: which factors the weights can take: "both" sides, each channel its own; "out", as int8 weights with a
-    scale for each output channel (the input one for all channels); or "none".
+    scale for each output channel (the input one for all channels); or "none". `taps`: output channel c may get a
+    multiple of input channel c, element by element (a conv of stride 1 that keeps the size has a centre tap for it).
     """
 
     in_axis: int = 1
@@ -82,6 +83,7 @@ class Linear(Op):
     carries_shift: bool = True
     takes_bias: bool = True
     scales: str = "both"
+    taps: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +220,8 @@ class Graph:
     name: str = ""
     octaves: float = 40.0
     """How far, as a power of two, tensors may move from their scale: what the range of the element type leaves."""
+    watched: set[str] = field(default_factory=set)
+    """Tensors of which something else is read than their values: the shape, the type."""
 
     def shape(self, tensor: str) -> Shape | None:
         """The shape of a tensor, or None when its rank is unknown."""

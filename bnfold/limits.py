@@ -2,3 +2,5 @@
 
 PRECISION_LIMIT = 32.0
 """The default of the precision guard; docs/precision.md has the measurement that it comes from."""
+LEFTOVERS = ("fast", "all", "none")
+"""In which forms a norm that cannot go may be left; the first is the default. See `gauge.leftovers`."""

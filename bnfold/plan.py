@@ -44,6 +44,8 @@ class Rescale(_Value):
     """New weights for a linear op: `W' = diag(p_out) W diag(u_in)`, `b' = p_out * (b + sum_taps(W) t_in) + q_out`.
 
     `p_out`, `q_out` have one entry for each output channel, `u_in`, `t_in` for each input channel; None: all 1, or 0.
+    Where `mix`, `own` and `add` are given, one entry for each output channel, the layer L becomes `mix * L(x) + own *
+    x + add` before that: it takes up a copy of its own input.
     """
 
     op: int
@@ -52,6 +54,19 @@ class Rescale(_Value):
     q_out: Vector | None = None
     u_in: Vector | None = None
     t_in: Vector | None = None
+    mix: Vector | None = None
+    own: Vector | None = None
+    add: Vector | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Merge(_Value):
+    """The ops `drop` go; the sum of the outputs of the linear ops `layers` takes the place of the output of `op`."""
+
+    op: int
+    name: str
+    layers: tuple[int, ...]
+    drop: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +95,7 @@ class Replace(_Value):
     offset: Vector
 
 
-Edit = Rescale | Remove | Replace
+Edit = Rescale | Remove | Replace | Merge
 
 
 @dataclass(frozen=True)
@@ -137,10 +152,11 @@ class Plan:
     others: tuple[OtherNorm, ...] = ()
     edits: tuple[Edit, ...] = ()
 
-    KINDS: ClassVar[Mapping[str, type[Rescale] | type[Remove] | type[Replace]]] = {
+    KINDS: ClassVar[Mapping[str, type[Edit]]] = {
         "rescale": Rescale,
         "remove": Remove,
         "replace": Replace,
+        "merge": Merge,
     }
 
     def counts(self) -> dict[str, int]:
@@ -236,5 +252,6 @@ def _edit_to_dict(edit: Edit) -> dict[str, Any]:
 
 def _edit(entry: Mapping[str, Any]) -> Edit:
     cls: Callable[..., Edit] = Plan.KINDS[entry["kind"]]
-    values = {k: np.array(v, np.float64) if isinstance(v, list) else v for k, v in entry.items() if k != "kind"}
+    listed = (lambda v: tuple(v)) if cls is Merge else (lambda v: np.array(v, np.float64))
+    values = {k: listed(v) if isinstance(v, list) else v for k, v in entry.items() if k != "kind"}
     return cls(**values)

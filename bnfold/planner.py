@@ -2,38 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from .gauge.branch import Branch, Cut, cut, find, taps
 from .gauge.equations import AffinePort, Bend, BoundPort, Ids, LinearPort, Vector
 from .gauge.explain import Explainer
 from .gauge.guard import GONE, solve_within
 from .gauge.solve import Outcome, Solution
 from .graph import Affine, Graph, Op, Opaque
-from .limits import PRECISION_LIMIT
-from .plan import BatchNorm, Conditioning, Edit, OtherNorm, Plan, Remove, Replace, Rescale
+from .limits import LEFTOVERS, PRECISION_LIMIT
+from .plan import BatchNorm, Conditioning, Edit, Merge, OtherNorm, Plan, Remove, Replace, Rescale
 
 LRN_TYPES = frozenset({"LRN"})
 
 
-def plan(graph: Graph, precision_limit: float = PRECISION_LIMIT) -> Plan:
-    """What becomes of every norm of a graph. No weight is read. `precision_limit`: see `gauge.guard`."""
-    solution = solve_within(graph, precision_limit)
+def plan(graph: Graph, precision_limit: float = PRECISION_LIMIT, leftovers: str = LEFTOVERS[0]) -> Plan:
+    """What becomes of every norm of a graph. No weight is read.
+
+    `precision_limit`: see `gauge.guard`. `leftovers`: see `gauge.leftovers`.
+    """
+    solution = solve_within(graph, precision_limit, leftovers)
+    shortened = _without_branches(graph, solution, precision_limit, leftovers)
+    return _planned(graph, *(shortened or (solution, Cut(graph, {}, []))))
+
+
+def _without_branches(graph: Graph, solution: Solution, limit: float, leftovers: str) -> tuple[Solution, Cut] | None:
+    """The solution with identity branches cut out, where norms stay on such branches and more go that way."""
+    stuck = {outcome.port.op for outcome in solution.outcomes if outcome.form != "gone"}
+    useful = [branch for branch in find(graph) if stuck & set(branch.norms)] if stuck else []
+    if not useful:
+        return None
+    made = cut(graph, useful)
+    second = solve_within(made.graph, limit, leftovers)
+    gone = [sum(o.form == "gone" and o.port.op.candidate for o in s.outcomes) for s in (solution, second)]
+    return (second, made) if gone[1] + sum(len(branch.norms) for branch in useful) > gone[0] else None
+
+
+def _planned(graph: Graph, solution: Solution, made: Cut) -> Plan:
+    """The plan for `graph`, of which `made` was solved."""
     index = {op: i for i, op in enumerate(graph.ops)}
+    index.update((new, index[old]) for new, old in made.origin.items())
+    tapped: dict[Op, list[Vector]] = {op: vectors for branch in made.branches for op, *vectors in taps(branch)}
     linears = [
-        (port, edit) for port in solution.equations.linears if (edit := _rescale(port, index[port.op], solution))
+        (port, edit)
+        for port in solution.equations.linears
+        if (edit := _rescale(port, index[port.op], solution, tapped.get(made.origin.get(port.op, port.op))))
     ]
     affines = {outcome.port.op: _affine_edit(outcome, index, solution) for outcome in solution.outcomes}
     edits: list[Edit] = [edit for _, edit in linears] + [edit for edit in affines.values() if edit]
     edits += [_threshold(bend, index[bend.op], solution) for bend in solution.thresholds]
     moved = [port for port in solution.equations.bounds if not _trivial(port.y, solution)]
     edits += [_bound(port, index[port.op], solution) for port in moved]
+    edits += [_merge(branch, index) for branch in made.branches]
     into = _Into(solution, [port for port, _ in linears])
-    explainer = Explainer(graph, solution)
+    explainer = Explainer(made.graph, solution)
     outcomes: dict[Op, Outcome] = {outcome.port.op: outcome for outcome in solution.outcomes}
-    norms = [_verdict(op, outcomes.get(op), solution, into, explainer) for op in graph.ops]
+    branched = {norm: branch for branch in made.branches for norm in branch.norms}
+    norms = [
+        _in_branch(op, branched[op]) if op in branched else _verdict(op, outcomes.get(op), solution, into, explainer)
+        for op in graph.ops
+    ]
     lrns = [op for op in graph.ops if isinstance(op, Opaque) and op.type in LRN_TYPES]
     others = [OtherNorm(op.name, op.type, op.inputs[0], op.outputs[0]) for op in lrns]
     return Plan(
@@ -44,15 +75,38 @@ def plan(graph: Graph, precision_limit: float = PRECISION_LIMIT) -> Plan:
     )
 
 
-def _rescale(port: LinearPort, index: int, s: Solution) -> Rescale | None:
-    """The edit of a linear op, or None when its gauges are trivial."""
+def _merge(branch: Branch, index: dict[Op, int]) -> Merge:
+    """The layers of a branch alone compute it."""
+    layers = tuple(index[layer] for layer in branch.layers)
+    drop = tuple(index[op] for op in branch.form.ops if op is not branch.root)
+    return Merge(index[branch.root], branch.root.name, layers, drop)
+
+
+def _in_branch(op: Op, branch: Branch) -> BatchNorm:
+    """The entry of a norm that went into the layers of a branch."""
+    assert isinstance(op, Affine)
+    known = op.statistics
+    dead = int((op.scale == 0).sum())
+    cost = None if known is None else _largest(np.abs(known.mean) / np.sqrt(known.var + known.eps))
+    least = None if known is None else float((known.var + known.eps).min())
+    names = tuple(layer.name for layer in branch.layers)
+    return BatchNorm(
+        op.name, op.type, op.inputs[0], op.outputs[0], op.scale.size, "folded", "", names, None,
+        Conditioning(least, dead, cost, cost),
+    )  # fmt: skip
+
+
+def _rescale(port: LinearPort, index: int, s: Solution, tapped: list[Vector] | None) -> Rescale | None:
+    """The edit of a linear op, or None when its gauges are trivial. `tapped`: what it takes up of its own input."""
     vectors = [
         _unless(s.p[port.y], 1.0),
         _unless(s.q[port.y], 0.0),
         _unless(s.u[port.x], 1.0),
         _unless(s.t[port.x], 0.0),
     ]
-    return None if all(v is None for v in vectors) else Rescale(index, port.op.name, *vectors)
+    if tapped is None and all(v is None for v in vectors):
+        return None
+    return Rescale(index, port.op.name, *vectors, *(tapped or []))
 
 
 def _trivial(ids: Ids, s: Solution) -> bool:
@@ -160,6 +214,8 @@ def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explaine
         return None
     verdict = {"gone": "folded", "stays": "kept"}.get(outcome.form, "reduced")
     reason = explainer.reason(outcome)
+    if reason and verdict == "reduced":
+        reason = replace(reason, hint="")
     return BatchNorm(
         op.name,
         op.type,

@@ -597,7 +597,7 @@ def test_a_traceback_is_shown_with_debug_only() -> None:
 
 
 def test_a_fault_of_bnfold_itself_is_one_line_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(graph: object, limit: float) -> Plan:
+    def broken(graph: object, limit: float, leftovers: str) -> Plan:
         raise KeyError("of\nmine")
 
     monkeypatch.setattr(API, "make_plan", broken)
@@ -606,7 +606,7 @@ def test_a_fault_of_bnfold_itself_is_one_line_too(here: Path, monkeypatch: pytes
 
 
 def test_too_little_memory_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def greedy(graph: object, limit: float) -> Plan:
+    def greedy(graph: object, limit: float, leftovers: str) -> Plan:
         raise MemoryError
 
     monkeypatch.setattr(API, "make_plan", greedy)
@@ -705,7 +705,7 @@ def _corrupt(plan: Plan) -> Plan:
 @pytest.fixture
 def corrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     make_plan = API.make_plan
-    monkeypatch.setattr(API, "make_plan", lambda graph, limit: _corrupt(make_plan(graph, limit)))
+    monkeypatch.setattr(API, "make_plan", lambda graph, limit, leftovers: _corrupt(make_plan(graph, limit, leftovers)))
 
 
 @pytest.mark.usefixtures("corrupted")

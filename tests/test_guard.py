@@ -29,7 +29,7 @@ def test_without_the_guard_the_error_is_large() -> None:
 
 
 def test_what_is_taken_back_has_the_reason() -> None:
-    plan = bnfold.inspect(hostile("resnetv2_50", "gamma", 4))
+    plan = bnfold.inspect(hostile("resnetv2_50", "gamma", 4), leftovers="all")
     back = [bn for bn in plan.batch_norms if bn.verdict != "folded"]
     assert back
     assert {bn.reason.code for bn in back if bn.reason} == {"precision"}
@@ -50,11 +50,13 @@ def test_a_single_reader_may_be_moved_however_far() -> None:
 
 
 def _identity_branch(gamma: float) -> Net:
-    """relu(conv(x) + bn(x)): the identity branch couples the scale of x to that of the output."""
+    """relu(conv(relu(conv(x))) + bn(x)): the shortcut couples the scale of x to that of the output."""
     n = Net(2, 3, 5, 5)
     y = n.op("Relu", n.conv("x", 3, 4))
     for _ in range(4):
-        y = n.op("Relu", n.op("Add", n.conv(y, 4, 4, 3, pads=[1] * 4), n.bn(y, 4, [gamma] * 4)))
+        y = n.op(
+            "Relu", n.op("Add", n.conv(n.op("Relu", n.conv(y, 4, 4, 3, pads=[1] * 4)), 4, 4), n.bn(y, 4, [gamma] * 4))
+        )
     n.conv(y, 4, 2)
     return n
 

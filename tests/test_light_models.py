@@ -58,7 +58,9 @@ def _value(
 
 def _fold(path: Path, tmp_path: Path) -> tuple[dict[str, object], onnx.ModelProto]:
     out = tmp_path / "out.onnx"
-    result = CliRunner().invoke(main, ["fold", str(path), "-o", str(out), "--json"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        main, ["fold", str(path), "-o", str(out), "--json", "--leftovers", "all"], catch_exceptions=False
+    )
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout), onnx.load(out)
 

@@ -28,7 +28,7 @@ def _logits(path: Path, name: str) -> tuple[np.ndarray[tuple[int, ...], np.dtype
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_trained_models_fold_completely_and_label_alike(name: str, tmp_path: Path) -> None:
     source, out = MODELS / f"{name}.onnx", tmp_path / "folded.onnx"
-    result = bnfold.fold(source, out=out)
+    result = bnfold.fold(source, out=out, leftovers="all")
     counts = result.plan.counts()
     assert (counts["batch_norms"], counts["folded"], counts["reduced"]) == EXPECTED[name]
     assert not any(node.op_type == "BatchNormalization" for node in onnx.load(out).graph.node)

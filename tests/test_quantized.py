@@ -135,7 +135,7 @@ def test_a_norm_before_int8_weights_cannot_go_forward_channel_by_channel() -> No
     n = Net(2, 3, 6, 6)
     y = n.op("Conv", n.bn("x", 3), n.quantized((4, 3, 1, 1), 0, True))
     model = n.model(y)
-    result = bnfold.fold(model)
+    result = bnfold.fold(model, leftovers="all")
     (norm,) = result.plan.batch_norms
     assert norm.verdict == "reduced"
     assert norm.form == "mul"

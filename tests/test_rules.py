@@ -756,10 +756,93 @@ def token_embedding_then_flattened_bn() -> onnx.ModelProto:
     return n.model(n.op("Reshape", y, n.w([2, 5, 4], np.int64)))
 
 
+# --- identity branches
+
+
+@case("folded", "folded", "folded", "folded", "folded")
+def rep_mixer_of_fastvit_on_a_stream_that_must_stay() -> onnx.ModelProto:
+    """x + scale * (bn(dw(x)) + bn(dw1(x)) + bn(x) - bn(x)), as FastViT has it; the last one is the layer scale."""
+    n = Net(2, 4, 6, 6)
+    x = n.op("Sigmoid", "x")
+    mixed = n.bn(n.conv(x, 4, 4, k=3, group=4, pads=[1] * 4), 4, [0.5, -1.0, 0.0, 2.0])
+    scaled = n.bn(n.conv(x, 4, 4, group=4), 4)
+    y = n.op("Add", n.op("Add", mixed, scaled), n.bn(x, 4, [0.3, 1.0, -2.0, 0.0]))
+    y = n.op("Mul", n.op("Sub", y, n.bn(x, 4)), n.w(n.rng.normal(size=(4, 1, 1))))
+    return n.model(n.op("Sigmoid", n.op("Add", x, y)))
+
+
+@case("folded")
+def repvit_norm_behind_a_residual_conv() -> onnx.ModelProto:
+    n = Net(2, 4, 6, 6)
+    x = n.op("Sigmoid", "x")
+    y = n.op("Add", n.op("Add", n.conv(x, 4, 4, k=3, group=2, pads=[1] * 4), n.conv(x, 4, 4, group=4)), x)
+    return n.model(n.op("Sigmoid", n.bn(y, 4, [0.5, -1.0, 0.0, 2.0])))
+
+
+@case("folded", "folded", "folded", "folded")
+def repvgg_identity_norms_of_both_signs() -> onnx.ModelProto:
+    n = Net(2, 4, 6, 6)
+    x = n.op("Relu", n.bn(n.conv("x", 4, 4), 4))
+    three = n.bn(n.conv(x, 4, 4, k=3, bias=True, pads=[1] * 4), 4)
+    y = n.op("Sum", three, n.bn(n.conv(x, 4, 4), 4), n.bn(x, 4, [0.5, -1.0, 0.0, 2.0]))
+    return n.model(n.op("Concat", n.op("Relu", y), x, axis=1))
+
+
+@case("folded")
+def gemm_that_takes_up_a_norm_of_its_input() -> onnx.ModelProto:
+    n = Net(5, 3)
+    x = n.op("Sigmoid", "x")
+    weights = n.w(n.rng.standard_normal((3, 3))), n.w(n.rng.normal(size=(5, 3)))
+    y = n.op("Gemm", x, *weights, alpha=0.5, beta=2.0, transB=1)
+    return n.model(n.op("Sigmoid", n.op("Add", n.bn(x, 3, [0.5, -1.0, 0.0]), y)))
+
+
+@case("folded")
+def matmul_with_bias_takes_up_a_scaled_copy() -> onnx.ModelProto:
+    n = Net(2, 5, 3)
+    x = n.op("Sigmoid", "x")
+    y = n.op("Add", n.op("MatMul", x, n.w(n.rng.standard_normal((3, 3)))), n.w(n.rng.normal(size=3)))
+    return n.model(n.op("Sigmoid", n.op("Sub", y, n.op("Mul", x, n.w([0.5, -1.0, 2.0])))))
+
+
+@case("kept:scale-fixed")
+def an_identity_branch_that_others_read() -> onnx.ModelProto:
+    n = Net(2, 4, 6, 6)
+    x = n.op("Sigmoid", "x")
+    branch = n.bn(x, 4)
+    y = n.op("Add", n.conv(x, 4, 4, k=3, pads=[1] * 4), branch)
+    return n.model(n.op("Sigmoid", y), n.op("Sigmoid", branch))
+
+
+@case("reduced:mul")
+def an_identity_branch_whose_shape_is_asked_for() -> onnx.ModelProto:
+    n = Net(2, 4, 6, 6)
+    x = n.op("Sigmoid", "x")
+    branch = n.bn(x, 4)
+    y = n.op("Add", n.conv(x, 4, 4, k=3, pads=[1] * 4), branch)
+    return n.model(n.op("Mul", n.op("Sigmoid", y), n.op("CastLike", n.op("Size", branch), "x")))
+
+
+@case("reduced:mul")
+def a_conv_without_a_centre_tap() -> onnx.ModelProto:
+    n = Net(2, 4, 6, 6)
+    x = n.op("Sigmoid", "x")
+    y = n.op("Add", n.conv(x, 4, 4, k=2, pads=[0, 0, 1, 1]), n.bn(x, 4))
+    return n.model(n.op("Sigmoid", y))
+
+
+@case("reduced:mul")
+def a_norm_of_another_tensor_than_the_input_of_the_conv() -> onnx.ModelProto:
+    n = Net(2, 4, 6, 6)
+    x = n.op("Sigmoid", "x")
+    y = n.op("Add", n.conv(x, 4, 4, k=3, pads=[1] * 4), n.bn(n.op("Sigmoid", x), 4))
+    return n.model(n.op("Sigmoid", y))
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_rule(case: Case) -> None:
     model = case.build()
-    result = bnfold.fold(model, verify=False)
+    result = bnfold.fold(model, verify=False, leftovers="all")
     assert tuple(_fate(bn) for bn in result.plan.batch_norms) == case.fates
     onnx.checker.check_model(result.model, full_check=True)
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]

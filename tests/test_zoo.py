@@ -37,7 +37,7 @@ def _batch_norms(plan: bnfold.Plan) -> tuple[int, int, int]:
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_zoo_reaches_its_counts_and_keeps_its_function(name: str) -> None:
     model = ZOO[name](dtype=np.float64)
-    result = bnfold.fold(model, verify=False)
+    result = bnfold.fold(model, verify=False, leftovers="all")
     assert _batch_norms(result.plan) == COUNTS[name]
     left = sum(node.op_type == "BatchNormalization" for node in result.model.graph.node)
     assert left == COUNTS[name][2]
@@ -49,7 +49,7 @@ def test_zoo_reaches_its_counts_and_keeps_its_function(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_zoo_with_gammas_of_both_signs_and_zeros_keeps_its_function(name: str) -> None:
     model = ZOO[name](dtype=np.float64, seed=3, signs="both", zero_gamma=0.1)
-    result = bnfold.fold(model, verify=False)
+    result = bnfold.fold(model, verify=False, leftovers="all")
     assert all(bn.reason is not None for bn in result.plan.batch_norms if bn.verdict != "folded")
     feed = _random_input(model)
     for before, after in zip(evaluate(model, **feed), evaluate(result.model, **feed), strict=True):
@@ -66,7 +66,7 @@ def test_zoo_in_float32_is_as_accurate_as_the_original(name: str) -> None:
         if tensor.data_type == onnx.TensorProto.DOUBLE:  # the float32 weights are the truth
             wide = onnx.numpy_helper.to_array(single).astype(np.float64)
             tensor.CopyFrom(onnx.numpy_helper.from_array(wide, tensor.name))
-    folded = bnfold.fold(model, verify=False).model
+    folded = bnfold.fold(model, verify=False, leftovers="all").model
     feed = _random_input(model)
     single_feed = {name: value.astype(np.float32) for name, value in feed.items()}
     wide_feed = {name: value.astype(np.float64) for name, value in single_feed.items()}
@@ -80,7 +80,7 @@ def test_zoo_in_float32_is_as_accurate_as_the_original(name: str) -> None:
 def test_a_wrong_fold_would_be_noticed() -> None:
     """The comparison above fails when one folded weight is off by a thousandth."""
     model = ZOO["preact_resnet18"](dtype=np.float64)
-    folded = bnfold.fold(model, verify=False).model
+    folded = bnfold.fold(model, verify=False, leftovers="all").model
     tensor = next(t for t in folded.graph.initializer if len(t.dims) == 4)
     tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 1.001, tensor.name))
     feed = _random_input(model)

@@ -12,6 +12,7 @@ from .equations import AffinePort, Demand, Ids
 from .solve import Outcome, Solution
 
 Edge = tuple[int, Op]
+LEFTOVER = "--leftovers all leaves a single Add or Max in its place"
 
 
 class Explainer:
@@ -75,9 +76,8 @@ class Explainer:
         for side in (int(port.y[row]), int(port.x[row])):
             demand = self._nearest(side, self.eqs.still, port)
             if demand and any(demand is border for border in self.eqs.borders):
-                return Reason(
-                    "zero-padding", f"its offset cannot pass {demand.op.name}, which {demand.why}", demand.op.name
-                )
+                text = f"its offset cannot pass {demand.op.name}, which {demand.why}"
+                return Reason("zero-padding", text, demand.op.name, LEFTOVER)
         demand = self._nearest(int(port.y[row]), self.eqs.still, port)
         other = self.producer.get(port.op.inputs[0])
         if demand and self._shared(port, row):
@@ -85,10 +85,12 @@ class Explainer:
                 "shift-taken",
                 f"{port.op.inputs[0]} has other readers that need another offset, and {demand.op.name} {demand.why}",
                 demand.op.name,
+                LEFTOVER,
             )
         text = f"{demand.op.name} {demand.why}" if demand else "an op behind it fixes the values"
         source = f"; {other.name} before it cannot take one" if other else "; it stands at a graph input"
-        return Reason("shift-fixed", f"its offset can go nowhere: {text}{source}", demand.op.name if demand else "")
+        where = demand.op.name if demand else ""
+        return Reason("shift-fixed", f"its offset can go nowhere: {text}{source}", where, LEFTOVER)
 
     def _dead(self, port: AffinePort, row: int) -> Reason:
         return Reason(

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..graph import Graph, Op
+from ..limits import LEFTOVERS
 from .equations import Vector
 from .rules import build
 from .scale import Conflict
@@ -20,12 +21,12 @@ from .solve import Outcome, Solution, solve
 GONE = ("gone", "max", "clip")
 
 
-def solve_within(graph: Graph, limit: float) -> Solution:
+def solve_within(graph: Graph, limit: float, leftovers: str = LEFTOVERS[0]) -> Solution:
     """Remove as many norms as the rules allow, and as precision allows, and find the gauge that does it."""
     equations, gauges = build(graph)
     refused: dict[Op, Conflict] = {}
     while True:
-        solution = solve(graph, equations, gauges, refused)
+        solution = solve(graph, equations, gauges, refused, leftovers)
         found = too_costly(solution, limit, graph.octaves)
         if not set(found) - set(refused):
             return solution

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..graph import Graph, Op
+from ..limits import LEFTOVERS
 from .equations import AffinePort, Bend, Equations, Ids, Vector
+from .leftovers import allowed
 from .scale import Conflict, Scale
 from .shift import Shift
 
@@ -52,13 +54,19 @@ class Solution:
     """Variables that ops alone hold to one scale have the same entry here, whatever was removed."""
 
 
-def solve(graph: Graph, equations: Equations, gauges: dict[str, Ids | None], refused: dict[Op, Conflict]) -> Solution:
+def solve(
+    graph: Graph,
+    equations: Equations,
+    gauges: dict[str, Ids | None],
+    refused: dict[Op, Conflict],
+    leftovers: str = LEFTOVERS[0],
+) -> Solution:
     """Hold Relus at q = 0 and Clips at p = 1 first. Those behind a norm that had nowhere to go may then carry more."""
-    solution = _settle(graph, equations, gauges, [], refused)
-    released = _in_the_way(solution)
+    solution = _settle(graph, equations, gauges, [], refused, leftovers)
+    released = [bend for bend in _in_the_way(solution) if _may_bend(bend, graph, leftovers)]
     if not released:
         return solution
-    second = _settle(graph, equations, gauges, released, refused)
+    second = _settle(graph, equations, gauges, released, refused, leftovers)
     reasons = {outcome.port.op: outcome.conflict for outcome in solution.outcomes}
     form = np.zeros(equations.count, np.int64)
     for bend in second.thresholds:
@@ -78,14 +86,20 @@ def _settle(
     gauges: dict[str, Ids | None],
     released: list[Bend],
     refused: dict[Op, Conflict],
+    leftovers: str,
 ) -> Solution:
     """Search until no constant Mul that stays is in the way of a shift that was already used."""
     held: dict[Op, Conflict] = {}
     while True:
         try:
-            return _Search(graph, equations, held, released, refused).run(gauges)
+            return _Search(graph, equations, held, released, refused, leftovers).run(gauges)
         except _Held as found:
             held[found.op] = found.conflict
+
+
+def _may_bend(bend: Bend, graph: Graph, leftovers: str) -> bool:
+    """Whether a Relu or Clip may get bounds per channel, which costs time on some runtimes."""
+    return allowed(leftovers, "clip" if bend.pins else "max", bend.x.size, graph.shape(bend.op.outputs[0]))
 
 
 def _in_the_way(solution: Solution) -> list[Bend]:
@@ -116,7 +130,9 @@ class _Search:
         held: dict[Op, Conflict],
         released: list[Bend],
         refused: dict[Op, Conflict],
+        leftovers: str,
     ) -> None:
+        self.leftovers = leftovers
         self.graph, self.equations, self.held, self.released = graph, equations, held, released
         self.refused = refused
         fallen = {id(demand) for bend in released for demand in bend.holds}
@@ -273,8 +289,11 @@ class _Search:
         """The cheapest op that can stand for a norm that stays."""
         if port.op in self.refused and self.refused[port.op].kind == "range":
             return "stays"
-        if self._remove(port, shift=False) is None:
+        shape = self.graph.shape(port.op.outputs[0])
+        if allowed(self.leftovers, "add", port.x.size, shape) and self._remove(port, shift=False) is None:
             return "add"
+        if not allowed(self.leftovers, "mul", port.x.size, shape):
+            return "stays"
         if self.scale.special(port.x) or self.scale.special(port.y):
             return "stays"
         mark = self.shift.mark()

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ...absorb import moves_bias, new_bias, scale_weight
+from ...absorb import moves_bias, new_bias, scale_weight, tapped
 from ...errors import PlanError
-from ...plan import Plan, Remove, Replace, Rescale
-from .bindings import AffineBinding, Binding, BoundBinding, ClipBinding, LinearBinding, Quantized
+from ...plan import Merge, Plan, Remove, Replace, Rescale
+from .bindings import AffineBinding, Binding, BoundBinding, ClipBinding, LinearBinding, NodeBinding, Quantized
 from .constants import LARGE
 from .names import Renaming
 from .read import Source
@@ -72,6 +72,9 @@ def apply(model: ModelProto, source: Source, plan: Plan) -> Applied:
         editor = editors[source.places.get(edit.op, 0)]
         if isinstance(edit, Rescale) and isinstance(binding, LinearBinding):
             editor.rescale(edit, binding)
+        elif isinstance(edit, Merge) and binding is not None:
+            bindings = [[source.bindings.get(op) for op in group] for group in (edit.layers, edit.drop)]
+            editor.merge(edit, binding.node, bindings[0], bindings[1])
         elif isinstance(edit, Remove) and isinstance(binding, AffineBinding):
             editor.remove(edit, binding)
         elif not isinstance(edit, Replace) or not editor.replace(edit, binding):
@@ -108,11 +111,12 @@ class _Editor:
         node = self.graph.node[at.node]
         label = edit.name
         name = node.input[at.weight]
-        if moves_bias(edit) or (edit.p_out is not None and self._has(at)):
+        scales_bias = edit.p_out is not None or edit.mix is not None
+        if moves_bias(edit) or (scales_bias and self._has(at)):
             self._rebias(edit, at, name)
         if at.quantized is not None:
             self._requantize(edit, at.quantized)
-        elif edit.p_out is not None or edit.u_in is not None:
+        elif edit.p_out is not None or edit.u_in is not None or edit.mix is not None:
             constants = self.constants
             weight = Pending(
                 constants.dtype(name),
@@ -151,6 +155,7 @@ class _Editor:
             raise PlanError(f"{edit.name}: has no bias to put an offset into")
         weight = self._value(weight_name) if edit.t_in is not None else np.zeros(0)
         weight = weight.reshape(at.matrix) if at.matrix and weight.size else weight
+        weight = tapped(weight, at.layout, edit, at.alpha) if weight.size else weight
         node = self.graph.node[at.bias_node]
         old = self._value(node.input[at.bias]) if self._has(at) else None
         if at.halves:
@@ -183,6 +188,7 @@ class _Editor:
         if at.beta == 0.0:
             return moved
         scaled = old.astype(np.float64) * (1.0 if edit.p_out is None else edit.p_out)
+        scaled = scaled if edit.mix is None else scaled * edit.mix
         return scaled + moved / at.beta
 
     def _recurrent_bias(self, edit: Rescale, at: LinearBinding, weight: Array, old: Array | None) -> Array:
@@ -196,6 +202,38 @@ class _Editor:
         return weight if at.alpha == 1.0 else weight.astype(np.float64) * at.alpha
 
     # --- norms
+
+    def merge(self, edit: Merge, last: int, layers: list[Binding | None], drop: list[Binding | None]) -> None:
+        """Let layers alone compute what a whole expression did: the node `last` becomes their sum, or goes."""
+        if not all(isinstance(at, LinearBinding) for at in layers) or None in drop:
+            raise PlanError(f"{edit.name}: the plan's ops are not in the model; was the plan made for it?")
+        ends = [self.graph.node[at.bias_node] for at in layers if isinstance(at, LinearBinding)]
+        node = self.graph.node[last]
+        for at in (*drop, NodeBinding(last)):
+            if at is not None:
+                self._let_go(at.node, at.node != last)
+        if len(ends) == 1:
+            self._vanish(ends[0].output)
+            ends[0].output[0] = node.output[0]
+            self.dropped.add(last)
+        else:
+            _rewrite(node, "Add" if len(ends) == 2 else "Sum", [end.output[0] for end in ends])
+
+    def _let_go(self, index: int, drop: bool) -> None:
+        """Let a node's constants go, and `drop` the node itself."""
+        node = self.graph.node[index]
+        for name in node.input:
+            if name in self.constants:
+                self._release(name)
+        if drop:
+            self.dropped.add(index)
+            self._vanish(node.output)
+
+    def _vanish(self, names: Iterable[str]) -> None:
+        """Note that nothing has these names any more."""
+        for name in names:
+            self.uses[name] = 0
+            self.released.add(name)
 
     def remove(self, edit: Remove, at: AffineBinding) -> None:
         """Let the readers of a norm's output read its input: two names become one."""
@@ -475,7 +513,8 @@ def _ready(value: Array) -> Pending:
 
 
 def _scaled(weight: Array, at: LinearBinding, edit: Rescale) -> Array:
-    scaled = scale_weight(weight.reshape(at.matrix or weight.shape), at.layout, edit).reshape(weight.shape)
+    whole = tapped(weight.reshape(at.matrix or weight.shape), at.layout, edit, at.alpha)
+    scaled = _round(scale_weight(whole, at.layout, edit).reshape(weight.shape), weight.dtype)
     _demand_finite(scaled, weight, edit.name)
     return scaled
 

@@ -67,4 +67,11 @@ class BoundBinding:
     constant: int
 
 
-Binding = LinearBinding | AffineBinding | ClipBinding | BoundBinding
+@dataclass(frozen=True)
+class NodeBinding:
+    """Any other op that is one node."""
+
+    node: int
+
+
+Binding = NodeBinding | LinearBinding | AffineBinding | ClipBinding | BoundBinding

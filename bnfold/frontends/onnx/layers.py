@@ -48,6 +48,7 @@ def conv(node: Node) -> Bound | None:
         2 + len(kernel),
         not _pads(node, kernel),
         scales=scales,
+        taps=scales == "both" and per_group * groups == out and _centred(node, kernel),
     )
     return [op], {0: LinearBinding(node.index, 1, Layout("oi", groups), node.index, 2, out, quantized=quantized)}
 
@@ -57,6 +58,20 @@ def _pads(node: Node, kernel: Sequence[object]) -> bool:
     if node.attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
         return any(k != 1 for k in kernel)
     return node.attrs.get("auto_pad", "NOTSET") != "VALID" and any(p > 0 for p in node.attrs.get("pads", []))
+
+
+def _centred(node: Node, kernel: Sequence[object]) -> bool:
+    """Whether the centre tap of a Conv reads, for each output pixel, the same input pixel."""
+    sizes = [k for k in kernel if isinstance(k, int) and k % 2]
+    if len(sizes) < len(kernel) or any(s != 1 for s in node.attrs.get("strides", [])):
+        return False
+    auto = node.attrs.get("auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        return True
+    dilations = node.attrs.get("dilations", [1] * len(sizes))
+    needed = [(k - 1) // 2 * d for k, d in zip(sizes, dilations, strict=True)]
+    pads = node.attrs.get("pads", [0] * 2 * len(sizes)) if auto == "NOTSET" else [0] * 2 * len(sizes)
+    return list(pads) == needed * 2
 
 
 def conv_transpose(node: Node) -> Bound | None:
@@ -101,7 +116,8 @@ def gemm(node: Node) -> Bound | None:
     alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
     in_axis = 0 if node.attrs.get("transA", 0) else 1
     scales, quantized = quantization(node, 1, 0 if swapped else 1, out)
-    op = Linear(node.label, (node.input(0),), node.outputs[:1], in_axis, 1, inputs, out, 2, scales=scales)
+    taps = scales == "both" and inputs == out and in_axis == 1
+    op = Linear(node.label, (node.input(0),), node.outputs[:1], in_axis, 1, inputs, out, 2, scales=scales, taps=taps)
     layout = Layout("oi" if swapped else "io")
     return [op], {0: LinearBinding(node.index, 1, layout, node.index, 2, out, alpha, beta, quantized=quantized)}
 
@@ -147,7 +163,18 @@ def _product(node: Node, output: str, takes_bias: bool) -> tuple[Linear, LinearB
     out, inputs = (rows, columns) if side == 0 else (columns, rows)
     scales, quantized = quantization(node, weight, len(shape) - 2 + side, out)
     op = Linear(
-        node.label, (node.input(data),), (output,), in_axis, out_axis, inputs, out, rank, True, takes_bias, scales
+        node.label,
+        (node.input(data),),
+        (output,),
+        in_axis,
+        out_axis,
+        inputs,
+        out,
+        rank,
+        True,
+        takes_bias,
+        scales,
+        taps=scales == "both" and inputs == out and node.type == "MatMul",
     )
     layout = Layout("oi" if side == 0 else "io")
     matrix = (rows, columns) if len(shape) > 2 else None

@@ -5,6 +5,7 @@ The structure is imported by onnx-graphsurgeon from the skeleton, so that no wei
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from ...errors import ModelError
 from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape
 from . import layers, structure
-from .bindings import Binding
+from .bindings import Binding, NodeBinding
 from .constants import Constants
 from .node import Context, Node, Ops
 from .scope import BODIES, Scope, count_uses, pinned
@@ -144,6 +145,7 @@ class _Reader:
             made, bound = _read_node(view, self.skip)
             _complete_shapes(made, scope.shapes)
             self._add(scope, place, made, bound)
+        self._watch(scope)
         taken = self.source.graph.shapes
         self.source.graph.pinned.update((scope.neutral(name, taken), why) for name, why in scope.pinned.items())
 
@@ -158,6 +160,14 @@ class _Reader:
             for raw, name in zip((*op.inputs, *op.outputs), (*names[0], *names[1]), strict=True):
                 graph.shapes.setdefault(name, scope.shapes.get(raw))
             graph.ops.append(replace(op, inputs=tuple(names[0]), outputs=tuple(names[1])))
+
+    def _watch(self, scope: Scope) -> None:
+        """Note the tensors that are read more often than the ops of the neutral graph do."""
+        graph = self.source.graph
+        reads = Counter(name for op in graph.ops for name in op.inputs)
+        for name, count in scope.uses.items():
+            if name in scope.local and count > reads[scope.neutral(name, graph.shapes)]:
+                graph.watched.add(scope.neutral(name, graph.shapes))
 
     def _bodies(self, outer: Scope, view: Node, node: NodeProto) -> None:
         """The ops of the bodies of a control flow node, which come before it."""
@@ -293,6 +303,8 @@ def _read_node(node: Node, skip: Callable[[str], bool]) -> tuple[Ops, dict[int, 
     if made is None:
         return [_opaque(node)], {}
     ops, bindings = made if isinstance(made, tuple) else (made, {})
+    if len(ops) == 1 and not bindings:
+        bindings = {0: NodeBinding(node.index)}
     return _named(ops, node), bindings
 
 

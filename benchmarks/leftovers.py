@@ -1,0 +1,114 @@
+"""What the forms that a norm can be left in cost on onnxruntime, next to keeping the norm, between real layers.
+
+    python -m benchmarks.leftovers [--rounds 200]
+
+Each row times two networks of one block, concat -> form -> conv (as in a dense network), in turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.latency import medians
+
+SIZES = ((64, 56), (256, 28), (512, 14), (1024, 7)), ((60, 56), (252, 28), (508, 14), (1020, 7))
+"""Channels and pixels: in multiples of what onnxruntime's blocked layout takes, and not."""
+FORMS = {
+    "BN -> Add": (["BN"], ["Add"]),
+    "BN -> Mul": (["BN"], ["Mul"]),
+    "BN, Relu -> Add, Relu": (["BN", "Relu"], ["Add", "Relu"]),
+    "BN, Relu -> Max": (["BN", "Relu"], ["Max"]),
+    "BN, Clip -> Max, Min": (["BN", "Clip"], ["Max", "Min"]),
+    "BN, padded Conv -> padded Conv, Add of a border map": (["BN", "Conv"], ["Conv", "Map"]),
+    "Conv + BN of its input -> Conv": (["Conv+BN"], ["Conv"]),
+}
+
+
+class Block:
+    """relu(conv(x)) twice, concatenated; the ops of a form; a 1x1 conv."""
+
+    def __init__(self, channels: int, size: int, ops: list[str]) -> None:
+        self.rng, self.c, self.size = np.random.default_rng(0), channels, size
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        halves = [self.op("Relu", self.conv("x", 16, channels // 2, 1)) for _ in range(2)]
+        y = self.op("Concat", *halves, axis=1)
+        for op in ops:
+            y = self.form(op, y)
+        self.last = self.conv(y, channels, 32, 1)
+
+    def w(self, *shape: int) -> str:
+        """A new weight."""
+        value = np.abs(self.rng.standard_normal(shape)).astype(np.float32) + 0.5
+        self.weights.append(numpy_helper.from_array(value, f"w{len(self.weights)}"))
+        return self.weights[-1].name
+
+    def op(self, kind: str, *inputs: str, **attrs: Any) -> str:
+        """A new node; its output."""
+        self.nodes.append(helper.make_node(kind, list(inputs), [f"t{len(self.nodes)}"], **attrs))
+        return str(self.nodes[-1].output[0])
+
+    def conv(self, x: str, c: int, out: int, k: int, groups: int = 1) -> str:
+        """A conv that keeps the size."""
+        return self.op("Conv", x, self.w(out, c // groups, k, k), self.w(out), pads=[k // 2] * 4, group=groups)
+
+    def form(self, op: str, x: str) -> str:
+        """One op of a form; the padded conv is depthwise, so that it does not hide what is measured."""
+        c = self.c
+        if op == "Conv":
+            return self.conv(x, c, c, 3, c)
+        if op == "Conv+BN":
+            return self.op("Add", self.conv(x, c, c, 3, c), self.form("BN", x))
+        if op == "BN":
+            return self.op("BatchNormalization", x, *(self.w(c) for _ in range(4)))
+        if op == "Map":
+            return self.op("Add", x, self.w(1, c, self.size, self.size))
+        if op == "Clip":
+            bounds = [numpy_helper.from_array(np.array(v, np.float32), f"b{v}") for v in (0, 6)]
+            self.weights += bounds
+            return self.op("Clip", x, *(b.name for b in bounds))
+        return self.op(op, x) if op == "Relu" else self.op(op, x, self.w(c, 1, 1))
+
+    def model(self) -> onnx.ModelProto:
+        """The block."""
+        ends = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, c, self.size, self.size])
+            for name, c in (("x", 16), (self.last, 32))
+        ]
+        graph = helper.make_graph(self.nodes, "block", ends[:1], ends[1:], self.weights)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@click.command()
+@click.option("--rounds", default=200, show_default=True)
+def main(rounds: int) -> None:
+    """Microseconds of the block as it was and with the form, and the ratio, for each size and 1 and 2 threads."""
+    print(f"onnxruntime {ort.__version__}, CPU, optimisations on, medians of runs in turn\n")
+    for sizes in SIZES:
+        print("| form | " + " | ".join(f"{c}x{s}x{s}, {t} thr." for c, s in sizes for t in (1, 2)) + " |")
+        print("|---|" + "---|" * 2 * len(sizes))
+        for name, (before, after) in FORMS.items():
+            cells = [cell for c, size in sizes for cell in compare(c, size, before, after, rounds)]
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        print()
+
+
+def compare(channels: int, size: int, before: list[str], after: list[str], rounds: int) -> list[str]:
+    """Microseconds and ratio, for 1 and 2 threads."""
+    models = {key: Block(channels, size, ops).model() for key, ops in (("a", before), ("b", after))}
+    cells = []
+    for threads in (1, 2):
+        times = medians(models, threads, rounds)
+        a, b = times["a"] * 1e6, times["b"] * 1e6
+        cells.append(f"{a:.0f} -> {b:.0f} ({b / a:.2f})")
+    return cells
+
+
+if __name__ == "__main__":
+    main()
