@@ -113,11 +113,12 @@ def fold(
     progress("folding")
     with _reference(model, loaded, verify) as reference:
         applied = apply(loaded.model, loaded.source, plan)
-        check_model(loaded.model, f"{loaded.name} (folded)", lengths=False, pending=applied.pending)
+        folder = loaded.source.constants.folder
+        check_model(loaded.model, f"{loaded.name} (folded)", lengths=False, pending=applied.pending, folder=folder)
         with _destination(target, loaded, needed=verify or target is not None) as temporary:
             if temporary is not None:
                 progress("writing")
-                dump(applied, temporary, loaded.source.constants.folder)
+                dump(applied, temporary, folder)
             verdict = None
             if verify and temporary is not None:
                 verdict = _judge(reference, temporary, loaded, seed, shapes, progress)
@@ -176,15 +177,16 @@ def _load(
         proto.CopyFrom(model)
     else:
         raise UsageError(f"a path or an onnx.ModelProto expected, {type(model).__name__} found")
-    bare = check(proto, str(path or name), lengths)
-    check_external(proto, path.parent if path else None)
+    folder = path.parent if path else None
+    check_external(proto, folder)
+    bare = check(proto, str(path or name), lengths, folder=folder)
     patterns = [skip] if isinstance(skip, str) else list(skip)
 
     def load_source(model: ModelProto, bare: Skeleton) -> Source:
         def skipped(label: str) -> bool:
             return any(fnmatchcase(label, pattern) for pattern in patterns)
 
-        return read(model, bare, name, path.parent if path else None, freeze_inputs, skipped)
+        return read(model, bare, name, folder, freeze_inputs, skipped)
 
     return _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
 
@@ -196,12 +198,12 @@ def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Sour
     from .frontends.onnx.functions import called, inline, with_norms
     from .frontends.onnx.skeleton import skeleton
 
-    proto = loaded.model
+    proto, folder = loaded.model, loaded.path.parent if loaded.path else None
     if not called(proto):
         return loaded
     holding = with_norms(proto)
     if holding and inline(proto, holding):
-        loaded = _Loaded(proto, load_source(proto, skeleton(proto)), loaded.path, loaded.name)
+        loaded = _Loaded(proto, load_source(proto, skeleton(proto, folder)), loaded.path, loaded.name)
     plan = make_plan(loaded.source.graph)
     if not called(proto) or plan.counts()["folded"] == len(plan.batch_norms):
         return loaded
@@ -209,7 +211,7 @@ def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Sour
     trial.CopyFrom(proto)
     if not inline(trial, called(trial)):
         return loaded
-    source = load_source(trial, skeleton(trial))
+    source = load_source(trial, skeleton(trial, folder))
     better = make_plan(source.graph).counts()["folded"] > plan.counts()["folded"]
     return _Loaded(trial, source, loaded.path, loaded.name) if better else loaded
 

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.inliner
 import torch
 import torch.nn.functional as F
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+
+from bnfold.equivalence.reference import OPERATORS
 
 Array = npt.NDArray[Any]
 
@@ -101,5 +104,7 @@ class AveragePool(OpRun):
 
 def evaluate(model: onnx.ModelProto, **inputs: Array) -> list[Array]:
     """The outputs of a model in the precision that it is written in."""
-    evaluator = ReferenceEvaluator(model, new_ops=[Conv, ConvTranspose, MaxPool, AveragePool])
+    if model.functions:  # the evaluator would take its own operators in functions
+        model = onnx.inliner.inline_local_functions(model)
+    evaluator = ReferenceEvaluator(model, new_ops=[Conv, ConvTranspose, MaxPool, AveragePool, *OPERATORS])
     return [np.asarray(value) for value in evaluator.run(None, inputs)]

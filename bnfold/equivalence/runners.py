@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import ModelProto, TensorProto, helper
 
 from ..errors import VerificationError
@@ -52,7 +53,12 @@ class ReferenceRunner:
     def __init__(self, path: Path) -> None:
         from onnx.reference import ReferenceEvaluator
 
-        self.evaluator = ReferenceEvaluator(str(path))
+        from .reference import OPERATORS
+
+        model = onnx.load(path)
+        if model.functions:  # the evaluator would take its own operators in functions
+            model = onnx.inliner.inline_local_functions(model)
+        self.evaluator = ReferenceEvaluator(model, new_ops=OPERATORS)
         self.outputs = list(self.evaluator.output_names)
 
     def run(self, feed: Feed) -> dict[str, Array]:

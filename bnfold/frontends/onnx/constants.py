@@ -173,7 +173,10 @@ class Constants:
             raise ModelError(f"tensor {tensor.name!r}: its data cannot be read ({error})") from error
 
     def _compute(self, name: str) -> Array:
-        node = self.producers[name]
+        with np.errstate(all="ignore"):  # what is not finite is found by those who use it
+            return self._evaluate(self.producers[name], name)
+
+    def _evaluate(self, node: NodeProto, name: str) -> Array:
         if node.op_type == "Shape":
             return np.array(self._shape_of(node), np.int64)
         if node.op_type == "CastLike":

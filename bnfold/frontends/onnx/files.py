@@ -62,15 +62,17 @@ def _mapped(file: BinaryIO) -> Iterator[memoryview | bytes]:
         yield view
 
 
-def check(model: ModelProto, where: str, lengths: bool = True, pending: Container[str] = ()) -> Skeleton:
+def check(
+    model: ModelProto, where: str, lengths: bool = True, pending: Container[str] = (), folder: Path | None = None
+) -> Skeleton:
     """The skeleton of a model that onnx.checker accepts; ModelError with the checker's words otherwise.
 
     `lengths`: count the bytes of every tensor now, which reads them all; a write counts them anyway. `pending`: names
-    of tensors that have no data yet.
+    of tensors that have no data yet. `folder`: where external data lie.
     """
     try:
         _check_names(model)
-        bare = skeleton(model)
+        bare = skeleton(model, folder)
         onnx.checker.check_model(bare.model)
         for tensor in model.graph.initializer:
             if any(dim < 0 for dim in tensor.dims):

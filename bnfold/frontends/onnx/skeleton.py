@@ -1,8 +1,8 @@
 """A model without its weights: small enough to infer shapes, check and import it however large the file is.
 
-Large initializers become graph inputs and large Constant nodes go, their outputs become graph inputs. What is left has
-every node with a meaning of its own, so that `onnx.checker`, shape inference and onnx-graphsurgeon read it as they
-would the model.
+Large initializers become graph inputs, those of bodies inputs of the graph around them, and large Constant nodes go,
+their outputs become graph inputs. What is left has every node with a meaning of its own, so that `onnx.checker`, shape
+inference and onnx-graphsurgeon read it as they would the model.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import onnx
 import onnx.shape_inference
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 SMALL = 64
 """Tensors of up to so many elements are kept: shapes, axes, indices, scalars."""
@@ -27,38 +28,99 @@ class Skeleton:
     nodes: tuple[int, ...]
 
 
-def skeleton(model: ModelProto) -> Skeleton:
-    """The skeleton of a model, which is left alone."""
+def skeleton(model: ModelProto, folder: Path | None = None) -> Skeleton:
+    """The skeleton of a model, which is left alone. `folder`: where its external data lie."""
     bare = ModelProto(ir_version=model.ir_version, producer_name=model.producer_name, domain=model.domain)
     bare.opset_import.extend(model.opset_import)
     bare.functions.extend(model.functions)
-    return Skeleton(bare, tuple(_strip(model.graph, bare.graph)))
+    return Skeleton(bare, tuple(_strip(model.graph, bare.graph, folder)))
 
 
-def _strip(graph: GraphProto, bare: GraphProto) -> list[int]:
+def _strip(graph: GraphProto, bare: GraphProto, folder: Path | None) -> list[int]:
     """Fill `bare` with `graph` less its large tensors; the positions of the nodes kept."""
     bare.name = graph.name
     for field in ("input", "output", "value_info", "quantization_annotation"):
         getattr(bare, field).extend(getattr(graph, field))
     large = [(t.values.name, t.values.data_type, t.dims) for t in graph.sparse_initializer]
     for tensor in graph.initializer:
-        if small(tensor):
-            bare.initializer.append(tensor)
+        kept = _kept(tensor, folder)
+        if kept is not None:
+            bare.initializer.append(kept)
         else:
             large.append((tensor.name, tensor.data_type, tensor.dims))
-    kept = []
+    positions = []
     for i, node in enumerate(graph.node):
         constant = constant_tensor(node)
         if constant is not None and not small(constant):
             large.append((node.output[0], constant.data_type, constant.dims))
             continue
-        kept.append(i)
+        positions.append(i)
         bare.node.append(node)
+    defined = _definitions(graph)
+    hoisted: dict[str, tuple[int, tuple[int, ...]]] = {}
+    for node in bare.node:
+        for body in nested_graphs(node):
+            _hollow(body, folder, defined, hoisted)
+    large += [(name, *kind) for name, kind in hoisted.items()]
     inputs = {value.name for value in graph.input}
     for name, dtype, dims in large:
         if name not in inputs:
             bare.input.append(helper.make_tensor_value_info(name, dtype, list(dims)))
-    return kept
+    return positions
+
+
+def _kept(tensor: TensorProto, folder: Path | None) -> TensorProto | None:
+    """A tensor that stays in the skeleton, with its data in it; None for a large one."""
+    if small(tensor):
+        return tensor
+    if prod(tensor.dims) > SMALL or folder is None:
+        return None
+    try:
+        return numpy_helper.from_array(numpy_helper.to_array(tensor, str(folder)), tensor.name)
+    except Exception:  # data that cannot be read are found by those who look for them
+        return None
+
+
+Kind = tuple[int, tuple[int, ...]]
+"""Element type and shape."""
+
+
+def _definitions(graph: GraphProto) -> dict[str, set[Kind | None]]:
+    """What each name stands for in a graph and in all bodies in it: tensors of some kinds, None for anything else."""
+    found: dict[str, set[Kind | None]] = {}
+    for tensor in graph.initializer:
+        found.setdefault(tensor.name, set()).add((tensor.data_type, tuple(tensor.dims)))
+    for name in (*(value.name for value in graph.input), *(out for node in graph.node for out in node.output)):
+        found.setdefault(name, set()).add(None)
+    for node in graph.node:
+        for body in nested_graphs(node):
+            for name, kinds in _definitions(body).items():
+                found.setdefault(name, set()).update(kinds)
+    return found
+
+
+def _hollow(
+    body: GraphProto, folder: Path | None, defined: dict[str, set[Kind | None]], hoisted: dict[str, Kind]
+) -> None:
+    """Take the large tensors out of a body and the bodies in it, and note them in `hoisted`.
+
+    Where a name has another meaning in another body, the tensor stays, with zeros for data that lie in another file.
+    """
+    for i in reversed(range(len(body.initializer))):
+        tensor = body.initializer[i]
+        kind = tensor.data_type, tuple(tensor.dims)
+        kept = _kept(tensor, folder)
+        if kept is not None:
+            tensor.CopyFrom(kept)
+        elif defined[tensor.name] == {kind}:
+            hoisted[tensor.name] = kind
+            del body.initializer[i]
+        elif tensor.data_location == TensorProto.EXTERNAL:
+            size = prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=kind[0], dims=kind[1], raw_data=bytes(size)))
+    for node in body.node:
+        for inner in nested_graphs(node):
+            _hollow(inner, folder, defined, hoisted)
 
 
 def constant_tensor(node: NodeProto) -> TensorProto | None:

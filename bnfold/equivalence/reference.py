@@ -1,0 +1,60 @@
+"""Operators that onnx's reference evaluator gets wrong or lacks, as the specification has them.
+
+BatchNormalization of opsets 7 to 13 is evaluated there as in training, whatever the file says, and that of opset 6 with
+the wrong arguments; DequantizeLinear is missing before opset 19.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from onnx.reference.op_run import OpRun
+
+Array = Any  # numpy arrays of any type, among them those that numpy itself does not know
+
+
+class BatchNormalization(OpRun):
+    """Every opset: `(x - mean) / sqrt(var + epsilon) * scale + bias`; in training mean and var are those of the batch."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, scale: Array, bias: Array, mean: Array, var: Array, epsilon: float | None = None,
+             momentum: float | None = None, training_mode: int | None = None, is_test: int | None = None,
+             spatial: int | None = None, consumed_inputs: Any = None) -> tuple[Array, ...]:  # fmt: skip
+        running: list[Array] = [mean, var]
+        if training_mode or (self.run_params["opsets"][""] < 7 and not is_test):
+            axes = tuple(axis for axis in range(x.ndim) if axis != 1)
+            keep = 0.9 if momentum is None else momentum
+            mean, var = x.mean(axes, dtype=np.float64), x.var(axes, dtype=np.float64)
+            running = [
+                np.asarray(a * keep + b * (1 - keep), a.dtype) for a, b in zip(running, (mean, var), strict=True)
+            ]
+        shape = list(x.shape[1:]) if spatial == 0 else [-1] + [1] * (x.ndim - 2)
+        wide: Any = np.float64 if x.dtype == np.float64 else np.float32
+        parts: list[Any] = [np.asarray(value).astype(wide).reshape(shape) for value in (scale, bias, mean, var)]
+        s, b, m, v = parts
+        eps = np.asarray(1e-5 if epsilon is None else epsilon, wide)
+        y = (x.astype(wide) - m) / np.sqrt(v + eps) * s + b
+        return (y.astype(x.dtype), *running)[: len(self.onnx_node.output)]
+
+
+class DequantizeLinear(OpRun):
+    """`(x - zero point) * scale`, one scale for all or one for each entry of `axis`."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, scale: Array, zero: Array | None = None, axis: int | None = None,
+             block_size: int | None = None, output_dtype: int | None = None) -> tuple[Array]:  # fmt: skip
+        if block_size:
+            raise NotImplementedError("scales for blocks of weights")
+        shape = [1] * x.ndim
+        if scale.size > 1:
+            shape[1 if axis is None else axis] = scale.size
+        wide = np.float32 if scale.dtype != np.float64 else np.float64
+        offset = 0 if zero is None else zero.astype(wide).reshape(shape if zero.size > 1 else ())
+        value = (x.astype(wide) - offset) * scale.astype(wide).reshape(shape if scale.size > 1 else ())
+        return (value.astype(scale.dtype),)
+
+
+OPERATORS: list[Any] = [BatchNormalization, DequantizeLinear]
