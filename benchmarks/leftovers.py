@@ -97,6 +97,43 @@ def main(rounds: int) -> None:
             cells = [cell for c, size in sizes for cell in compare(c, size, before, after, rounds)]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
         print()
+    matrices(rounds)
+
+
+MATRICES = ((196, 384), (784, 128), (16, 1000))
+
+
+def matrix(rows: int, channels: int, op: str) -> onnx.ModelProto:
+    """MatMul -> op -> Relu -> MatMul over (rows, channels)."""
+    rng, weights = np.random.default_rng(0), list[onnx.TensorProto]()
+
+    def w(*shape: int) -> str:
+        value = np.abs(rng.standard_normal(shape)).astype(np.float32) + 0.5
+        weights.append(numpy_helper.from_array(value, f"w{len(weights)}"))
+        return weights[-1].name
+
+    vectors = [w(channels) for _ in range(4 if op == "BatchNormalization" else 1)]
+    nodes = [
+        helper.make_node("MatMul", ["x", w(32, channels)], ["a"]),
+        helper.make_node(op, ["a", *vectors], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("MatMul", ["c", w(channels, 8)], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, c]) for name, c in (("x", 32), ("y", 8))]
+    graph = helper.make_graph(nodes, "matrix", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def matrices(rounds: int) -> None:
+    """Microseconds with each op between two MatMuls."""
+    ops = ("BatchNormalization", "Add", "Mul")
+    print(f"| matrix | threads | {' | '.join(ops)} |")
+    print("|---|--:|" + "--:|" * len(ops))
+    for rows, channels in MATRICES:
+        models = {op: matrix(rows, channels, op) for op in ops}
+        for threads in (1, 2):
+            cells = [f"{1e6 * t:.0f}" for t in medians(models, threads, rounds).values()]
+            print(f"| {rows}x{channels} | {threads} | {' | '.join(cells)} |")
 
 
 def compare(channels: int, size: int, before: list[str], after: list[str], rounds: int) -> list[str]:

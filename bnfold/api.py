@@ -68,7 +68,7 @@ def inspect(
     Raises ModelError where the model cannot be read.
     """
     _check_leftovers(leftovers)
-    return make_plan(_load(model, skip, freeze_inputs, lengths=True).source.graph, precision_limit, leftovers)
+    return _plan(_load(model, skip, freeze_inputs, lengths=True), precision_limit, leftovers)
 
 
 def fold(
@@ -109,7 +109,7 @@ def fold(
             f"{loaded.name} has external data, which a model in memory cannot carry; name a file with out="
         )
     progress("planning")
-    plan = make_plan(loaded.source.graph, precision_limit, leftovers)
+    plan = _plan(loaded, precision_limit, leftovers)
     progress("folding")
     with _reference(model, loaded, verify) as reference:
         applied = apply(loaded.model, loaded.source, plan)
@@ -150,6 +150,25 @@ def verify(
     return judge(Path(fspath(reference)), Path(fspath(candidate)), specs, seed, shapes, limit, progress)
 
 
+def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
+    with _sound(loaded.model, loaded.name):
+        return make_plan(loaded.source.graph, precision_limit, leftovers)
+
+
+@contextmanager
+def _sound(model: ModelProto, name: str) -> Iterator[None]:
+    """Whatever goes wrong inside is the model's fault where its shapes do not fit together: ModelError then."""
+    from .frontends.onnx.skeleton import misfit, skeleton
+
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError, AssertionError) as error:
+        why = misfit(skeleton(model).model)
+        if why:
+            raise ModelError(f"{name}: its shapes do not fit together: {why}") from error
+        raise
+
+
 def _check_leftovers(leftovers: str) -> None:
     if leftovers not in LEFTOVERS:
         raise UsageError(f"leftovers={leftovers!r}: one of {', '.join(LEFTOVERS)} expected")
@@ -186,7 +205,8 @@ def _load(
         def skipped(label: str) -> bool:
             return any(fnmatchcase(label, pattern) for pattern in patterns)
 
-        return read(model, bare, name, folder, freeze_inputs, skipped)
+        with _sound(model, name):
+            return read(model, bare, name, folder, freeze_inputs, skipped)
 
     return _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
 
@@ -204,7 +224,7 @@ def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Sour
     holding = with_norms(proto)
     if holding and inline(proto, holding):
         loaded = _Loaded(proto, load_source(proto, skeleton(proto, folder)), loaded.path, loaded.name)
-    plan = make_plan(loaded.source.graph)
+    plan = _plan(loaded, PRECISION_LIMIT, LEFTOVERS[0])
     if not called(proto) or plan.counts()["folded"] == len(plan.batch_norms):
         return loaded
     trial = ModelProto()

@@ -82,7 +82,8 @@ class Remove(_Value):
 class Replace(_Value):
     """The op becomes `form` along `axis`.
 
-    "add": `scale * x + offset` with scale 1 or -1. "mul": `x * scale`. "bn": `x * scale + offset`. "max": `max(x,
+    "add": `scale * x + offset` with scale 1 or -1. "mul": `x * scale`. "bn": `x * scale + offset`, to be computed as
+    `(x - centre) * scale + ...`, which loses no digits where x lies far from zero. "max": `max(x,
     offset)`. "clip": `min(max(x, scale * low + offset), scale * high + offset)`. "constant": the same op, with the
     constant `scale * c + offset` in place of its constant c.
     """
@@ -93,6 +94,7 @@ class Replace(_Value):
     axis: int
     scale: Vector
     offset: Vector
+    centre: Vector | None = None
 
 
 Edit = Rescale | Remove | Replace | Merge

@@ -138,7 +138,9 @@ def _affine_edit(outcome: Outcome, index: dict[Op, int], s: Solution) -> Edit | 
         return Replace(index[op], op.name, "mul", port.axis, scale, np.zeros(scale.size))
     if np.array_equal(scale, port.scale) and np.array_equal(offset, port.offset):
         return None
-    return Replace(index[op], op.name, "bn", port.axis, scale, offset)
+    known = op.statistics
+    centre = None if known is None else np.where(s.constant[x], 0.0, s.p[x] * known.mean + s.q[x])
+    return Replace(index[op], op.name, "bn", port.axis, scale, offset, centre)
 
 
 def _threshold(bend: Bend, index: int, s: Solution) -> Replace:

@@ -22,6 +22,12 @@ from bnfold.equivalence.reference import OPERATORS
 Array = npt.NDArray[Any]
 
 
+def _tensor(x: Array) -> torch.Tensor:
+    """As torch has it; short types in float32, from which the result is rounded."""
+    wide = np.float64 if x.dtype == np.float64 else np.float32
+    return torch.from_numpy(np.array(x).astype(wide))
+
+
 def _padded(x: torch.Tensor, pads: list[int] | None, value: float) -> torch.Tensor:
     """ONNX pads (all fronts, then all backs) as torch wants them."""
     if not pads:
@@ -49,15 +55,13 @@ class Conv(OpRun):
              ) -> tuple[Array]:  # fmt: skip
         spatial = w.ndim - 2
         strides, dilations = list(strides or [1] * spatial), list(dilations or [1] * spatial)
-        source = torch.from_numpy(np.array(x))
+        source = _tensor(x)
         if auto_pad and auto_pad.startswith("SAME"):
             pads = _same_pads(source, w.shape[2:], strides, auto_pad)
         function = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
-        bias = None if b is None else torch.from_numpy(np.array(b))
-        result = function(
-            _padded(source, pads, 0.0), torch.from_numpy(np.array(w)), bias, strides, 0, dilations, group or 1
-        )
-        return (result.numpy(),)
+        bias = None if b is None else _tensor(b)
+        result = function(_padded(source, pads, 0.0), _tensor(w), bias, strides, 0, dilations, group or 1)
+        return (result.numpy().astype(x.dtype),)
 
 
 class ConvTranspose(OpRun):
@@ -69,11 +73,11 @@ class ConvTranspose(OpRun):
         spatial = w.ndim - 2
         half = list(pads or [0] * 2 * spatial)[:spatial]
         function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
-        bias = None if b is None else torch.from_numpy(np.array(b))
-        source, weight = torch.from_numpy(np.array(x)), torch.from_numpy(np.array(w))
+        bias = None if b is None else _tensor(b)
+        source, weight = _tensor(x), _tensor(w)
         steps, spread = list(strides or [1] * spatial), list(dilations or [1] * spatial)
         result = function(source, weight, bias, steps, half, list(output_padding or [0] * spatial), group or 1, spread)
-        return (result.numpy(),)
+        return (result.numpy().astype(x.dtype),)
 
 
 class MaxPool(OpRun):
@@ -82,9 +86,9 @@ class MaxPool(OpRun):
     def _run(self, x: Array, auto_pad: Any = None, ceil_mode: Any = None, dilations: Any = None,
              kernel_shape: Any = None, pads: Any = None, storage_order: Any = None, strides: Any = None,
              ) -> tuple[Array]:  # fmt: skip
-        source = _padded(torch.from_numpy(np.array(x)), pads, -np.inf)
+        source = _padded(_tensor(x), pads, -np.inf)
         pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.ndim - 3]
-        return (pool(source, list(kernel_shape), list(strides or [1] * (x.ndim - 2))).numpy(),)
+        return (pool(source, list(kernel_shape), list(strides or [1] * (x.ndim - 2))).numpy().astype(x.dtype),)
 
 
 class AveragePool(OpRun):
@@ -93,13 +97,13 @@ class AveragePool(OpRun):
     def _run(self, x: Array, auto_pad: Any = None, ceil_mode: Any = None, count_include_pad: Any = None,
              dilations: Any = None, kernel_shape: Any = None, pads: Any = None, strides: Any = None,
              ) -> tuple[Array]:  # fmt: skip
-        source = torch.from_numpy(np.array(x))
+        source = _tensor(x)
         pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.ndim - 3]
         steps = list(strides or [1] * (x.ndim - 2))
         mean = pool(_padded(source, pads, 0.0), list(kernel_shape), steps)
         if not count_include_pad:
             mean = mean / pool(_padded(torch.ones_like(source), pads, 0.0), list(kernel_shape), steps)
-        return (mean.numpy(),)
+        return (mean.numpy().astype(x.dtype),)
 
 
 def evaluate(model: onnx.ModelProto, **inputs: Array) -> list[Array]:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from click.testing import CliRunner
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from bnfold.cli import main
 from bnfold.limits import LEFTOVERS
@@ -89,7 +89,10 @@ def check(seed: int, folder: Path) -> Iterator[str]:
     dtype = TYPES[seed % len(TYPES)]
     file.save(source, dtype)
     problem = fold(source, out, *options)
-    if problem and not (dtype != TensorProto.FLOAT and NOBODY in problem):
+    short = dtype != TensorProto.FLOAT
+    if problem and short and (NOBODY in problem or _only_rounding(file, source, out, dtype, x, options)):
+        return
+    if problem:
         yield f"type {dtype}: {problem}"
     elif dtype == TensorProto.FLOAT:
         single = x.astype(np.float32)
@@ -97,6 +100,16 @@ def check(seed: int, folder: Path) -> Iterator[str]:
         before, after = (apart(truth, run(path, single)) for path in (source, out))
         if not after <= 10 * before + 2e-5:
             yield f"float32: error {after:.1e}, the original's {before:.1e}"
+
+
+def _only_rounding(file: RandomFile, source: Path, out: Path, dtype: int, x: Array, options: list[str]) -> bool:
+    """Whether a fold that the judge did not pass is about as near to the float64 outputs as the original."""
+    if fold(source, out, "--no-verify", *options):
+        return False
+    given = x.astype(helper.tensor_dtype_to_np_dtype(dtype))
+    truth = evaluate(file.model(), x=given.astype(np.float64))
+    before, after = (apart(truth, evaluate(onnx.load(path), x=given)) for path in (source, out))
+    return after <= 4 * before + 2.0**-9
 
 
 def campaign(seeds: range) -> tuple[list[str], Counter[str]]:

@@ -636,3 +636,42 @@ def test_the_second_hearing_is_for_the_default_limits_only(tmp_path: Path) -> No
     onnx.save(_saturated(0.0, 1 + 3e-7), wrong)
     assert bnfold.verify(right, wrong).passed
     assert not bnfold.verify(right, wrong, limit=1e-9).passed
+
+
+def test_a_reference_of_zeros_allows_one_unit_in_the_last_place_of_the_inputs() -> None:
+    zeros = {"y": np.zeros(4, np.float32)}
+    for value, size, passed in ((3e-8, 1.0, True), (3e-7, 1.0, False), (3e-7, 100.0, True), (np.nan, 100.0, False)):
+        (entry,) = compare(zeros, {"y": np.full(4, value, np.float32)}, "normal", None, size)
+        assert entry.passed == passed
+    (entry,) = compare({"y": np.full(4, 1e-9, np.float32)}, {"y": np.full(4, 2e-9, np.float32)}, "normal", None, 1.0)
+    assert not entry.passed
+
+
+@pytest.mark.parametrize("opset", [7, 9, 13, 14])
+def test_the_reference_evaluator_takes_stored_statistics_in_every_opset(tmp_path: Path, opset: int) -> None:
+    """In float64 nothing else runs the model; onnx's own BN of opsets 7 to 13 computes those of the batch."""
+    net = Net(dtype=np.float64, opset=opset)
+    net.output(net.bn(net.conv(net.input(), (3, 4), "conv"), 4, "bn", gamma="both"), ("N", 4, 6, 6))
+    model = net.model()
+    result = fold(model)
+    assert result.check is not None
+    assert result.check.passed
+    assert result.check.runner == "onnx.reference"
+    wrong = copied(result.model)
+    put(wrong, "conv_bias", initializer(wrong, "conv_bias") * 1.0001)
+    assert not judged(tmp_path, model, wrong).passed
+
+
+def test_the_reference_evaluator_takes_them_in_functions_too(tmp_path: Path) -> None:
+    net = Net(dtype=np.float64, opset=13)
+    vectors = [net.weight(f"v{i}", net.rng.uniform(0.5, 2.0, 4)) for i in range(4)]
+    net.domains["local"] = 1
+    net.output(net.node("Block", [net.conv(net.input(), (3, 4), "conv"), *vectors], "block", domain="local"))
+    names = ["x", "gamma", "beta", "mean", "var"]
+    norm = helper.make_node("BatchNormalization", names, ["y"], name="hidden")
+    model = net.model()
+    model.functions.append(helper.make_function("local", "Block", names, ["y"], [norm], [helper.make_opsetid("", 13)]))
+    result = fold(model)
+    assert result.plan.counts()["folded"] == 1
+    assert result.check is not None
+    assert result.check.passed

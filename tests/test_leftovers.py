@@ -41,6 +41,7 @@ def test_densenet121_ends_with_no_batch_norm_at_all() -> None:
         ("add", 60, 56, False),
         ("mul", 64, 56, True),
         ("mul", 64, 7, False),
+        ("mul", 60, 56, False),
         ("clip", 60, 56, False),
         ("clip", 1, 56, True),
         ("bn", 64, 7, True),
@@ -51,6 +52,14 @@ def test_fast_allows_what_measured_no_slower(form: str, channels: int, size: int
     assert allowed("fast", form, channels, shape) == fast
     assert allowed("all", form, channels, shape)
     assert allowed("none", form, channels, shape) == (form == "bn")
+
+
+def test_on_matrices_an_add_is_as_fast() -> None:
+    assert allowed("fast", "add", 64, (196, 64))
+    assert not allowed("fast", "mul", 64, (196, 64))
+    assert not allowed("fast", "max", 60, (196, 60))
+    assert not allowed("fast", "add", 64, (1, 64, 196))
+    assert not allowed("fast", "max", 60, None)
 
 
 def test_a_dynamic_map_counts_as_a_large_one() -> None:

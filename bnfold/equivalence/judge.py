@@ -21,6 +21,7 @@ from .runners import OrtRunner, ReferenceRunner, Runner
 
 LIMITS = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest `error / scale` for an output of each type."""
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 INTEGER_LIMIT = 1e-3
 """Share of the elements of an integer output (a label map, say) that may flip at ties."""
 NOISE_MULTIPLE = 10.0
@@ -76,7 +77,7 @@ def judge(
             found = other.run(feed)
         except Exception as error:
             return verdict(f"the candidate cannot be run on {kind} inputs: {_line(error)}")
-        entries = compare(expected, found, kind, limit)
+        entries = compare(expected, found, kind, limit, _size(feed))
         if limit is None and any(_in_doubt(entry) for entry in entries):
             progress(f"measuring the reference's own rounding on {kind} inputs")
             entries = _second_hearing(entries, _noise(runner, feed, expected, seed))
@@ -84,6 +85,12 @@ def judge(
         if expected is not first:
             varying |= {entry.output for entry in compare(first, expected, kind, limit) if not entry.passed}
     return verdict(_fault(results))
+
+
+def _size(feed: Feed) -> float:
+    """The largest magnitude of the inputs, at least 1."""
+    parts = [np.abs(value.astype(np.float64)).max(initial=0.0) for value in feed.values() if value.dtype.name in LIMITS]
+    return float(max([1.0, *parts]))
 
 
 def _in_doubt(entry: OutputError) -> bool:
@@ -105,10 +112,11 @@ def _noise(runner: Runner, feed: Feed, expected: Mapping[str, Array], seed: int)
 
 
 def _nudged(value: Array, rng: np.random.Generator) -> Array:
-    if value.dtype.kind != "f":
+    if value.dtype.name not in LIMITS:  # bfloat16 is of no kind that numpy knows
         return value
     up = rng.random(value.shape) < 0.5
-    nudged: Array = np.where(up, np.nextafter(value, np.inf), np.nextafter(value, -np.inf)).astype(value.dtype)
+    above, below = (np.nextafter(value, np.asarray(bound, value.dtype)) for bound in (np.inf, -np.inf))
+    nudged: Array = np.where(up, above, below).astype(value.dtype)
     return nudged
 
 
@@ -185,13 +193,16 @@ def _first(specs: list[InputSpec], shapes: Shapes, seed: int) -> Feed:
 
 
 def compare(
-    expected: Mapping[str, Array], found: Mapping[str, Array], kind: str, limit: float | None = None
+    expected: Mapping[str, Array], found: Mapping[str, Array], kind: str, limit: float | None = None, size: float = 0.0
 ) -> list[OutputError]:
-    """One entry for each output of the reference."""
-    return [_compare(name, kind, value, found.get(name), limit) for name, value in expected.items()]
+    """One entry for each output of the reference.
+
+    Where that is 0 everywhere, a unit in the last place of `size`, the magnitude of the inputs, is no difference.
+    """
+    return [_compare(name, kind, value, found.get(name), limit, size) for name, value in expected.items()]
 
 
-def _compare(name: str, kind: str, a: Array, b: Array | None, limit: float | None) -> OutputError:
+def _compare(name: str, kind: str, a: Array, b: Array | None, limit: float | None, size: float) -> OutputError:
     if b is None:
         return OutputError(name, kind, float("inf"), 0.0, 0.0, False, "the output is missing")
     if a.shape != b.shape or a.dtype != b.dtype:
@@ -212,7 +223,8 @@ def _compare(name: str, kind: str, a: Array, b: Array | None, limit: float | Non
             name, kind, float("inf"), scale, allowed, False, "NaN or infinity where the reference is finite"
         )
     error = float(np.abs(x - y).max())
-    return OutputError(name, kind, error, scale, allowed, error <= allowed * scale)
+    floor = size * EPS[a.dtype.name] if scale == 0 else 0.0
+    return OutputError(name, kind, error, scale, allowed, error <= allowed * scale + floor)
 
 
 def _line(error: Exception) -> str:

@@ -15,7 +15,7 @@ Array = Any  # numpy arrays of any type, among them those that numpy itself does
 
 
 class BatchNormalization(OpRun):
-    """Every opset: `(x - mean) / sqrt(var + epsilon) * scale + bias`; in training mean and var are those of the batch."""
+    """`(x - mean) / sqrt(var + epsilon) * scale + bias` in every opset; in training with the batch's mean and var."""
 
     op_domain = ""
 

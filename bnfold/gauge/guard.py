@@ -1,9 +1,11 @@
-"""The precision guard: which removals would cost readers of a shared tensor too many digits.
+"""The precision guard: which removals would cost too many digits.
 
 A batch norm knows of its own input that it has mean `mean` and deviation `sqrt(var)`. Where the folded model holds
 `p*x + q`, the signal sits at `mean + q/p`, and every reader loses about `|mean + q/p| / sqrt(var)` in relative
 precision. That matters where a tensor has several readers: the one who asked for the shift gets what it had before,
-the others do not. The default limit comes from the measurement in docs/precision.md.
+the others do not. It matters too where nobody moves a mean that is far from zero: the layer behind the norm then adds
+up values that nearly cancel, which the norm had centred before. The default limit comes from the measurement in
+docs/precision.md.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ def solve_within(graph: Graph, limit: float, leftovers: str = LEFTOVERS[0]) -> S
 def too_costly(solution: Solution, limit: float, octaves: float) -> dict[Op, Conflict]:
     """The removals to take back, with the channel at which each costs too much.
 
-    `limit`: the largest cost at a shared tensor, unless the original's own is a third of that or more. `octaves`: how
-    far, as a power of two, both sides of a norm may be from the scale that they had.
+    `limit`: the largest cost at a shared tensor, unless the original's own is a third of that or more; elsewhere in
+    front of a norm that goes, unless what comes out of the norm costs a third of that or more. `octaves`: how far, as a
+    power of two, both sides of a norm may be from the scale that they had.
     """
     shared = _shared(solution)
     bad = np.zeros(solution.base.size, bool)
@@ -65,12 +68,15 @@ def _violations(outcome: Outcome, s: Solution, shared: npt.NDArray[np.bool_], li
     if known is None:
         return np.zeros(port.x.size, bool)
     deviation = np.sqrt(known.var + known.eps)
-    own = np.abs(known.mean) / deviation
-    held = (s.p[port.x] != 0) & ~s.constant[port.x] & shared[s.base[port.x]]
+    held = (s.p[port.x] != 0) & ~s.constant[port.x]
     with np.errstate(divide="ignore", invalid="ignore"):
         cost = np.abs(known.mean + np.where(held, s.q[port.x] / s.p[port.x], 0.0)) / deviation
+        behind = np.abs(known.mean + port.offset / port.scale) / deviation  # |beta / gamma|
+    before = np.abs(known.mean) / deviation
+    own = np.where(shared[s.base[port.x]], before, np.nan_to_num(behind, posinf=0.0))
+    gone = outcome.form in GONE
     violations: npt.NDArray[np.bool_] = held & (cost > np.maximum(limit, 3 * own))
-    return violations
+    return violations & (shared[s.base[port.x]] | gone)
 
 
 def _culprits(s: Solution, bad: npt.NDArray[np.bool_]) -> dict[Op, Conflict]:

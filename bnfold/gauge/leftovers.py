@@ -24,10 +24,12 @@ def allowed(policy: str, form: str, channels: int, shape: Shape | None) -> bool:
     """
     if policy != "fast" or form == "bn":
         return policy == "all" or form == "bn"
-    sizes = () if shape is None else shape[2:]
-    small = all(isinstance(size, int) for size in sizes) and prod(s for s in sizes if isinstance(s, int)) < PIXELS
     if form == "clip":
         return channels == 1  # other numbers in the same op
-    if form == "max":
-        return channels % BLOCK != 0 and not small
-    return form == "mul" and not small
+    rank = 0 if shape is None else len(shape)
+    if form == "add":
+        return rank == 2
+    sizes = () if shape is None else shape[2:]
+    small = all(isinstance(size, int) for size in sizes) and prod(s for s in sizes if isinstance(s, int)) < PIXELS
+    blocked = channels % BLOCK == 0
+    return rank == 4 and not small and blocked == (form == "mul")

@@ -215,8 +215,8 @@ class _Search:
     def _remove(self, port: AffinePort, shift: bool = True) -> Conflict | None:
         """Remove the affine, or (without `shift`) its scale only; nothing changes where that conflicts."""
         conflict = self._try(port, shift, kill=True)
-        if conflict and (port.scale == 0).any():
-            conflict = self._try(port, shift, kill=False)
+        if conflict and (port.scale == 0).any() and self._try(port, shift, kill=False) is None:
+            return None
         return conflict
 
     def _try(self, port: AffinePort, shift: bool, kill: bool) -> Conflict | None:

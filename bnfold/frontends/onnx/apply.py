@@ -301,14 +301,16 @@ class _Editor:
         self._put(node, at.constant, _ready(new), f"{edit.name}_constant")
 
     def _affine(self, edit: Replace, at: AffineBinding) -> None:
-        """Add, Mul or Max with one vector, or a BatchNormalization with mean 0, var 1 and eps 0."""
+        """Add, Mul or Max with one vector, or a BatchNormalization with var 1 and eps 0."""
         node = self.graph.node[at.node]
         source = node.input[at.data]
         dtype = self._dtype(node, at)
         self._release_constants(node, at.data)
         if edit.form == "bn":
-            ones, zeros = np.ones_like(edit.scale), np.zeros_like(edit.scale)
-            self._as_batch_norm(node, edit, [edit.scale, edit.offset, zeros, ones], source)
+            centre = np.zeros_like(edit.scale) if edit.centre is None else edit.centre
+            mean = _round(centre, self.constants.value(node.input[3]).dtype).astype(np.float64)
+            bias = edit.offset + mean * edit.scale
+            self._as_batch_norm(node, edit, [edit.scale, bias, mean, np.ones_like(mean)], source)
             return
         vector = edit.scale if edit.form == "mul" else edit.offset
         value = self._along(edit, source, vector, dtype, edit.form)

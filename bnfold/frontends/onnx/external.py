@@ -5,9 +5,9 @@ Source of the layout: onnx.proto, `TensorProto.external_data`: location (relativ
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from math import prod
+from os import SEEK_CUR
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from ...errors import ModelError
 from .apply import Applied
 from .skeleton import nested_graphs
 
+CHUNK = 1 << 20
+ZEROS = bytes(CHUNK)
 ALIGNMENT = 4096
 """Offsets of copied files are multiples of this, so that tensors that were aligned for memory mapping stay so."""
 
@@ -46,14 +48,23 @@ def _node_tensors(node: NodeProto) -> Iterator[TensorProto]:
 
 
 def entries(tensor: TensorProto) -> dict[str, str]:
-    """Where the data of a tensor lie."""
-    return {entry.key: entry.value for entry in tensor.external_data}
+    """Where the data of a tensor lie. ModelError where that is no text, or offset and length are no numbers."""
+    found = {entry.key: entry.value for entry in tensor.external_data}
+    if any(isinstance(part, bytes) for item in found.items() for part in item):
+        raise ModelError(f"tensor {tensor.name!r}: where its data lie is not UTF-8; is the file damaged?")
+    for key in ("offset", "length"):
+        if key in found and not found[key].isdecimal():
+            raise ModelError(f"tensor {tensor.name!r}: {key} {found[key]!r} of its data is not a number")
+    return found
 
 
 def side_file(tensor: TensorProto, folder: Path) -> Path:
     """The file that holds a tensor. ModelError where it is not there, or not in the folder of the model."""
     location = entries(tensor).get("location", "")
-    path = (folder / location).resolve()
+    try:
+        path = (folder / location).resolve()
+    except (ValueError, OSError):  # a zero byte in the name, a circle of links
+        raise ModelError(f"tensor {tensor.name!r}: {location!r} is no place for its data") from None
     if not location or not path.is_relative_to(folder.resolve()):
         raise ModelError(f"tensor {tensor.name!r}: its data lie at {location!r}, outside the folder of the model")
     if not path.is_file():
@@ -105,7 +116,12 @@ def _copy(files: list[Path], target: Path) -> dict[Path, int]:
             out.write(bytes(-out.tell() % ALIGNMENT))
             bases[path] = out.tell()
             with path.open("rb") as source:
-                shutil.copyfileobj(source, out, 1 << 22)
+                while chunk := source.read(CHUNK):
+                    if chunk == ZEROS[: len(chunk)]:
+                        out.seek(len(chunk), SEEK_CUR)  # a hole, where the file system has such
+                    else:
+                        out.write(chunk)
+            out.truncate(out.tell())
     return bases
 
 

@@ -6,7 +6,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import BinaryIO
 import onnx
 import onnx.checker
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import ModelProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from ...errors import ModelError, OutputError, UsageError
 from .apply import Applied
 from .external import carry_over
-from .skeleton import Skeleton, skeleton
+from .skeleton import Skeleton, nested_graphs, skeleton
 from .stream import write
 
 PACKED_ELSEWHERE = frozenset(
@@ -92,14 +92,31 @@ def check(
 
 def _check_names(model: ModelProto) -> None:
     """UnicodeDecodeError where a name is not text: protobuf gives it as bytes then."""
-    graph = model.graph
+    for graph in _graphs(model.graph):
+        _decode(graph.node)
+        _decode_all(value.name for value in (*graph.initializer, *graph.input, *graph.output, *graph.value_info))
+    for function in model.functions:
+        _decode(function.node)
+        _decode_all((function.name, function.domain, *function.input, *function.output))
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    yield graph
     for node in graph.node:
-        for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
-            if isinstance(name, bytes):
-                name.decode()
-    for named in (*graph.initializer, *graph.input, *graph.output, *graph.value_info):
-        if isinstance(named.name, bytes):
-            named.name.decode()
+        for body in nested_graphs(node):
+            yield from _graphs(body)
+
+
+def _decode(nodes: Iterable[NodeProto]) -> None:
+    for node in nodes:
+        _decode_all((node.name, node.op_type, node.domain, *node.input, *node.output))
+        _decode_all(attribute.name for attribute in node.attribute)
+
+
+def _decode_all(names: Iterable[str | bytes]) -> None:
+    for name in names:
+        if isinstance(name, bytes):
+            name.decode()
 
 
 def _check_length(tensor: TensorProto) -> None:

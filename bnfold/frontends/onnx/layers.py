@@ -34,7 +34,7 @@ def conv(node: Node) -> Bound | None:
         return None
     out, per_group, *kernel = shape
     groups = node.attrs.get("group", 1)
-    if not isinstance(out, int) or not isinstance(per_group, int) or out % groups:
+    if not isinstance(out, int) or not isinstance(per_group, int) or groups < 1 or out % groups:
         return None
     scales, quantized = quantization(node, 1, 0, out)
     op = Linear(
@@ -86,7 +86,7 @@ def conv_transpose(node: Node) -> Bound | None:
         return None
     inputs, per_group, *kernel = shape
     groups = node.attrs.get("group", 1)
-    if not isinstance(inputs, int) or not isinstance(per_group, int) or inputs % groups:
+    if not isinstance(inputs, int) or not isinstance(per_group, int) or groups < 1 or inputs % groups:
         return None
     plain = all(k == 1 for k in kernel) and all(
         v == default
@@ -271,6 +271,9 @@ def batch_norm(node: Node) -> Bound | None:
         reason = Reason("not-constant", f"its {_missing(node)} not a constant of the model", node.label)
     if reason is not None or gamma is None or beta is None or mean is None or var is None:
         return [Opaque(node.label, _data(node), node.outputs, node.type, reason, _channels(node))], {}
+    if len({vector.size for vector in (gamma, beta, mean, var)}) > 1:
+        uneven = Reason("bad-statistics", "its four vectors are not of one length", node.label)
+        return [Opaque(node.label, _data(node), node.outputs, node.type, uneven, mean.size)], {}
     eps = float(node.attrs.get("epsilon", 1e-5))
     affine = ChannelAffine.from_batch_norm(mean.ravel(), var.ravel(), gamma.ravel(), beta.ravel(), eps)
     if not affine.finite:

@@ -144,6 +144,15 @@ def nested_graphs(node: NodeProto) -> Iterable[GraphProto]:
             yield from attribute.graphs
 
 
+def misfit(bare: ModelProto) -> str:
+    """Why the shapes and types of a model do not fit together, in the words of onnx; "" where they do."""
+    try:
+        onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
+    except Exception as error:
+        return " ".join(str(error).split())[:300]
+    return ""
+
+
 def infer_shapes(bare: ModelProto) -> ModelProto:
     """The skeleton with the types and shapes of its tensors, as far as they can be inferred."""
     try:
