@@ -91,8 +91,8 @@ class Affine(Op):
     """`y = scale * x + offset`, constant, varying along `axis` only; a batch norm, or a constant Mul, Add, Sub or Div.
 
     `kind` says what the op can hold when it stays: "bn" both, "mul" a scale, "add" an offset. `candidate` is false for
-    constants that nobody wants removed (a single number on its own); they still take up what others leave. An "add"
-    has scale 1, or -1 where it is `c - x`.
+    constants that nobody wants removed; they still take up what others leave. An "add" has scale 1, or -1 where it is
+    `c - x`. `listed`: whether it counts as a norm; a single number does not, and goes only where that hinders no norm.
     """
 
     type: str = "BatchNormalization"
@@ -102,6 +102,7 @@ class Affine(Op):
     offset: Array = field(default_factory=lambda: np.zeros(1))
     statistics: Statistics | None = None
     candidate: bool = True
+    listed: bool = True
 
     @property
     def reversed(self) -> bool:

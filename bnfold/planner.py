@@ -31,13 +31,16 @@ def plan(graph: Graph, precision_limit: float = PRECISION_LIMIT, leftovers: str 
 
 def _without_branches(graph: Graph, solution: Solution, limit: float, leftovers: str) -> tuple[Solution, Cut] | None:
     """The solution with identity branches cut out, where norms stay on such branches and more go that way."""
-    stuck = {outcome.port.op for outcome in solution.outcomes if outcome.form != "gone"}
+    stuck = {outcome.port.op for outcome in solution.outcomes if outcome.form != "gone" and outcome.port.op.listed}
     useful = [branch for branch in find(graph) if stuck & set(branch.norms)] if stuck else []
     if not useful:
         return None
     made = cut(graph, useful)
     second = solve_within(made.graph, limit, leftovers)
-    gone = [sum(o.form == "gone" and o.port.op.candidate for o in s.outcomes) for s in (solution, second)]
+    gone = [
+        sum(o.form == "gone" and o.port.op.candidate and o.port.op.listed for o in s.outcomes)
+        for s in (solution, second)
+    ]
     return (second, made) if gone[1] + sum(len(branch.norms) for branch in useful) > gone[0] else None
 
 
@@ -130,6 +133,8 @@ def _affine_edit(outcome: Outcome, index: dict[Op, int], s: Solution) -> Edit | 
         if op.kind == "add" and np.array_equal(offset, port.offset):
             return None
         return Replace(index[op], op.name, "add", port.axis, sign, offset)
+    if outcome.form == "stays" and op.kind == "mul" and not op.listed:
+        return None  # a single number lets everything through as it is
     scale = s.p[y] * port.scale * s.u[x]
     offset = s.p[y] * (port.scale * s.t[x] + port.offset) + s.q[y]
     if outcome.form == "mul" or op.kind == "mul":
@@ -212,7 +217,7 @@ def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explaine
     if isinstance(op, Opaque) and op.reason:
         source, target = (op.inputs[0], op.outputs[0]) if op.inputs else op.where
         return BatchNorm(op.name, op.type, source, target, op.channels, "kept", reason=op.reason)
-    if not isinstance(op, Affine) or not op.candidate or outcome is None:
+    if not isinstance(op, Affine) or not op.candidate or not op.listed or outcome is None:
         return None
     verdict = {"gone": "folded", "stays": "kept"}.get(outcome.form, "reduced")
     reason = explainer.reason(outcome)

@@ -2,7 +2,7 @@
 
     python -m tests.fuzz START END      prints what is wrong, a count of what was tried, and exits with 1 where any was
 
-Each seed is folded twice through the command: in float64, where the outputs must agree to 1e-12, and in float32,
+Each seed is folded twice through the command: in float64, where the outputs must agree to 5e-12, and in float32,
 float16 or bfloat16, where the command's own judge must pass it and, for float32, onnxruntime without optimisations must
 be as near to the float64 outputs as it was with the original.
 """
@@ -84,13 +84,13 @@ def check(seed: int, folder: Path) -> Iterator[str]:
     onnx.checker.check_model(folded, full_check=True)
     truth = evaluate(model, x=x)
     error = apart(truth, evaluate(folded, x=x))
-    if not error < 1e-12:
+    if not error < 5e-12:
         yield f"float64: error {error:.1e}"
     dtype = TYPES[seed % len(TYPES)]
     file.save(source, dtype)
     problem = fold(source, out, *options)
-    short = dtype != TensorProto.FLOAT
-    if problem and short and (NOBODY in problem or _only_rounding(file, source, out, dtype, x, options)):
+    unknown = NOBODY in problem and dtype != TensorProto.FLOAT
+    if unknown or ("did not pass" in problem and _only_rounding(file, source, out, dtype, x, options)):
         return
     if problem:
         yield f"type {dtype}: {problem}"
@@ -108,6 +108,9 @@ def _only_rounding(file: RandomFile, source: Path, out: Path, dtype: int, x: Arr
         return False
     given = x.astype(helper.tensor_dtype_to_np_dtype(dtype))
     truth = evaluate(file.model(), x=given.astype(np.float64))
+    if dtype == TensorProto.FLOAT:
+        before, after = (apart(truth, run(path, given)) for path in (source, out))
+        return after <= 10 * before + 2e-5
     before, after = (apart(truth, evaluate(onnx.load(path), x=given)) for path in (source, out))
     return after <= 4 * before + 2.0**-9
 

@@ -43,7 +43,7 @@ class Branch:
     @property
     def norms(self) -> list[Affine]:
         """The norms that go with it."""
-        return [op for op in self.form.ops if isinstance(op, Affine) and op.candidate]
+        return [op for op in self.form.ops if isinstance(op, Affine) and op.candidate and op.listed]
 
 
 def find(graph: Graph) -> list[Branch]:

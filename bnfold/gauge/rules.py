@@ -116,6 +116,12 @@ def affine(op: Affine, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges |
 def _bystander(op: Affine, x: Ids, eqs: Equations) -> Gauges:
     """A constant that runs along another axis than the channels: a factor lets the scale through, an offset nothing."""
     eqs.bystanders.append(op)
+    if op.kind == "mul" and op.scale.size == 1:
+        y = eqs.fresh(x.shape)
+        eqs.tie(x, y, op)
+        eqs.sums.append((y.ravel(), [(x.ravel(), float(op.scale[0]))]))
+        eqs.sources.append(y.ravel())
+        return [y]
     if op.kind == "mul":
         return gate_output(op, x, eqs)
     eqs.pin(x, op, "adds a constant that does not run along the channels")

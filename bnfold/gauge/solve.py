@@ -93,8 +93,8 @@ def _settle(
     while True:
         try:
             return _Search(graph, equations, held, released, refused, leftovers).run(gauges)
-        except _Held as found:
-            held[found.op] = found.conflict
+        except _Held as more:
+            held.update(more.found)
 
 
 def _may_bend(bend: Bend, graph: Graph, leftovers: str) -> bool:
@@ -106,7 +106,7 @@ def _in_the_way(solution: Solution) -> list[Bend]:
     """The Relus that read norms whose offset had nowhere to go, the Clips that read norms whose scale had neither."""
     stuck = {kind: np.zeros(solution.equations.count, bool) for kind in ("shift", "scale")}
     for outcome in solution.outcomes:
-        if outcome.form != "gone" and outcome.conflict and outcome.conflict.kind in stuck:
+        if outcome.form != "gone" and outcome.port.op.listed and outcome.conflict and outcome.conflict.kind in stuck:
             stuck[outcome.conflict.kind][outcome.port.y] = True
     either = stuck["shift"] | stuck["scale"]
     return [bend for bend in solution.equations.bends if (either if bend.pins else stuck["shift"])[bend.x].any()]
@@ -115,11 +115,17 @@ def _in_the_way(solution: Solution) -> list[Bend]:
 class _Held(Exception):
     """A constant stays that lets less through than was already used: start again with that in mind.
 
-    A Mul holds the shifts on both sides at 0, `c - x` lets a scale through but no change of it.
+    A Mul holds the shifts on both sides at 0, `c - x` lets a scale through but no change of it, and so does a factor
+    that is one number.
     """
 
-    def __init__(self, op: Op, conflict: Conflict) -> None:
-        self.op, self.conflict = op, conflict
+    def __init__(self, found: dict[Op, Conflict]) -> None:
+        self.found = found
+
+
+def _number(port: AffinePort) -> bool:
+    """Whether it is a factor that is one number."""
+    return port.op.kind == "mul" and not port.op.listed
 
 
 class _Search:
@@ -152,8 +158,9 @@ class _Search:
         conflicts = [scale.join(_concatenate([a for a, _, _ in eqs.ties]), _concatenate([b for _, b, _ in eqs.ties]))]
         pins = self.pinned_ids
         conflicts.append(scale.join(pins, np.zeros_like(pins)))
-        backward = [p for p in eqs.affines if p.op.reversed and (p.op in self.held or not p.op.candidate)]
-        conflicts.append(scale.join(_concatenate([p.x for p in backward]), _concatenate([p.y for p in backward])))
+        tied = [p for p in eqs.affines if p.op.reversed and (p.op in self.held or not p.op.candidate)]
+        tied += [p for p in eqs.affines if p.op in self.held and _number(p)]
+        conflicts.append(scale.join(_concatenate([p.x for p in tied]), _concatenate([p.y for p in tied])))
         conflicts.append(scale.positive(_concatenate([d.ids for d in eqs.positive])))
         assert not any(conflicts), "p = 1 solves everything that ops demand"
         for linear in eqs.linears:
@@ -175,7 +182,9 @@ class _Search:
         for a, b, _ in eqs.equal:
             self.shift.require([(a, 1.0), (b, -1.0)])
         for port in eqs.affines:
-            if port.op in self.held and port.op.kind == "mul":
+            if port.op in self.held and _number(port):
+                self.shift.require([(port.y, 1.0), (port.x, -float(port.scale[0]))])
+            elif port.op in self.held and port.op.kind == "mul":
                 self.shift.hold(np.concatenate([port.x, port.y]))
         for bend in self.released:
             self.shift.require([(bend.x, 1.0), (bend.y, -1.0)])
@@ -185,11 +194,16 @@ class _Search:
         """Decide about every candidate, then read off the gauges."""
         outcomes = {port.op: Outcome(port, "stays", self.held.get(port.op)) for port in self.equations.affines}
         ranked = sorted(self.candidates, key=self._rank)
+        found: dict[Op, Conflict] = {}
         for port in ranked:
             conflict = self.refused.get(port.op) or self._remove(port)
             outcomes[port.op] = Outcome(port, "stays" if conflict else "gone", conflict)
-            if conflict and (port.op.reversed or (port.op.kind == "mul" and self._hold(port))):
-                raise _Held(port.op, conflict)
+            if conflict and (port.op.reversed or _number(port) or (port.op.kind == "mul" and self._hold(port))):
+                found[port.op] = conflict
+                if port.op.listed:
+                    break
+        if found:
+            raise _Held(found)
         for port in ranked:
             outcome = outcomes[port.op]
             if outcome.form == "stays" and port.op.kind == "bn":
@@ -208,9 +222,10 @@ class _Search:
         self.scale.undo(marks[0])
         return False
 
-    def _rank(self, port: AffinePort) -> tuple[int, bool, int]:
-        """Most work first; at equal work the constants before the norms, which can take them up."""
-        return -self.graph.size(port.op.outputs[0]), port.op.kind == "bn", self.order[port.op]
+    def _rank(self, port: AffinePort) -> tuple[bool, int, bool, int]:
+        """Norms first; most work first; at equal work the constants before the norms, which can take them up."""
+        op = port.op
+        return not op.listed, -self.graph.size(op.outputs[0]), op.kind == "bn", self.order[op]
 
     def _remove(self, port: AffinePort, shift: bool = True) -> Conflict | None:
         """Remove the affine, or (without `shift`) its scale only; nothing changes where that conflicts."""

@@ -365,7 +365,8 @@ def _constant_arithmetic(node: Node, number: Number, data: int, shape: Shape) ->
     backward = node.type == "Sub" and data == 1  # c - x
     value = -number if node.type == "Sub" and not backward else 1.0 / number if node.type == "Div" else number
     source = (node.input(data),)
-    if not varying and product:
+    alone = node.beside_layer(data)
+    if not varying and product and not (alone and value.item()):
         return [Sum(node.label, source, node.outputs[:1], (value.item(),))], {}
     if len(varying) > 1:
         both = (*source, node.step("constant", tuple(number.shape)))
@@ -386,7 +387,8 @@ def _constant_arithmetic(node: Node, number: Number, data: int, shape: Shape) ->
         varying[0] if varying else 0,
         scale,
         offset,
-        candidate=bool(varying),
+        candidate=bool(varying) or alone,
+        listed=bool(varying),
     )
     dtype = node.value(1 - data).dtype.name
     return [affine], {0: AffineBinding(node.index, data, dtype)}

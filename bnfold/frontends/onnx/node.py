@@ -13,6 +13,10 @@ import numpy.typing as npt
 from ...graph import Op, Shape
 from .constants import Constants
 
+BESIDE = frozenset(
+    {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "BatchNormalization", "Add", "Sub", "Mul", "Div"}
+)
+"""Operators that may take up a single number next to them."""
 FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
 
 
@@ -28,6 +32,10 @@ class Context:
     dtypes: Mapping[str, int] = field(default_factory=dict)
     bias_adds: dict[int, Node] = field(default_factory=dict)
     """Add nodes that are the bias of a MatMul: position of the Add -> the MatMul."""
+    makers: dict[str, str] = field(default_factory=dict)
+    """The operator that makes each tensor."""
+    readers: dict[str, str] = field(default_factory=dict)
+    """The operator that reads each tensor, the last of several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +96,14 @@ class Node:
     def only_output(self) -> bool:
         """Whether no output but the first is used."""
         return not any(name and self.context.uses[name] for name in self.outputs[1:])
+
+    def beside_layer(self, data: int = 0) -> bool:
+        """Whether it stands right behind or before a layer, or a constant or norm, and nothing else is there."""
+        context = self.context
+        source, target = self.input(data), self.outputs[0]
+        before = context.makers.get(source, "") if context.uses[source] == 1 else ""
+        behind = context.readers.get(target, "") if context.uses[target] == 1 else ""
+        return before in BESIDE or behind in BESIDE
 
     def step(self, name: str, shape: Shape | None) -> str:
         """The name of a tensor between two neutral ops that one node became."""

@@ -136,6 +136,8 @@ class _Reader:
         context = Context(scope.constants, scope.shapes, scope.constants.opset, scope.uses, scope.pinned, scope.dtypes)
         views = [_view(node, i, context, scope.label) for node, i in zip(nodes, positions, strict=True)]
         _pair_biases(views, context)
+        context.makers.update((name, view.type) for view in views for name in view.outputs)
+        context.readers.update((name, view.type) for view in views for name in view.inputs)
         place = len(self.source.scopes) - 1
         for view, node in zip(views, typed, strict=True):
             if view.type in BODIES:

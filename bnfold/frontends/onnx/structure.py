@@ -9,6 +9,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from ...graph import (
+    Affine,
     Bound,
     Broadcast,
     Carry,
@@ -168,8 +169,12 @@ def add_all(node: Node) -> Ops | None:
     return [Sum(node.label, node.inputs, node.outputs, (factor,) * len(node.inputs))]
 
 
-def negate(node: Node) -> Ops:
-    """Neg."""
+def negate(node: Node) -> Ops | Read:
+    """Neg: a factor of -1, which a layer next to it may take."""
+    if node.beside_layer():
+        one = np.ones(1)
+        op = Affine(node.label, node.inputs, node.outputs, "Neg", "mul", 0, -one, 0 * one, listed=False)
+        return [op], {0: AffineBinding(node.index)}
     return [Sum(node.label, node.inputs, node.outputs, (-1.0,))]
 
 
