@@ -20,7 +20,8 @@ import onnx
 from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from .apply import Applied, Pending
+from .apply import Applied
+from .editor import Pending
 from .skeleton import constant_tensor, small
 
 RAW_DATA, GRAPH, NODE, INITIALIZER = 9, 7, 1, 5

@@ -1,0 +1,128 @@
+"""New weights and biases for linear layers: what a `Rescale` asks for, in the tensors of an ONNX graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...absorb import moves_bias, new_bias, scale_weight, tapped
+from ...errors import PlanError
+from ...plan import Rescale
+from .bindings import LinearBinding, Quantized
+from .editor import Editor, Pending, demand_finite, ready, rounded, set_attribute, set_float
+
+Array = npt.NDArray[Any]
+
+
+def rescale(editor: Editor, edit: Rescale, at: LinearBinding) -> None:
+    """New weight and bias for a linear op."""
+    node = editor.graph.node[at.node]
+    label = edit.name
+    name = node.input[at.weight]
+    scales_bias = edit.p_out is not None or edit.mix is not None
+    if moves_bias(edit) or (scales_bias and _has(editor, at)):
+        _rebias(editor, edit, at, name)
+    if at.quantized is not None:
+        _requantize(editor, edit, at.quantized)
+    elif edit.p_out is not None or edit.u_in is not None or edit.mix is not None:
+        constants = editor.constants
+        weight = Pending(
+            constants.dtype(name),
+            constants.shape(name),
+            lambda: _scaled(constants.value(name), at, edit),
+            name,
+        )
+        editor.put(node, at.weight, weight, f"{label}_weight")
+
+
+def _requantize(editor: Editor, edit: Rescale, at: Quantized) -> None:
+    """Other scales behind weights that stay: one for each output channel, the zero points with them."""
+    factor = np.ones(at.channels) if edit.p_out is None else edit.p_out.copy()
+    if edit.u_in is not None:
+        factor *= edit.u_in[0]
+    if (factor == 1).all():
+        return
+    node = editor.graph.node[at.node]
+    old = editor.value(node.input[1])
+    new = rounded(old.astype(np.float64).ravel() * factor, old.dtype)
+    demand_finite(new, old, edit.name)
+    uniform = bool((factor == factor[0]).all()) and old.size == 1
+    editor.put(node, 1, ready(new[:1].reshape(old.shape) if uniform else new), f"{edit.name}_weight_scale")
+    if uniform or old.size > 1:
+        return
+    if len(node.input) > 2 and node.input[2]:
+        zero = editor.value(node.input[2])
+        editor.put(node, 2, ready(np.broadcast_to(zero.ravel(), factor.shape).copy()), f"{edit.name}_zero_point")
+    set_attribute(node, "axis", at.axis)
+
+
+def _has(editor: Editor, at: LinearBinding) -> bool:
+    inputs = editor.graph.node[at.bias_node].input
+    return at.bias is not None and at.bias < len(inputs) and bool(inputs[at.bias])
+
+
+def _rebias(editor: Editor, edit: Rescale, at: LinearBinding, weight_name: str) -> None:
+    if at.bias is None:
+        raise PlanError(f"{edit.name}: has no bias to put an offset into")
+    weight = editor.value(weight_name) if edit.t_in is not None else np.zeros(0)
+    weight = weight.reshape(at.matrix) if at.matrix and weight.size else weight
+    weight = tapped(weight, at.layout, edit, at.alpha) if weight.size else weight
+    node = editor.graph.node[at.bias_node]
+    old = editor.value(node.input[at.bias]) if _has(editor, at) else None
+    if at.halves:
+        new = _recurrent_bias(editor, edit, at, weight, old)
+    elif old is not None and old.ndim == 2 and old.shape[0] > 1 and not at.column_bias:
+        new = _matrix_bias(editor, edit, at, weight, old)
+    else:
+        new = _vector_bias(editor, edit, at, weight, old)
+    dtype = editor.constants.dtype(weight_name) if old is None else old.dtype
+    bias = rounded(new, dtype)
+    demand_finite(bias, new, edit.name)
+    if at.beta == 0.0 or (old is None and at.beta != 1.0):
+        set_float(node, "beta", 1.0)
+    editor.put(node, at.bias, ready(bias), f"{edit.name}_bias")
+
+
+def _vector_bias(editor: Editor, edit: Rescale, at: LinearBinding, weight: Array, old: Array | None) -> Array:
+    """(out,), or (out, 1) for a bias that runs along the rows."""
+    beta = 1.0 if old is None or at.beta == 0.0 else at.beta
+    start = (
+        None
+        if old is None or at.beta == 0.0
+        else np.broadcast_to(beta * old.astype(np.float64).ravel(), at.out_channels)
+    )
+    total = new_bias(start, _effective(weight, at), at.layout, edit, at.out_channels) / beta
+    return total[:, None] if at.column_bias else total
+
+
+def _matrix_bias(editor: Editor, edit: Rescale, at: LinearBinding, weight: Array, old: Array) -> Array:
+    """Gemm's C as a matrix, (rows, out): the offset joins every row."""
+    moved = new_bias(None, _effective(weight, at), at.layout, edit, at.out_channels)
+    if at.beta == 0.0:
+        return moved
+    scaled = old.astype(np.float64) * (1.0 if edit.p_out is None else edit.p_out)
+    scaled = scaled if edit.mix is None else scaled * edit.mix
+    return scaled + moved / at.beta
+
+
+def _recurrent_bias(editor: Editor, edit: Rescale, at: LinearBinding, weight: Array, old: Array | None) -> Array:
+    """(directions, 2 * halves): that of the input changes, that of the state does not."""
+    whole = np.zeros((at.out_channels // at.halves, 2 * at.halves)) if old is None else old.astype(np.float64)
+    mine = new_bias(whole[:, : at.halves].ravel(), weight, at.layout, edit, at.out_channels)
+    return np.concatenate([mine.reshape(-1, at.halves), whole[:, at.halves :]], 1)
+
+
+def _effective(weight: Array, at: LinearBinding) -> Array:
+    return weight if at.alpha == 1.0 else weight.astype(np.float64) * at.alpha
+
+
+# --- norms
+
+
+def _scaled(weight: Array, at: LinearBinding, edit: Rescale) -> Array:
+    whole = tapped(weight.reshape(at.matrix or weight.shape), at.layout, edit, at.alpha)
+    scaled = rounded(scale_weight(whole, at.layout, edit).reshape(weight.shape), weight.dtype)
+    demand_finite(scaled, weight, edit.name)
+    return scaled
