@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...absorb import Layout
+from ...graph import Op
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,6 @@ class NodeBinding:
 
 
 Binding = NodeBinding | LinearBinding | AffineBinding | ClipBinding | BoundBinding
+
+Reading = tuple[list[Op], dict[int, Binding]]
+"""What a node became: ops of the neutral graph, and the bindings of some by their position in the list."""

@@ -18,8 +18,8 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from ...errors import ModelError
 from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape
-from . import layers, structure
-from .bindings import Binding, NodeBinding
+from . import arithmetic, linear, movement, pointwise
+from .bindings import Binding, NodeBinding, Reading
 from .constants import Constants
 from .node import Context, Node, Ops
 from .scope import BODIES, Scope, count_uses, pinned
@@ -27,62 +27,62 @@ from .skeleton import Skeleton, infer_shapes, nested_graphs
 
 G_LOGGER.severity = G_LOGGER.ERROR
 
-Reader = Callable[[Node], tuple[Ops, dict[int, Binding]] | Ops | None]
+Reader = Callable[[Node], Reading | Ops | None]
 
 READERS: dict[str, Reader] = {
-    "Conv": layers.conv,
-    "ConvTranspose": layers.conv_transpose,
-    "Gemm": layers.gemm,
-    "MatMul": layers.matmul,
-    "Einsum": layers.matmul,
-    "LSTM": layers.recurrent,
-    "GRU": layers.recurrent,
-    "RNN": layers.recurrent,
-    "BatchNormalization": layers.batch_norm,
-    "Add": layers.arithmetic,
-    "Sub": layers.arithmetic,
-    "Mul": layers.arithmetic,
-    "Div": layers.arithmetic,
-    "Relu": structure.activation,
-    "LeakyRelu": structure.activation,
-    "PRelu": structure.activation,
-    "Abs": structure.activation,
-    "Clip": structure.clip,
-    "Max": structure.extremum,
-    "Min": structure.extremum,
-    "Where": structure.where,
-    "MaxPool": structure.max_pool,
-    "GlobalMaxPool": structure.max_pool,
-    "AveragePool": structure.average_pool,
-    "GlobalAveragePool": structure.average_pool,
-    "ReduceMean": structure.reduce,
-    "ReduceSum": structure.reduce,
-    "ReduceMax": structure.reduce,
-    "ReduceMin": structure.reduce,
-    "Sum": structure.add_all,
-    "Mean": structure.add_all,
-    "Neg": structure.negate,
-    "Identity": structure.same,
-    "Dropout": structure.same,
-    "Cast": structure.same,
-    "CastLike": structure.cast_like,
-    "Shape": structure.measure,
-    "Size": structure.measure,
-    "Resize": structure.resize,
-    "Upsample": structure.resize,
-    "Pad": structure.pad,
-    "Reshape": structure.reshape,
-    "Flatten": structure.reshape,
-    "Squeeze": structure.reshape,
-    "Unsqueeze": structure.reshape,
-    "Transpose": structure.transpose,
-    "Concat": structure.concat,
-    "Split": structure.split,
-    "Slice": structure.cut,
-    "Gather": structure.gather,
-    "Expand": structure.expand,
-    "DepthToSpace": structure.depth_to_space,
-    "SpaceToDepth": structure.space_to_depth,
+    "Conv": linear.conv,
+    "ConvTranspose": linear.conv_transpose,
+    "Gemm": linear.gemm,
+    "MatMul": linear.matmul,
+    "Einsum": linear.matmul,
+    "LSTM": linear.recurrent,
+    "GRU": linear.recurrent,
+    "RNN": linear.recurrent,
+    "BatchNormalization": arithmetic.batch_norm,
+    "Add": arithmetic.arithmetic,
+    "Sub": arithmetic.arithmetic,
+    "Mul": arithmetic.arithmetic,
+    "Div": arithmetic.arithmetic,
+    "Relu": pointwise.activation,
+    "LeakyRelu": pointwise.activation,
+    "PRelu": pointwise.activation,
+    "Abs": pointwise.activation,
+    "Clip": pointwise.clip,
+    "Max": pointwise.extremum,
+    "Min": pointwise.extremum,
+    "Where": pointwise.where,
+    "MaxPool": pointwise.max_pool,
+    "GlobalMaxPool": pointwise.max_pool,
+    "AveragePool": pointwise.average_pool,
+    "GlobalAveragePool": pointwise.average_pool,
+    "ReduceMean": pointwise.reduce,
+    "ReduceSum": pointwise.reduce,
+    "ReduceMax": pointwise.reduce,
+    "ReduceMin": pointwise.reduce,
+    "Sum": pointwise.add_all,
+    "Mean": pointwise.add_all,
+    "Neg": pointwise.negate,
+    "Identity": pointwise.same,
+    "Dropout": pointwise.same,
+    "Cast": pointwise.same,
+    "CastLike": pointwise.cast_like,
+    "Shape": pointwise.measure,
+    "Size": pointwise.measure,
+    "Resize": pointwise.resize,
+    "Upsample": pointwise.resize,
+    "Pad": pointwise.pad,
+    "Reshape": movement.reshape,
+    "Flatten": movement.reshape,
+    "Squeeze": movement.reshape,
+    "Unsqueeze": movement.reshape,
+    "Transpose": movement.transpose,
+    "Concat": movement.concat,
+    "Split": movement.split,
+    "Slice": movement.cut,
+    "Gather": movement.gather,
+    "Expand": movement.expand,
+    "DepthToSpace": movement.depth_to_space,
+    "SpaceToDepth": movement.space_to_depth,
 }
 
 
@@ -283,11 +283,11 @@ def _pair_biases(views: list[Node], context: Context) -> None:
             continue
         for name in view.inputs:
             product = products.get(name)
-            if product is not None and layers.bias_of(view, product):
+            if product is not None and linear.bias_of(view, product):
                 context.bias_adds[view.index] = product
 
 
-def _read_node(node: Node, skip: Callable[[str], bool]) -> tuple[Ops, dict[int, Binding]]:
+def _read_node(node: Node, skip: Callable[[str], bool]) -> Reading:
     """The ops of one node: what its reader makes of it, or an op that pins everything."""
     newest = onnx.defs.onnx_opset_version()
     made = None

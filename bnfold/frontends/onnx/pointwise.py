@@ -1,38 +1,16 @@
-"""Readers of the nodes that hold no weights: activations, pooling, sums, and ops that only move channels about."""
+"""Readers of nodes without weights that keep channels in place: activations, bounds, pooling, sums, resizing, padding."""
 
 from __future__ import annotations
-
-from itertools import pairwise
-from math import prod
 
 import numpy as np
 from onnx import TensorProto, helper
 
-from ...graph import (
-    Affine,
-    Bound,
-    Broadcast,
-    Carry,
-    Clipped,
-    Concat,
-    Dim,
-    Homogeneous,
-    Opaque,
-    Reshape,
-    Select,
-    Shape,
-    Sum,
-    Take,
-    Transpose,
-)
-from .bindings import AffineBinding, Binding, BoundBinding, ClipBinding
-from .constants import axis_slice
+from ...graph import Affine, Bound, Carry, Clipped, Homogeneous, Opaque, Select, Shape, Sum
+from .bindings import AffineBinding, BoundBinding, ClipBinding, Reading
 from .node import FLOATS, Node, Ops
 
-Read = tuple[Ops, dict[int, Binding]]
 
-
-def _relu(node: Node, data: int = 0) -> Read:
+def _relu(node: Node, data: int = 0) -> Reading:
     """A Relu, however it is written."""
     op = Homogeneous(node.label, (node.input(data),), node.outputs, np.array(0.0), _extremum_fits(node, data))
     return [op], {0: AffineBinding(node.index, data)}
@@ -45,7 +23,7 @@ def _extremum_fits(node: Node, data: int) -> bool:
     return node.opset >= 8 and bool(dtype) and wide
 
 
-def activation(node: Node) -> Ops | Read | None:
+def activation(node: Node) -> Ops | Reading | None:
     """Relu, LeakyRelu, PRelu, Abs: positively homogeneous."""
     if node.type == "Relu":
         return _relu(node)
@@ -60,7 +38,7 @@ def activation(node: Node) -> Ops | Read | None:
     return [Homogeneous(node.label, node.inputs[:1], node.outputs, number)]
 
 
-def clip(node: Node) -> Ops | Read | None:
+def clip(node: Node) -> Ops | Reading | None:
     """Clip at 0 from below and nowhere from above is a Relu."""
     bounds = []
     for i, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
@@ -82,7 +60,7 @@ def clip(node: Node) -> Ops | Read | None:
     return [op], {0: ClipBinding(node.index, low, high)}
 
 
-def extremum(node: Node) -> Ops | Read | None:
+def extremum(node: Node) -> Ops | Reading | None:
     """Max and Min of data, or of data and one constant. With the constant 0, Max is a Relu."""
     constants = [i for i in range(len(node.inputs)) if node.constant(i)]
     if not constants:
@@ -100,7 +78,7 @@ def extremum(node: Node) -> Ops | Read | None:
     return [op], {0: BoundBinding(node.index, data, constants[0])}
 
 
-def where(node: Node) -> Ops | Read | None:
+def where(node: Node) -> Ops | Reading | None:
     """Where: of two tensors, or of one and a constant; the condition is no part of it."""
     constants = [i for i in (1, 2) if node.constant(i)]
     if not constants:
@@ -169,7 +147,7 @@ def add_all(node: Node) -> Ops | None:
     return [Sum(node.label, node.inputs, node.outputs, (factor,) * len(node.inputs))]
 
 
-def negate(node: Node) -> Ops | Read:
+def negate(node: Node) -> Ops | Reading:
     """Neg: a factor of -1, which a layer next to it may take."""
     if node.beside_layer():
         one = np.ones(1)
@@ -241,159 +219,3 @@ def pad(node: Node) -> Ops | None:
             return None
     clean = mode != "constant" or not any(p > 0 for p in pads)
     return [Carry(node.label, node.inputs[:1], node.outputs, mixes=padded, carries_shift=clean)]
-
-
-def reshape(node: Node) -> Ops | None:
-    """Reshape, Flatten, Squeeze, Unsqueeze."""
-    source, inferred = node.shape(node.inputs[0]), node.shape(node.outputs[0])
-    target = _reshape_target(node, source, inferred)
-    if source is None or target is None:
-        return None
-    node.context.shapes[node.outputs[0]] = target
-    return [Reshape(node.label, node.inputs[:1], node.outputs)]
-
-
-def _reshape_target(node: Node, source: Shape | None, inferred: Shape | None) -> Shape | None:
-    """The inferred shape, with what a constant target says where inference knows less."""
-    asked = node.ints(1, "shape") if node.type == "Reshape" else None
-    if asked is None or source is None:
-        return inferred
-    target: list[Dim] = []
-    for i, dim in enumerate(asked):
-        known = inferred[i] if inferred is not None and len(inferred) == len(asked) else None
-        copied = source[i] if dim == 0 and i < len(source) and not node.attrs.get("allowzero", 0) else None
-        target.append(dim if dim > 0 else copied if copied is not None else known)
-    return tuple(target)
-
-
-def transpose(node: Node) -> Ops | None:
-    """Transpose."""
-    rank = node.rank()
-    if rank is None:
-        return None
-    perm = tuple(node.attrs.get("perm", range(rank - 1, -1, -1)))
-    return [Transpose(node.label, node.inputs, node.outputs, perm)]
-
-
-def concat(node: Node) -> Ops | None:
-    """Concat."""
-    rank = node.rank()
-    if rank is None:
-        return None
-    return [Concat(node.label, node.inputs, node.outputs, int(node.attrs.get("axis", 1)) % rank)]
-
-
-def split(node: Node) -> Ops | None:
-    """Split, of equal parts or not; the sizes come from the shapes of the outputs."""
-    source = node.shape(node.inputs[0])
-    if source is None:
-        return None
-    axis = int(node.attrs.get("axis", 0)) % len(source)
-    sizes = _split_sizes(node, source, axis)
-    if sizes is None:
-        return [Carry(node.label, node.inputs[:1], (out,), mixes=(axis,)) for out in node.outputs]
-    edges = np.cumsum([0, *sizes])
-    indices = tuple(np.arange(a, b) for a, b in pairwise(edges))
-    return [Take(node.label, node.inputs[:1], node.outputs, axis, indices)]
-
-
-def _split_sizes(node: Node, source: Shape, axis: int) -> list[int] | None:
-    asked = node.ints(1, "split")
-    if asked is None and not node.input(1) and isinstance(total := source[axis], int):
-        part = -(-total // len(node.outputs))
-        asked = [max(0, min(part, total - i * part)) for i in range(len(node.outputs))]
-    return asked if asked is not None and isinstance(source[axis], int) and sum(asked) == source[axis] else None
-
-
-def cut(node: Node) -> Ops | None:
-    """Slice with constant bounds, one neutral op for each axis."""
-    source = node.shape(node.inputs[0])
-    starts, ends = node.ints(1, "starts"), node.ints(2, "ends")
-    if source is None or starts is None or ends is None:
-        return None
-    axes, steps = node.ints(3, "axes"), node.ints(4, "steps")
-    if (node.input(3) and axes is None) or (node.input(4) and steps is None):
-        return None
-    ops: Ops = []
-    name = node.inputs[0]
-    for k, axis in enumerate(axes if axes is not None else range(len(starts))):
-        axis %= len(source)
-        last = k == len(starts) - 1
-        out = node.outputs[0] if last else node.step(str(k), (None,) * len(source))
-        size = source[axis]
-        if isinstance(size, int):
-            taken = np.arange(size)[axis_slice(starts[k], ends[k], steps[k] if steps else 1)]
-            ops.append(Take(node.label, (name,), (out,), axis, (taken,)))
-        else:
-            ops.append(Carry(node.label, (name,), (out,), mixes=(axis,)))
-        name = out
-    return ops or None
-
-
-def gather(node: Node) -> Ops | None:
-    """Gather with a constant list of indices."""
-    source = node.shape(node.inputs[0])
-    if source is None or not node.constant(1) or node.constant(0):
-        return None
-    indices, axis = node.value(1), int(node.attrs.get("axis", 0)) % len(source)
-    size = source[axis]
-    if indices.ndim > 1 or not isinstance(size, int):
-        return None
-    taken = (indices.reshape(-1).astype(np.int64) % size,)
-    if indices.ndim == 1:
-        return [Take(node.label, node.inputs[:1], node.outputs, axis, taken)]
-    one, rest = (*source[:axis], 1, *source[axis + 1 :]), (*source[:axis], *source[axis + 1 :])
-    node.context.shapes[node.outputs[0]] = rest
-    part = node.step("taken", one)
-    return [Take(node.label, node.inputs[:1], (part,), axis, taken), Reshape(node.label, (part,), node.outputs)]
-
-
-def expand(node: Node) -> Ops:
-    """Expand."""
-    return [Broadcast(node.label, node.inputs[:1], node.outputs)]
-
-
-def depth_to_space(node: Node) -> Ops | None:
-    """DepthToSpace: the b*b channels of a block become neighbours, whose gauges become equal."""
-    source, b = node.shape(node.inputs[0]), int(node.attrs["blocksize"])
-    if source is None or len(source) != 4:
-        return None
-    n, c, h, w = source
-    if not isinstance(c, int):
-        return None
-    first = node.attrs.get("mode", "DCR") == "DCR"
-    split_shape: Shape = (n, b, b, c // (b * b), h, w) if first else (n, c // (b * b), b, b, h, w)
-    blocks = (1, 2) if first else (2, 3)
-    perm = (0, 3, 4, 1, 5, 2) if first else (0, 1, 4, 2, 5, 3)
-    turned = tuple(split_shape[i] for i in perm)
-    names = [node.step("split", split_shape), node.step("mixed", split_shape), node.step("turned", turned)]
-    node.context.shapes.setdefault(node.outputs[0], (n, c // (b * b), _times(h, b), _times(w, b)))
-    return [
-        Reshape(node.label, node.inputs, (names[0],)),
-        Carry(node.label, (names[0],), (names[1],), mixes=blocks),
-        Transpose(node.label, (names[1],), (names[2],), perm),
-        Reshape(node.label, (names[2],), node.outputs),
-    ]
-
-
-def space_to_depth(node: Node) -> Ops | None:
-    """SpaceToDepth: every channel comes out b*b times."""
-    source, b = node.shape(node.inputs[0]), int(node.attrs["blocksize"])
-    if source is None or len(source) != 4:
-        return None
-    n, c, h, w = source
-    if not isinstance(c, int):
-        return None
-    split_shape: Shape = (n, c, _times(h, 1, b), b, _times(w, 1, b), b)
-    perm = (0, 3, 5, 1, 2, 4)
-    turned = tuple(split_shape[i] for i in perm)
-    names = [node.step("split", split_shape), node.step("turned", turned)]
-    return [
-        Reshape(node.label, node.inputs, (names[0],)),
-        Transpose(node.label, (names[0],), (names[1],), perm),
-        Reshape(node.label, (names[1],), node.outputs),
-    ]
-
-
-def _times(dim: Dim, factor: int, divisor: int = 1) -> Dim:
-    return prod((dim, factor)) // divisor if isinstance(dim, int) else None

@@ -1,0 +1,160 @@
+"""Readers of norms and of Add, Sub, Mul and Div. See `read.READERS` for the table."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ...affine import ChannelAffine
+from ...graph import Affine, Gate, Opaque, Reason, Shape, Statistics, Sum
+from .bindings import AffineBinding, Reading
+from .linear import bias_add
+from .node import Node
+
+Number = npt.NDArray[np.float64]
+
+
+def batch_norm(node: Node) -> Reading | None:
+    """BatchNormalization in inference form; anything else stays, with its reason."""
+    reason = _bn_reason(node)
+    rank = node.rank()
+    if reason is None and (rank is None or rank < 2):
+        reason = Reason(
+            "unknown-shape", f"the rank of {node.input(0)} is unknown", node.label, "run shape inference first"
+        )
+    gamma, beta, mean, var = (node.float_constant(i) if node.constant(i) else None for i in range(1, 5))
+    if reason is None and (gamma is None or beta is None or mean is None or var is None):
+        reason = Reason("not-constant", f"its {_missing(node)} not a constant of the model", node.label)
+    if reason is not None or gamma is None or beta is None or mean is None or var is None:
+        return [Opaque(node.label, _data(node), node.outputs, node.type, reason, _channels(node))], {}
+    if len({vector.size for vector in (gamma, beta, mean, var)}) > 1:
+        uneven = Reason("bad-statistics", "its four vectors are not of one length", node.label)
+        return [Opaque(node.label, _data(node), node.outputs, node.type, uneven, mean.size)], {}
+    eps = float(node.attrs.get("epsilon", 1e-5))
+    affine = ChannelAffine.from_batch_norm(mean.ravel(), var.ravel(), gamma.ravel(), beta.ravel(), eps)
+    if not affine.finite:
+        bad = Reason("bad-statistics", "its statistics give a factor that is not a finite number", node.label)
+        return [Opaque(node.label, _data(node), node.outputs, node.type, bad, mean.size)], {}
+    statistics = Statistics(mean.ravel(), var.ravel(), eps)
+    op = Affine(node.label, _data(node), node.outputs[:1], node.type, "bn", 1, affine.inv, affine.shift, statistics)
+    return [op], {0: AffineBinding(node.index)}
+
+
+def _data(node: Node) -> tuple[str, ...]:
+    return node.inputs[:1]
+
+
+def _channels(node: Node) -> int:
+    shape = node.shape(node.input(1))
+    return shape[0] if shape and isinstance(shape[0], int) else 0
+
+
+def _missing(node: Node) -> str:
+    names = [n for i, n in enumerate(("scale", "B", "mean", "var"), 1) if not node.constant(i)]
+    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _bn_reason(node: Node) -> Reason | None:
+    """Why a BatchNormalization is not one at inference with constant statistics."""
+    label = node.label
+    if len([name for name in node.inputs if name]) < 5:
+        return Reason("not-constant", "it has fewer than five inputs", label)
+    if (node.opset < 7 and not node.attrs.get("is_test", 0)) or node.attrs.get("training_mode", 0):
+        return Reason(
+            "training-mode", "it computes its statistics from each batch", label, "export the model in eval mode"
+        )
+    if not node.only_output:
+        return Reason("training-mode", "its running statistics are outputs that others read", label)
+    if node.attrs.get("spatial", 1) == 0:
+        return Reason("spatial-0", "it has statistics for every pixel (spatial=0)", label)
+    held = [node.input(i) for i in range(1, 5) if node.input(i) in node.context.constants.overridable]
+    if held:
+        return Reason(
+            "overridable",
+            f"{held[0]} is a graph input with a default, which a caller may override",
+            label,
+            "--freeze-inputs makes such inputs constant",
+        )
+    return None
+
+
+def arithmetic(node: Node) -> Reading | None:
+    """Add, Sub, Mul, Div: with a constant per channel an affine, of data a sum or a gate."""
+    partner = node.context.bias_adds.get(node.index)
+    if partner is not None:
+        return bias_add(node, partner)
+    constant = next((i for i in (1, 0) if node.constant(i)), None)
+    if constant is None:
+        return _between_data(node)
+    data = 1 - constant
+    rank, shape = node.rank(data), node.shape(node.input(data))
+    number = node.float_constant(constant)
+    if number is None or node.constant(data) or rank is None or shape is None:
+        return None
+    if constant == 0 and (node.type == "Div" or (node.type == "Sub" and node.opset < 7)):
+        return None
+    number = _aligned(node, number, rank)
+    if number is None:
+        return None
+    return _constant_arithmetic(node, number, data, shape)
+
+
+def _aligned(node: Node, number: Number, rank: int) -> Number | None:
+    """The constant with as many axes as the data, None where it has more. Before opset 7 `axis` places it."""
+    if number.ndim > rank:
+        return None
+    if node.opset < 7 and "axis" in node.attrs and number.ndim < rank:
+        axis = int(node.attrs["axis"]) % rank
+        if axis + number.ndim > rank:
+            return None
+        return number.reshape((1,) * axis + number.shape + (1,) * (rank - axis - number.ndim))
+    return number.reshape((1,) * (rank - number.ndim) + number.shape)
+
+
+def _constant_arithmetic(node: Node, number: Number, data: int, shape: Shape) -> Reading | None:
+    varying = [axis for axis, size in enumerate(number.shape) if size > 1]
+    product = node.type in ("Mul", "Div")
+    if any(shape[axis] != number.shape[axis] for axis in varying) or not np.isfinite(number).all():
+        return None
+    if node.type == "Div" and not number.all():
+        return None
+    backward = node.type == "Sub" and data == 1  # c - x
+    value = -number if node.type == "Sub" and not backward else 1.0 / number if node.type == "Div" else number
+    source = (node.input(data),)
+    alone = node.beside_layer(data)
+    if not varying and product and not (alone and value.item()):
+        return [Sum(node.label, source, node.outputs[:1], (value.item(),))], {}
+    if len(varying) > 1:
+        both = (*source, node.step("constant", tuple(number.shape)))
+        op = (
+            Gate(node.label, both, node.outputs[:1])
+            if product
+            else Sum(node.label, both, node.outputs[:1], (-1.0 if backward else 1.0, 1.0))
+        )
+        return [op], {}
+    one, zero = np.ones(value.size), np.zeros(value.size)
+    scale, offset = (value.ravel(), zero) if product else (-one if backward else one, value.ravel())
+    affine = Affine(
+        node.label,
+        source,
+        node.outputs[:1],
+        node.type,
+        "mul" if product else "add",
+        varying[0] if varying else 0,
+        scale,
+        offset,
+        candidate=bool(varying) or alone,
+        listed=bool(varying),
+    )
+    dtype = node.value(1 - data).dtype.name
+    return [affine], {0: AffineBinding(node.index, data, dtype)}
+
+
+def _between_data(node: Node) -> Reading | None:
+    inputs = node.inputs
+    if node.opset < 7 and node.attrs.get("broadcast", 0):
+        return None
+    if node.type in ("Mul", "Div"):
+        return [Gate(node.label, inputs, node.outputs[:1], node.type == "Div")], {}
+    factors = (1.0, -1.0 if node.type == "Sub" else 1.0)
+    return [Sum(node.label, inputs, node.outputs[:1], factors)], {}

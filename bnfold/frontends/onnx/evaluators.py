@@ -1,0 +1,135 @@
+"""What nodes compute from constants, as numpy has it. See `EVALUATORS` for the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import helper, numpy_helper
+
+Array = npt.NDArray[Any]
+Attributes = Mapping[str, Any]
+Inputs = Sequence[Any]
+
+
+def _constant(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    for key, dtype in (
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+    ):
+        if key in attrs:
+            return np.array(attrs[key], dtype)
+    raise ValueError("no numeric value")
+
+
+def _constant_of_shape(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    value = numpy_helper.to_array(attrs["value"]) if "value" in attrs else np.zeros(1, np.float32)
+    return np.full(tuple(inputs[0]), value.item() if value.dtype.kind in "fiub" else value.reshape(()), value.dtype)
+
+
+def _cast(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    return np.asarray(inputs[0]).astype(helper.tensor_dtype_to_np_dtype(attrs["to"]))
+
+
+def _axes(inputs: Inputs, attrs: Attributes) -> tuple[int, ...] | None:
+    if len(inputs) > 1 and inputs[1] is not None:
+        return tuple(int(a) for a in inputs[1])
+    return tuple(attrs["axes"]) if "axes" in attrs else None
+
+
+def _reshape(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    data = np.asarray(inputs[0])
+    target = [int(d) for d in (inputs[1] if len(inputs) > 1 else attrs["shape"])]
+    if not attrs.get("allowzero", 0):
+        target = [data.shape[i] if d == 0 else d for i, d in enumerate(target)]
+    return data.reshape(target)
+
+
+def _slice(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    data = np.asarray(inputs[0])
+    starts, ends = (inputs[1], inputs[2]) if len(inputs) > 2 else (attrs["starts"], attrs["ends"])
+    axes = inputs[3] if len(inputs) > 3 and inputs[3] is not None else attrs.get("axes", range(len(starts)))
+    steps = inputs[4] if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
+    cut = [slice(None)] * data.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        cut[int(axis)] = axis_slice(int(start), int(end), int(step))
+    return data[tuple(cut)]
+
+
+def axis_slice(start: int, end: int, step: int) -> slice:
+    """ONNX Slice on one axis as a Python slice: an end before the front of the axis means "through to the front"."""
+    return slice(start, None if step < 0 and end < -(2**30) else end, step)
+
+
+def _binary(function: Callable[[Any, Any], Any]) -> Callable[[Inputs, Attributes, int], Array]:
+    def evaluate(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+        a, b = inputs
+        if opset < 7 and "axis" in attrs and np.ndim(b) < np.ndim(a):
+            b = np.reshape(b, np.shape(b) + (1,) * (np.ndim(a) - attrs["axis"] - np.ndim(b)))
+        return np.asarray(function(a, b)).astype(np.asarray(a).dtype)
+
+    return evaluate
+
+
+def _unary(function: Callable[[Any], Any]) -> Callable[[Inputs, Attributes, int], Array]:
+    return lambda inputs, attrs, opset: np.asarray(function(inputs[0])).astype(np.asarray(inputs[0]).dtype)
+
+
+def _divide(a: Array, b: Array) -> Array:
+    """Division as ONNX has it: integers towards zero."""
+    if np.asarray(a).dtype.kind in "iu":
+        return np.asarray(np.trunc(np.divide(a, b)))
+    return np.asarray(np.divide(a, b))
+
+
+def _dequantize(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    """`(x - zero point) * scale`, in the type of the scale."""
+    x, scale = np.asarray(inputs[0]), np.asarray(inputs[1])
+    if attrs.get("block_size", 0):
+        raise ValueError("scales for blocks of weights")
+    zero = np.asarray(inputs[2] if len(inputs) > 2 and inputs[2] is not None else 0)
+    shape = [1] * x.ndim
+    if scale.size > 1:
+        shape[attrs.get("axis", 1)] = scale.size
+    offset = zero.reshape(shape if zero.size > 1 else -1) if zero.ndim else zero
+    wide = np.float64 if scale.dtype == np.float64 else np.float32
+    value = (x.astype(wide) - offset.astype(wide)) * scale.reshape(shape).astype(wide)
+    return np.asarray(value.reshape(x.shape)).astype(scale.dtype)
+
+
+EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array]] = {
+    "Constant": _constant,
+    "ConstantOfShape": _constant_of_shape,
+    "Cast": _cast,
+    "DequantizeLinear": _dequantize,
+    "Identity": lambda i, a, o: np.asarray(i[0]),
+    "Expand": lambda i, a, o: np.broadcast_to(i[0], np.broadcast_shapes(np.shape(i[0]), tuple(int(d) for d in i[1]))),
+    "Transpose": lambda i, a, o: np.transpose(i[0], a.get("perm")),
+    "Reshape": _reshape,
+    "Flatten": lambda i, a, o: np.reshape(i[0], (int(np.prod(np.shape(i[0])[: a.get("axis", 1)])), -1)),
+    "Unsqueeze": lambda i, a, o: np.expand_dims(i[0], _axes(i, a) or ()),
+    "Squeeze": lambda i, a, o: np.squeeze(i[0], _axes(i, a)),
+    "Concat": lambda i, a, o: np.concatenate(list(i), a["axis"]),
+    "Gather": lambda i, a, o: np.take(i[0], np.asarray(i[1]), a.get("axis", 0)),
+    "Slice": _slice,
+    "Add": _binary(np.add),
+    "Sub": _binary(np.subtract),
+    "Mul": _binary(np.multiply),
+    "Div": _binary(_divide),
+    "Pow": _binary(np.power),
+    "Max": lambda i, a, o: np.asarray(reduce(np.maximum, i)),
+    "Min": lambda i, a, o: np.asarray(reduce(np.minimum, i)),
+    "Sum": lambda i, a, o: np.asarray(reduce(np.add, i)),
+    "Tile": lambda i, a, o: np.tile(i[0], tuple(int(n) for n in i[1])),
+    "Abs": _unary(np.abs),
+    "Exp": _unary(np.exp),
+    "Log": _unary(np.log),
+    "Sqrt": _unary(np.sqrt),
+    "Reciprocal": _unary(np.reciprocal),
+    "Neg": _unary(np.negative),
+}
