@@ -86,3 +86,15 @@ def test_a_wrong_fold_would_be_noticed() -> None:
     feed = _random_input(model)
     before, after = evaluate(model, **feed)[0], evaluate(folded, **feed)[0]
     assert np.abs(after - before).max() > 1e-12 * np.abs(before).max()
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "repghostnet", "fastvit", "repvit"])
+def test_identity_branches_go_whatever_the_signs(name: str) -> None:
+    """Networks in their training form end with no batch norm at all, by the default options."""
+    model = ZOO[name](dtype=np.float64, seed=5, signs="both", zero_gamma=0.1)
+    result = bnfold.fold(model, verify=False)
+    assert result.plan.counts()["folded"] == len(result.plan.batch_norms) >= EXPECTED_BN[name]
+    assert "BatchNormalization" not in {node.op_type for node in result.model.graph.node}
+    feed = _random_input(model)
+    for before, after in zip(evaluate(model, **feed), evaluate(result.model, **feed), strict=True):
+        np.testing.assert_allclose(after, before, rtol=0, atol=1e-11 * np.abs(before).max())

@@ -185,6 +185,11 @@ class NetBuilder(GraphBuilder):
         """Add two tensors of one shape."""
         return self.node("Add", [x, y], self.shapes[x], self.moments[x].plus(self.moments[y]))
 
+    def sub(self, x: str, y: str) -> str:
+        """Subtract a tensor of the same shape."""
+        moments = self.moments[x].plus(self.moments[y].affine(-np.ones(self.channels(y)), 0.0))
+        return self.node("Sub", [x, y], self.shapes[x], moments)
+
     def mul(self, x: str, y: str) -> str:
         """Multiply; y may broadcast over space."""
         return self.node("Mul", [x, y], self.shapes[x], self.moments[x].times(self.moments[y]))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from .classical import inception_v3, mobilenetv2, mobilenetv3_like, resnet50, shufflenet
 from .preact import densenet121, dpn68, preact_resnet18, resnetv2_50, se_preact_resnet18
-from .reparam import repghostnet, repvgg_a0
+from .reparam import fastvit, repghostnet, repvgg_a0, repvit
 from .varied import convmixer, inception_next, mlp, resnet3d_18, speech_tdnn, super_resolution, unet
 
 __all__ = [
     "convmixer",
     "densenet121",
     "dpn68",
+    "fastvit",
     "inception_next",
     "inception_v3",
     "mlp",
@@ -19,6 +20,7 @@ __all__ = [
     "preact_resnet18",
     "repghostnet",
     "repvgg_a0",
+    "repvit",
     "resnet3d_18",
     "resnet50",
     "resnetv2_50",

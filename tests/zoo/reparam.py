@@ -84,3 +84,53 @@ def repghostnet(net: NetBuilder, x: str, width: int) -> str:
     x = net.gap(net.conv_bn_relu(x, make_divisible(960 * width / 16), 1))
     x = net.relu(net.conv(x, 80 * width, 1, bias=True))
     return net.gemm(net.flatten(x), 16)
+
+
+def _mobile_one(net: NetBuilder, x: str, k: int, *, conv: bool = True) -> str:
+    """MobileOne's depthwise block: a k x k branch, a 1 x 1 branch and the input itself, each with a norm."""
+    c = net.channels(x)
+    y = net.bn(x)
+    if not conv:
+        return y
+    return net.add(net.add(net.conv_bn(x, c, k, groups=c), net.conv_bn(x, c, 1, groups=c)), y)
+
+
+def _fastvit_mlp(net: NetBuilder, x: str) -> str:
+    """Depthwise 7 x 7 with a norm, then two pointwise layers around a GELU, scaled and added."""
+    c = net.channels(x)
+    y = net.conv_bn(x, c, 7, groups=c)
+    y = net.conv(net.gelu(net.conv(y, 3 * c, 1, bias=True)), c, 1, bias=True)
+    return net.add(x, net.layer_scale(y))
+
+
+@network(bn=35, shape=IMAGE, width=12)
+def fastvit(net: NetBuilder, x: str, width: int) -> str:
+    """FastViT's RepMixer stages before re-parameterisation (Vasu et al. 2023, arXiv 2303.14189); true width 48."""
+    x = net.gelu(net.conv_bn(x, width, 3, 2))
+    for stage in range(3):
+        for _ in range(2):
+            mixed = net.sub(_mobile_one(net, x, 3), _mobile_one(net, x, 3, conv=False))
+            x = _fastvit_mlp(net, net.add(x, net.layer_scale(mixed)))
+        if stage < 2:
+            x = net.gelu(net.conv_bn(net.gelu(net.conv_bn(x, 2 * net.channels(x), 7, 2)), 2 * net.channels(x), 1))
+    return net.classifier(x)
+
+
+@network(bn=31, shape=IMAGE, width=12)
+def repvit(net: NetBuilder, x: str, width: int) -> str:
+    """RepViT blocks before re-parameterisation (Wang et al. 2023, arXiv 2307.09283); true width 48.
+
+    Token mixer: bn(bn(dw3x3(x)) + dw1x1(x) + x), a gate in every other block; channel mixer: x + two pointwise convs.
+    """
+    x = net.conv_bn(net.gelu(net.conv_bn(x, width // 2, 3, 2)), width, 3, 2)
+    for block in range(6):
+        c = net.channels(x)
+        local = net.add(net.conv_bn(x, c, 3, groups=c), net.conv(x, c, 1, groups=c, bias=True))
+        x = net.bn(net.add(local, x))
+        if block % 2 == 0:
+            x = net.squeeze_excite(x, 4, net.sigmoid)
+        x = net.add(x, net.conv_bn(net.gelu(net.conv_bn(x, 2 * c, 1)), c, 1))
+    for _ in range(2):
+        c = net.channels(x)
+        x = net.add(x, net.conv_bn(net.gelu(net.conv_bn(x, 2 * c, 1)), c, 1))
+    return net.classifier(net.bn(x))

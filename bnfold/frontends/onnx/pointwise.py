@@ -1,4 +1,4 @@
-"""Readers of nodes without weights that keep channels in place: activations, bounds, pooling, sums, resizing, padding."""
+"""Readers of nodes that keep channels in place: activations, bounds, pooling, sums, resizing, padding."""
 
 from __future__ import annotations
 
