@@ -20,7 +20,9 @@ from bnfold.api import fold, verify
 from bnfold.cli import main
 from bnfold.equivalence.check import Check, OutputError
 from bnfold.equivalence.inputs import KINDS, InputSpec, feeds, shape_choices
-from bnfold.equivalence.judge import INTEGER_LIMIT, LIMITS, compare
+from bnfold.equivalence.judge import INTEGER_LIMIT, LIMITS, NEARLY, _last_hearing, compare
+from bnfold.equivalence.runners import OrtRunner, ReferenceRunner
+from bnfold.equivalence.widen import widened
 from bnfold.errors import ModelError, UsageError, VerificationError
 from bnfold.report.data import to_json
 
@@ -675,3 +677,43 @@ def test_the_reference_evaluator_takes_them_in_functions_too(tmp_path: Path) -> 
     assert result.plan.counts()["folded"] == 1
     assert result.check is not None
     assert result.check.passed
+
+
+def test_the_last_hearing_compares_distances_from_the_float64_outputs() -> None:
+    exact = {"y": np.array([1.0, 2.0])}
+    expected = {"y": np.array([1.001, 2.0], np.float32)}
+    for value, passed in ((0.997, True), (1.0039, True), (0.995, False), (1.006, False), (np.nan, False)):
+        found = {"y": np.array([value, 2.0], np.float32)}
+        (entry,) = _last_hearing(compare(expected, found, "normal"), expected, found, exact)
+        assert entry.passed == passed, value
+        assert (entry.note == NEARLY) == passed
+    found = {"y": np.array([0.997, 2.0], np.float32)}
+    for unknown in ({}, {"y": np.array([1.0])}, {"y": np.array([np.nan, 2.0])}):
+        (entry,) = _last_hearing(compare(expected, found, "normal"), expected, found, unknown)
+        assert not entry.passed
+
+
+def test_a_model_in_float64_has_the_same_numbers_and_no_rounding(tmp_path: Path) -> None:
+    model = network()
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    wide = widened(path)
+    assert wide is not None
+    assert {t.data_type for t in wide.graph.initializer} == {TensorProto.DOUBLE}
+    before, after = (initializer(m, "conv1_weight") for m in (model, wide))
+    assert np.array_equal(before.astype(np.float64), after)
+    x = np.random.default_rng(0).standard_normal((2, 3, 10, 10)).astype(np.float32)
+    exact = ReferenceRunner(wide).run({"image": x.astype(np.float64)})["fc_out"]
+    single = OrtRunner(path).run({"image": x})["fc_out"]
+    assert exact.dtype == np.float64
+    assert 0 < np.abs(single - exact).max() < 1e-5
+
+
+def test_a_weight_off_by_a_hundredth_is_no_rounding(tmp_path: Path) -> None:
+    """Small enough for the last hearing, which it does not pass."""
+    model = network()
+    wrong = copied(model)
+    put(wrong, "fc_bias", initializer(wrong, "fc_bias") * np.float32(1.003))
+    check = judged(tmp_path, model, wrong)
+    assert not check.passed
+    assert max(entry.error / entry.scale for entry in check.outputs) < 0.1

@@ -3,7 +3,8 @@
 A floating output passes when its largest difference, over the largest magnitude in the reference, is within the limit
 of its type. Where it is not, the candidate gets a second hearing: inputs that differ by one unit in the last place show
 how much rounding moves the reference's own output (a sigmoid near 0 has few digits left), and a difference of up to
-NOISE_MULTIPLE times that passes. NaN never passes.
+NOISE_MULTIPLE times that passes. Last, the reference is run in float64, where it does not round: a candidate that is no
+more than ERROR_MULTIPLE times as far from that as the reference itself passes. NaN never passes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..errors import UsageError, VerificationError
 from .check import Check, OutputError
 from .inputs import Array, Feed, InputSpec, feeds, shape_choices
 from .runners import OrtRunner, ReferenceRunner, Runner
+from .widen import widened, widened_feed
 
 LIMITS = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest `error / scale` for an output of each type."""
@@ -27,6 +29,12 @@ INTEGER_LIMIT = 1e-3
 NOISE_MULTIPLE = 10.0
 """A difference of so many times what one unit in the last place of the inputs does is no fault."""
 NOISE_RUNS = 3
+ERROR_MULTIPLE = 4.0
+"""A candidate may be so many times as far from the float64 outputs as the reference, and is as good as it."""
+CLEAR = 0.1
+"""A difference of this share of the largest magnitude is no rounding: nothing is run to find out."""
+NEARLY = "as near to the float64 outputs as the reference"
+"""Note of an entry that passed by the last hearing."""
 SKIPPED = "skipped"
 """Note of an entry where the reference is not finite: nothing to compare with."""
 ROUNDING = "within the reference's own rounding"
@@ -81,6 +89,9 @@ def judge(
         if limit is None and any(_in_doubt(entry) for entry in entries):
             progress(f"measuring the reference's own rounding on {kind} inputs")
             entries = _second_hearing(entries, _noise(runner, feed, expected, seed))
+        if limit is None and any(_in_doubt(entry) and entry.error <= CLEAR * entry.scale for entry in entries):
+            progress(f"running the reference in float64 on {kind} inputs")
+            entries = _last_hearing(entries, expected, found, _exact(reference, feed))
         results += entries
         if expected is not first:
             varying |= {entry.output for entry in compare(first, expected, kind, limit) if not entry.passed}
@@ -132,6 +143,32 @@ def _second_hearing(entries: list[OutputError], noise: Mapping[str, float]) -> l
     return heard
 
 
+def _exact(reference: Path, feed: Feed) -> dict[str, Array]:
+    """The outputs of the reference in float64; none where nothing here computes them."""
+    try:
+        model = widened(reference)
+        return {} if model is None else ReferenceRunner(model).run(widened_feed(feed))
+    except Exception:  # an operator without an evaluator, not enough memory: then there is no last hearing
+        return {}
+
+
+def _last_hearing(
+    entries: list[OutputError], expected: Mapping[str, Array], found: Mapping[str, Array], exact: Mapping[str, Array]
+) -> list[OutputError]:
+    """Entries in doubt judged by how far the reference and the candidate are from the float64 outputs."""
+    heard = []
+    for entry in entries:
+        truth = exact.get(entry.output)
+        if _in_doubt(entry) and truth is not None and truth.shape == expected[entry.output].shape:
+            own, new = (
+                float(np.abs(outputs[entry.output].astype(np.float64) - truth).max()) for outputs in (expected, found)
+            )
+            if np.isfinite(own) and new <= ERROR_MULTIPLE * own:
+                entry = replace(entry, passed=True, note=NEARLY)
+        heard.append(entry)
+    return heard
+
+
 def _fault(results: list[OutputError]) -> str:
     """Why the candidate does not pass, "" when it does: every output passes, and had something to compare."""
     if not results:
@@ -159,8 +196,8 @@ def _steady(first: Mapping[str, Array], varying: set[str]) -> list[str]:
 
 def _only_rounding(results: list[OutputError]) -> list[str]:
     """A warning that names the outputs which passed on no inputs but by the second hearing."""
-    sound = {entry.output for entry in results if entry.passed and entry.note != ROUNDING}
-    names = sorted({entry.output for entry in results if entry.note == ROUNDING} - sound)
+    sound = {entry.output for entry in results if entry.passed and entry.note not in (ROUNDING, NEARLY)}
+    names = sorted({entry.output for entry in results if entry.note in (ROUNDING, NEARLY)} - sound)
     return [f"{', '.join(names)} agrees only within the reference's own rounding, on all inputs"] if names else []
 
 

@@ -50,12 +50,12 @@ class ReferenceRunner:
 
     name = "onnx.reference"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | ModelProto) -> None:
         from onnx.reference import ReferenceEvaluator
 
         from .reference import OPERATORS
 
-        model = onnx.load(path)
+        model = path if isinstance(path, ModelProto) else onnx.load(path)
         if model.functions:  # the evaluator would take its own operators in functions
             model = onnx.inliner.inline_local_functions(model)
         self.evaluator = ReferenceEvaluator(model, new_ops=OPERATORS)
