@@ -166,6 +166,15 @@ class Plan:
         verdicts = Counter(bn.verdict for bn in self.batch_norms)
         return {"batch_norms": len(self.batch_norms), **{v: verdicts[v] for v in ("folded", "reduced", "kept")}}
 
+    def headline(self) -> str:
+        """One line that counts; norms written as constants of Mul, Add and their kin are told apart."""
+        counts = self.counts()
+        norms = sum(bn.op_type == "BatchNormalization" for bn in self.batch_norms)
+        rest = counts["batch_norms"] - norms
+        what = f"{norms} batch norm{'' if norms == 1 else 's'}"
+        what += f" and {rest} constant{'' if rest == 1 else 's'} like them" if rest else ""
+        return f"{what}: {counts['folded']} folded, {counts['reduced']} reduced, {counts['kept']} kept"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; `schema` numbers its layout."""
         return {
@@ -209,8 +218,7 @@ class Plan:
 
     def __str__(self) -> str:
         """A line for each norm; `bnfold.report` has the full table."""
-        head = "{batch_norms} batch norms: {folded} folded, {reduced} reduced, {kept} kept".format(**self.counts())
-        return "\n".join([f"{self.model}: {head}", *(f"  {_line(bn)}" for bn in self.batch_norms)])
+        return "\n".join([f"{self.model}: {self.headline()}", *(f"  {_line(bn)}" for bn in self.batch_norms)])
 
 
 def _line(bn: BatchNorm) -> str:

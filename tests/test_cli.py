@@ -169,7 +169,7 @@ def test_the_table_lists_other_norms_and_the_reason_of_a_kept_one() -> None:
     text = run("inspect", "model.onnx").stdout
     assert "LRN" in text
     assert "[scale-fixed]" in text
-    assert "1 batch norms: 0 folded, 0 reduced, 1 kept; 1 other norms" in text
+    assert "1 batch norm: 0 folded, 0 reduced, 1 kept; 1 other norm" in text
 
 
 def test_of_two_norms_in_a_row_each_names_the_layer_that_took_it() -> None:

@@ -23,7 +23,7 @@ EXPECTED = {  # norms, folded; Caffe's Scale layers (a Mul and an Add behind eac
 }
 
 
-def _randomised(model: onnx.ModelProto) -> onnx.ModelProto:
+def randomised(model: onnx.ModelProto) -> onnx.ModelProto:
     """Random weights of sensible size in place of the constants, whose outputs would not depend on the input."""
     rng = np.random.default_rng(11)
     uses = {name: (node, i) for node in model.graph.node for i, name in enumerate(node.input)}
@@ -84,7 +84,7 @@ def test_light_model_as_it_is(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(set(EXPECTED) - {"light_bvlc_alexnet"}))
 def test_light_model_with_random_weights(name: str, tmp_path: Path) -> None:
     path = tmp_path / "random.onnx"
-    onnx.save(_randomised(onnx.load(LIGHT / f"{name}.onnx")), path)
+    onnx.save(randomised(onnx.load(LIGHT / f"{name}.onnx")), path)
     report, _ = _fold(path, tmp_path)
     summary = report["summary"]
     assert isinstance(summary, dict)

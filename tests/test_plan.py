@@ -79,7 +79,8 @@ def test_an_unknown_edit_is_a_plan_error() -> None:
 
 def test_it_prints_a_line_for_each_norm() -> None:
     lines = str(PLAN).splitlines()
-    assert lines[0] == "m.onnx: 2 batch norms: 1 folded, 1 reduced, 0 kept"
+    assert lines[0] == "m.onnx: 1 batch norm and 1 constant like them: 1 folded, 1 reduced, 0 kept"
+    assert Plan("m").headline() == "0 batch norms: 0 folded, 0 reduced, 0 kept"
     assert lines[1] == "  bn: reduced to add into conv [sign] why"
     assert lines[2] == "  b2: folded"
 

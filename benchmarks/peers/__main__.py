@@ -24,6 +24,7 @@ from benchmarks.peers.tool import TOOLS
 
 LIMIT = 300  # seconds for one tool on one file
 ORIGINAL = "(original)"
+OURS = {"bnfold": [], "bnfold --leftovers all": ["--leftovers", "all"]}
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ class Result:
 
 def fold(tool: str, source: Path) -> Result:
     """Run the tool in a process of its own."""
-    target = HOME / f"{tool}.onnx"
+    target = HOME / f"{tool.replace(' ', '')}.onnx"
     target.unlink(missing_ok=True)
     command = [str(PYTHON), str(Path(__file__).with_name("tool.py")), tool, str(source), str(target)]
-    if tool == "bnfold":
-        command = [sys.executable, "-m", "bnfold", "fold", str(source), "-o", str(target), "--no-verify"]
+    if tool in OURS:
+        command = [sys.executable, "-m", "bnfold", "fold", str(source), "-o", str(target), "--no-verify", *OURS[tool]]
     start = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
@@ -83,7 +84,7 @@ def compare(path: Path, rounds: int) -> list[str]:
     """The rows of all tools on one file."""
     results = {ORIGINAL: counted(path, 0.0)}
     if not results[ORIGINAL].problem:
-        results |= {tool: fold(tool, path) for tool in ("bnfold", *TOOLS)}
+        results |= {tool: fold(tool, path) for tool in (*OURS, *TOOLS)}
     known = truth_of(path)
     errors: dict[str, str] = {}
     timed: list[dict[str, float]] = []

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from benchmarks.peers.export import NETWORKS
-from tests.test_light_models import LIGHT, _randomised
+from tests.test_light_models import LIGHT, randomised
 from tests.zoo import ZOO
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def light(only: str) -> Iterator[Path]:
     for name in LIGHT_WITH_NORMS:
         path = _folder("light") / f"{name}_random.onnx"
         if only in path.stem:
-            onnx.save(_logits(_randomised(onnx.load(LIGHT / f"{name}.onnx"))), path)
+            onnx.save(_logits(randomised(onnx.load(LIGHT / f"{name}.onnx"))), path)
             yield path
 
 

@@ -56,9 +56,8 @@ def _fate(bn: BatchNorm) -> str:
 
 def summary(plan: Plan) -> str:
     """One line that counts."""
-    counts = plan.counts()
-    line = "{batch_norms} batch norms: {folded} folded, {reduced} reduced, {kept} kept".format(**counts)
-    return line + (f"; {len(plan.others)} other norms" if plan.others else "")
+    others = len(plan.others)
+    return plan.headline() + (f"; {others} other norm{'' if others == 1 else 's'}" if others else "")
 
 
 def check_table(check: Check) -> RenderableType:
