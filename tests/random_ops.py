@@ -231,3 +231,31 @@ def frozen_tensorflow(g: RandomGraph) -> None:
     g.pool = [entry for entry in g.pool if entry[1] != place]
     (y,) = g.node("Mul", [x, inv] if g.rng.random() < 0.5 else [inv, x], [shape])
     g.node("Add", [shift, y] if g.rng.random() < 0.5 else [y, shift], [shape])
+
+
+@maker(1.2)
+def odd_geometry(g: RandomGraph) -> None:
+    """Convs with dilations, kernels of two sizes, unlike pads; transposed ones with strides and output padding."""
+    entry = g.pick(lambda shape: four(shape) and min(shape[2:]) >= 3 and max(shape[2:]) <= 12)
+    if entry is None:
+        return
+    x, (n, c, h, w) = entry
+    out = int(g.rng.integers(1, 5))
+    bias = [g.constant(g.vector(out))] if g.rng.random() < 0.5 else []
+    if g.rng.random() < 0.3:
+        weight = g.constant(g.rng.standard_normal((c, out, 3, 2)) / 2)
+        attrs: dict[str, Any] = {"strides": [2, 1], "pads": [1, 0, 1, 0], "output_padding": [1, 0]}
+        g.node("ConvTranspose", [x, weight, *bias], [(n, out, 2 * h, w + 1)], kernel_shape=[3, 2], **attrs)
+        return
+    kernel = (int(g.rng.choice([1, 2, 3])), int(g.rng.choice([1, 2, 3])))
+    dilations = [
+        int(g.rng.integers(1, 3)) if k > 1 and size >= 5 else 1 for k, size in zip(kernel, (h, w), strict=True)
+    ]
+    pads = [int(p) for p in g.rng.integers(0, 2, 4)] if g.rng.random() < 0.5 else [0] * 4
+    weight = g.constant(g.rng.standard_normal((out, c, *kernel)) / np.sqrt(c * 2))
+    size = tuple(
+        s + pads[i] + pads[i + 2] - d * (k - 1)
+        for i, (s, k, d) in enumerate(zip((h, w), kernel, dilations, strict=True))
+    )
+    attrs = {"kernel_shape": list(kernel), "dilations": dilations, "pads": pads}
+    g.node("Conv", [x, weight, *bias], [(n, out, *size)], **attrs)
