@@ -857,3 +857,33 @@ def test_every_error_says_its_exit_code() -> None:
     assert {cls.__name__: cls.exit_code for cls in tree(BnfoldError)} == {
         "BnfoldError": 1, "UsageError": 2, "ModelError": 1, "OutputError": 1, "VerificationError": 1, "PlanError": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "form"),
+    [
+        ([], ""),
+        (["--leftovers", "fast"], ""),
+        (["--only-exact-removal"], ""),
+        (["--leftovers", "none"], ""),
+        (["--leftovers", "all"], "add"),
+    ],
+)
+def test_leftovers_are_the_users_choice(here: Path, options: list[str], form: str) -> None:
+    """A norm in front of a padded conv, which can leave an Add."""
+    net = Net()
+    x = net.relu(net.input(), "relu")
+    net.output(net.conv(net.bn(x, 3, "bn"), (3, 4), "conv", pad=1), ("N", 4, 8, 8))
+    onnx.save(net.model(), "model.onnx")
+    result = run("fold", "model.onnx", "-o", "out.onnx", "--json", *options)
+    assert result.exit_code == 0, result.stderr
+    (norm,) = json.loads(result.stdout)["batch_norms"]
+    assert norm["form"] == form
+    assert norm["verdict"] == ("reduced" if form else "kept")
+    ops = [node.op_type for node in onnx.load("out.onnx").graph.node]
+    assert ops == ["Relu", "Add" if form else "BatchNormalization", "Conv"]
+    assert ("--leftovers all" in norm["reason"]["hint"]) == (not form)
+
+
+def test_an_unknown_choice_of_leftovers_is_wrong_usage(here: Path) -> None:
+    assert run("fold", "model.onnx", "-o", "out.onnx", "--leftovers", "some").exit_code == 2

@@ -6,12 +6,17 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 import bnfold
 from bnfold.errors import PlanError
+from bnfold.frontends.onnx.apply import apply
+from bnfold.frontends.onnx.read import read
+from bnfold.frontends.onnx.skeleton import skeleton
 from bnfold.graph import Reason
 from bnfold.plan import BatchNorm, Conditioning, OtherNorm, Plan, Remove, Replace, Rescale
+from bnfold.planner import plan as make_plan
 from tests.zoo import ZOO
 
 NORM = BatchNorm("bn", "BatchNormalization", "x", "y", 3, "reduced", "add", ("conv",), Reason("sign", "why", "n", "h"),
@@ -32,10 +37,30 @@ def test_json_and_back_is_the_same_bit_by_bit() -> None:
     assert Plan.from_json(PLAN.to_json()) == PLAN
 
 
-@pytest.mark.parametrize("name", ["densenet121", "resnetv2_50", "convmixer"])
-def test_real_plans_survive_json(name: str) -> None:
-    plan = bnfold.inspect(ZOO[name](dtype=np.float32))
+@pytest.mark.parametrize("leftovers", ["fast", "all"])
+@pytest.mark.parametrize("name", ["densenet121", "resnetv2_50", "convmixer", "fastvit", "repvit"])
+def test_real_plans_survive_json(name: str, leftovers: str) -> None:
+    plan = bnfold.inspect(ZOO[name](dtype=np.float32), leftovers=leftovers)
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_a_plan_from_json_applies_like_the_one_that_was_made() -> None:
+    """Every kind of edit, the merging of identity branches among them."""
+    model = ZOO["fastvit"](dtype=np.float64)
+    copies = [_copy(model), _copy(model)]
+    sources = [read(copy, skeleton(copy), "fastvit") for copy in copies]
+    plan = make_plan(sources[0].graph)
+    assert {type(edit).__name__ for edit in plan.edits} >= {"Rescale", "Remove", "Merge"}
+    plans = [plan, Plan.from_json(plan.to_json())]
+    made = [apply(*parts).complete() for parts in zip(copies, sources, plans, strict=True)]
+    assert made[0] == made[1]
+    assert made[0] != model
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def test_equality_is_by_content() -> None:
