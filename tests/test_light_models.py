@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import helper, numpy_helper
 
+import bnfold
 from bnfold.cli import main
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -78,6 +79,14 @@ def test_light_model_as_it_is(name: str, tmp_path: Path) -> None:
     still = {t.name for t in folded.graph.initializer}
     assert [v.name for v in folded.graph.input if v.name not in still] == real_inputs
     assert not any(node.op_type == "BatchNormalization" for node in folded.graph.node)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["light_inception_v2", "light_resnet50", "light_shufflenet"])
+def test_a_norm_with_a_scale_behind_it_goes_however_small_the_scale(name: str) -> None:
+    """Caffe's norm and Scale on a tensor that nobody else reads, in models whose weights are all 0.02, say."""
+    plan = bnfold.inspect(LIGHT / f"{name}.onnx")
+    assert plan.counts()["folded"] == len(plan.batch_norms)
 
 
 @pytest.mark.slow

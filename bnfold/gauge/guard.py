@@ -38,9 +38,9 @@ def solve_within(graph: Graph, limit: float, leftovers: str = LEFTOVERS[0]) -> S
 def too_costly(solution: Solution, limit: float, octaves: float) -> dict[Op, Conflict]:
     """The removals to take back, with the channel at which each costs too much.
 
-    `limit`: the largest cost at a shared tensor, unless the original's own is a third of that or more; elsewhere in
-    front of a norm that goes, unless what comes out of the norm costs a third of that or more. `octaves`: how far, as a
-    power of two, both sides of a norm may be from the scale that they had.
+    `limit`: the largest cost at a shared tensor, unless the original's own is a third of that or more; elsewhere the
+    largest in front of a norm that goes and leaves the mean where it is, unless what comes out of the norm costs a
+    third of that or more. `octaves`: how far, as a power of two, both sides of a norm may be from the scale they had.
     """
     shared = _shared(solution)
     bad = np.zeros(solution.base.size, bool)
@@ -70,13 +70,14 @@ def _violations(outcome: Outcome, s: Solution, shared: npt.NDArray[np.bool_], li
     deviation = np.sqrt(known.var + known.eps)
     held = (s.p[port.x] != 0) & ~s.constant[port.x]
     with np.errstate(divide="ignore", invalid="ignore"):
-        cost = np.abs(known.mean + np.where(held, s.q[port.x] / s.p[port.x], 0.0)) / deviation
-        behind = np.abs(known.mean + port.offset / port.scale) / deviation  # |beta / gamma|
+        moved = np.where(held, s.q[port.x] / s.p[port.x], 0.0)
+        behind = np.nan_to_num(np.abs(known.mean + port.offset / port.scale) / deviation, posinf=0.0)  # |beta / gamma|
+    cost = np.abs(known.mean + moved) / deviation
+    together = shared[s.base[port.x]]
     before = np.abs(known.mean) / deviation
-    own = np.where(shared[s.base[port.x]], before, np.nan_to_num(behind, posinf=0.0))
-    gone = outcome.form in GONE
-    violations: npt.NDArray[np.bool_] = held & (cost > np.maximum(limit, 3 * own))
-    return violations & (shared[s.base[port.x]] | gone)
+    left_there = (outcome.form in GONE) & (np.abs(moved) < np.abs(known.mean) / 2) & (cost > 3 * behind)
+    violations: npt.NDArray[np.bool_] = held & (cost > limit) & np.where(together, cost > 3 * before, left_there)
+    return violations
 
 
 def _culprits(s: Solution, bad: npt.NDArray[np.bool_]) -> dict[Op, Conflict]:
