@@ -20,7 +20,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from ...errors import ModelError, OutputError, UsageError
 from .apply import Applied
 from .external import carry_over
-from .skeleton import Skeleton, nested_graphs, skeleton
+from .skeleton import Skeleton, nested_graphs, skeleton, small
 from .stream import write
 
 PACKED_ELSEWHERE = frozenset(
@@ -67,7 +67,7 @@ def check(
 ) -> Skeleton:
     """The skeleton of a model that onnx.checker accepts; ModelError with the checker's words otherwise.
 
-    `lengths`: count the bytes of every tensor now, which reads them all; a write counts them anyway. `pending`: names
+    `lengths`: count the bytes of large tensors now, which reads them all; a write counts them anyway. `pending`: names
     of tensors that have no data yet. `folder`: where external data lie.
     """
     try:
@@ -79,7 +79,7 @@ def check(
                 raise onnx.checker.ValidationError(
                     f"tensor {tensor.name!r} has the impossible shape {list(tensor.dims)}"
                 )
-            if tensor.name not in pending and (lengths or not tensor.HasField("raw_data")):
+            if tensor.name not in pending and (lengths or small(tensor) or not tensor.HasField("raw_data")):
                 _check_length(tensor)
     except onnx.checker.ValidationError as error:
         raise ModelError(f"{where}: onnx.checker rejects the model: {_one_line(error)}") from error

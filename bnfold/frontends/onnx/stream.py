@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from math import prod
 from typing import Any, BinaryIO
@@ -48,7 +49,11 @@ def write(applied: Applied, file: BinaryIO) -> None:
     """Write an edited model; ValueError where it is too large for one protobuf message, or a tensor is damaged."""
     model = applied.model
     if _has_unknown(model):  # fields of a newer ONNX, which only protobuf itself can carry over
-        file.write(applied.complete().SerializeToString())
+        complete = applied.complete()
+        for tensor in complete.graph.initializer:
+            if tensor.HasField("raw_data") and tensor.data_location != TensorProto.EXTERNAL:
+                _Chunk(raw_size(tensor), partial(getattr, tensor, "raw_data")).data()
+        file.write(complete.SerializeToString())
         return
     graph = list(_graph(model.graph, applied.pending))
     before = [_field(model, field.number) for field, _ in model.ListFields() if field.number < GRAPH]
