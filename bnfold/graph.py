@@ -73,6 +73,7 @@ class Linear(Op):
     `scales`: which factors the weights can take: "both" sides, each channel its own; "out", as int8 weights with a
     scale for each output channel (the input one for all channels); or "none". `taps`: output channel c may get a
     multiple of input channel c, element by element (a conv of stride 1 that keeps the size has a centre tap for it).
+    `shared`: a name for all layers that read one and the same weight and so change in the same way, "" for one alone.
     """
 
     in_axis: int = 1
@@ -84,6 +85,7 @@ class Linear(Op):
     takes_bias: bool = True
     scales: str = "both"
     taps: bool = False
+    shared: str = ""
 
 
 @dataclass(frozen=True, eq=False)

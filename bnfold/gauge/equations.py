@@ -115,6 +115,8 @@ class Equations:
     linears: list[LinearPort] = field(default_factory=list)
     affines: list[AffinePort] = field(default_factory=list)
     bounds: list[BoundPort] = field(default_factory=list)
+    shared: dict[str, LinearPort] = field(default_factory=dict)
+    """The first layer of each group that has one weight."""
     bystanders: list[Affine] = field(default_factory=list)
     """Constants that do not run along channels: nobody's batch norm."""
 

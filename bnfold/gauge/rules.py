@@ -76,7 +76,10 @@ def linear(op: Linear, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges |
     if inputs[0].shape[op.in_axis] not in (1, op.in_channels):
         return None
     x = eqs.channels(inputs[0], op.in_axis, op.in_channels, op)
-    y = eqs.fresh([op.out_channels])
+    first = eqs.shared.get(op.shared)
+    y = eqs.fresh([op.out_channels]) if first is None else first.y
+    if first is not None:
+        eqs.same(first.x, x, op)
     if not op.carries_shift:
         eqs.hold(x, op, "pads its input with zeros", border=True)
     if not op.takes_bias:
@@ -89,6 +92,8 @@ def linear(op: Linear, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges |
     elif op.scales == "none":
         eqs.fix(np.concatenate([x, y]), op, "has quantised weights that take no other scale")
     eqs.linears.append(LinearPort(op, x, y))
+    if op.shared:
+        eqs.shared.setdefault(op.shared, eqs.linears[-1])
     return [_along(y, op.out_axis, op.rank)]
 
 

@@ -1,0 +1,191 @@
+"""Carry out a plan's edits on a module: new values for parameters, other modules in the place of norms."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ...absorb import moves_bias, new_bias, scale_weight, tapped
+from ...errors import PlanError
+from ...layers import ChannelAffine, ChannelClamp, Copy, Nothing
+from ...plan import Merge, Remove, Replace, Rescale
+from .bindings import ActivationBinding, AffineBinding, LinearBinding
+from .module import Planned
+from .sharing import argument, weight_arguments
+
+Array = npt.NDArray[np.float64]
+
+
+def apply(target: nn.Module, planned: Planned) -> nn.Module:
+    """Edit `target`, a module like the one that the plan was made for; the module itself."""
+    work = _Work(target, planned)
+    for edit in planned.plan.edits:
+        binding = planned.source.bindings.get(edit.op)
+        if isinstance(edit, Rescale) and isinstance(binding, LinearBinding):
+            work.rescale(edit, binding)
+        elif isinstance(edit, Remove) and isinstance(binding, AffineBinding) and binding.path:
+            work.remove(edit, binding)
+        elif isinstance(edit, Replace) and isinstance(binding, AffineBinding) and binding.path:
+            work.norm(edit, binding)
+        elif isinstance(edit, Replace) and isinstance(binding, ActivationBinding) and binding.path:
+            work.activation(edit, binding)
+        elif isinstance(edit, Merge):
+            work.merge(edit)
+        else:
+            raise PlanError(f"{edit.name}: op {edit.op} is not what the plan expects; was it made for this module?")
+    work.finish()
+    return target
+
+
+@dataclass
+class _Work:
+    """The edits of one module: first all new values are computed, then all are put in place."""
+
+    target: nn.Module
+    planned: Planned
+    values: dict[str, Array] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+
+    def rescale(self, edit: Rescale, at: LinearBinding) -> None:
+        """New weight and bias for a layer."""
+        weight = self._weight(at)
+        weight = tapped(weight, at.layout, edit)
+        old = self._bias(at)
+        if moves_bias(edit) or (old is not None and (edit.p_out is not None or edit.mix is not None)):
+            if not at.bias:
+                raise PlanError(f"{edit.name}: has no bias to put an offset into")
+            self._put(at.bias, new_bias(old, weight, at.layout, edit, at.out_channels), edit.name)
+        if edit.p_out is not None or edit.u_in is not None or edit.mix is not None:
+            new = scale_weight(weight, at.layout, edit)
+            self._put(at.weight, new.T if at.turned else new, edit.name)
+
+    def _weight(self, at: LinearBinding) -> Array:
+        constants = self.planned.source.constants
+        if at.weight:
+            value = constants.of(at.weight)
+            return value.T if at.turned else value
+        node = next(n for n in self.planned.source.capture.program.graph.nodes if n.name == at.node)
+        role, _ = weight_arguments(node.target._schema.name.rpartition("::")[2])
+        return constants.value(argument(node, role))
+
+    def _bias(self, at: LinearBinding) -> Array | None:
+        source = self.planned.source
+        return None if not at.bias or at.bias in source.capture.added else source.constants.of(at.bias)
+
+    def _put(self, name: str, value: Array, who: str) -> None:
+        if not name or (name in self.values and not np.array_equal(self.values[name], value)):
+            raise PlanError(f"{who}: {name or 'its weight'} cannot hold what the plan asks for")
+        self.values[name] = value
+
+    def remove(self, edit: Remove, at: AffineBinding) -> None:
+        """Nothing in place of a norm, or zeros, or a copy."""
+        if edit.op in self.planned.vanished:
+            self._exchange(at, Nothing())
+        elif at.path in self.planned.copies:
+            self._exchange(at, Copy())
+        else:
+            self._exchange(at, None)
+
+    def norm(self, edit: Replace, at: AffineBinding) -> None:
+        """A norm with other numbers, or a cheaper op in its place."""
+        inner = self.target.get_submodule(at.path)
+        if edit.form == "bn" and self._holds(inner, at):
+            self._statistics(edit, at.path, inner)
+            return
+        offset = None if edit.form == "mul" else edit.offset
+        scale = None if edit.form == "add" and (edit.scale == 1).all() else edit.scale
+        self._exchange(at, ChannelAffine(*(self._along(v, edit.axis, at, inner) for v in (scale, offset))))
+
+    def _holds(self, inner: nn.Module, at: AffineBinding) -> bool:
+        """Whether a batch norm has four vectors of its own that can take any numbers."""
+        known = isinstance(inner, nn.modules.batchnorm._BatchNorm) and inner.affine and inner.bias is not None
+        return known and self.planned.modules.alone(self.planned.modules.paths[at.path])
+
+    def _statistics(self, edit: Replace, path: str, inner: nn.Module) -> None:
+        """`(x - centre) / sqrt(1) * scale + bias`, with 1 - eps as the variance."""
+        mean = torch.from_numpy(np.zeros_like(edit.scale) if edit.centre is None else edit.centre)
+        held: torch.Tensor = inner.running_mean  # type: ignore[assignment]
+        mean = mean.to(held.dtype).to(torch.float64)
+        bias = edit.offset + mean.numpy() * edit.scale
+        eps = float(inner.eps)  # type: ignore[arg-type]
+        for name, value in (("weight", edit.scale), ("bias", bias), ("running_mean", mean.numpy()),
+                            ("running_var", np.full_like(edit.scale, 1.0 - eps))):  # fmt: skip
+            self.values[f"{path}.{name}"] = value
+
+    def activation(self, edit: Replace, at: ActivationBinding) -> None:
+        """A maximum, or a clamp with bounds for each channel."""
+        inner = self.target.get_submodule(at.path)
+        binding = AffineBinding(at.path, (at.node,), "")
+        low = edit.offset if edit.form == "max" else edit.scale * at.low + edit.offset
+        high = None if edit.form == "max" or np.isinf(at.high) else edit.scale * at.high + edit.offset
+        low_, high_ = (self._along(v, edit.axis, binding, inner) for v in (low, high))
+        assert low_ is not None
+        self._exchange(binding, ChannelClamp(low_, high_))
+
+    def _along(self, vector: Array | None, axis: int, at: AffineBinding, inner: nn.Module) -> torch.Tensor | None:
+        """A vector that broadcasts along an axis of the data, of the type and on the device that the data have."""
+        if vector is None:
+            return None
+        node = next(n for n in self.planned.source.capture.program.graph.nodes if n.name == at.nodes[0])
+        value = node.meta["val"]
+        value = value[0] if isinstance(value, tuple | list) else value
+        tensor = torch.from_numpy(np.ascontiguousarray(vector)).to(value.dtype).to(value.device)
+        return tensor.reshape(-1, *[1] * (value.dim() - 1 - axis))
+
+    def _exchange(self, at: AffineBinding, new: nn.Module | None) -> None:
+        """Another module for the one at a path; what runs inside it behind the norm stays."""
+        modules = self.planned.modules
+        inner = modules.paths[at.path]
+        key = next(iter(sorted(modules.calls[id(inner)])))
+        rest = () if isinstance(new, ChannelClamp) else modules.then(key) or ()
+        parts = OrderedDict[str, nn.Module]()
+        if new is not None:
+            parts["norm"] = new
+        for path in rest:
+            parts[path[len(at.path) + 1 :].replace(".", "_")] = self.target.get_submodule(path)
+        made = nn.Sequential(parts) if rest else new or nn.Identity()
+        made.train(self.target.get_submodule(at.path).training)
+        self.modules[at.path] = made
+
+    def merge(self, edit: Merge) -> None:
+        """The norms of an expression that its layers have taken up."""
+        for op in {*edit.drop, edit.op}:
+            binding = self.planned.source.bindings.get(op)
+            if isinstance(binding, AffineBinding):
+                self._exchange(binding, Nothing() if op in self.planned.vanished else None)
+
+    def finish(self) -> None:
+        """Put all values and modules in place."""
+        for path in self.planned.outplace:
+            self.target.get_submodule(path).inplace = False  # type: ignore[assignment]
+        for name, value in self.values.items():
+            self._assign(name, value)
+        exchanged = {id(self.target.get_submodule(path)): made for path, made in self.modules.items()}
+        for parent in list(self.target.modules()):
+            for name, inner in list(parent._modules.items()):
+                if id(inner) in exchanged:
+                    setattr(parent, name, exchanged[id(inner)])
+
+    def _assign(self, name: str, value: Array) -> None:
+        """One rounding, into the memory that the parameter has; a bias that was not there is added."""
+        path, _, leaf = name.rpartition(".")
+        owner = self.target.get_submodule(path)
+        new = torch.from_numpy(np.ascontiguousarray(value))
+        if name in self.planned.source.capture.added:
+            weight: torch.Tensor = owner.weight  # type: ignore[assignment]
+            held = torch.zeros(new.shape, dtype=weight.dtype, device=weight.device)
+            owner.register_parameter(leaf, nn.Parameter(held, weight.requires_grad))
+        tensor: torch.Tensor = getattr(owner, leaf)
+        with torch.no_grad():
+            rounded = new.to(tensor.dtype)
+            if np.isfinite(value).all() and not torch.isfinite(rounded).all():
+                raise PlanError(
+                    f"{name}: the folded values exceed the range of {tensor.dtype}; leave the norm next to it alone "
+                    "(--skip NAME)"
+                )
+            tensor.copy_(rounded)

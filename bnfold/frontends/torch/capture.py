@@ -1,0 +1,139 @@
+"""What torch.export sees of a module: a functional graph of ATen ops, and the graph as it ran, in-place ops and all.
+
+The module is traced as a copy that shares its tensors. Its hooks run, since networks use what hooks have kept, and see
+everything through an op that nothing is known of, which pins it. Layers without a bias get one of zeros in the copy, so
+that the graph shows whether the code of the layer would use it.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map_only
+
+from ...errors import ModelError
+
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+SEEN = "bnfold::seen"
+"""An op that stands for a hook: nothing is known of it but that it needs the values as they are."""
+
+
+@torch.library.custom_op(SEEN, mutates_args=())
+def _seen(x: torch.Tensor, who: str) -> torch.Tensor:
+    return x.clone()
+
+
+@_seen.register_fake
+def _(x: torch.Tensor, who: str) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A traced module or program.
+
+    `program`: functional, of ATen ops. `raw`: the graph before it was made functional, None where there is none.
+    `tensors`: parameters, buffers and constants by qualified name. `added`: biases that the module does not have.
+    """
+
+    program: ExportedProgram
+    raw: fx.Graph | None
+    tensors: Mapping[str, torch.Tensor]
+    added: frozenset[str] = field(default_factory=frozenset)
+    hooked: Mapping[str, str] = field(default_factory=dict)
+    """Modules with hooks, by qualified name, and which kind of hook."""
+
+
+def capture(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ignore_hooks: bool = False
+) -> Capture:
+    """Trace a module in eval mode. ModelError with torch's message where it cannot be.
+
+    `ignore_hooks`: no hook needs the values as they are; what hooks do to them is seen all the same.
+    """
+    hooked = {} if ignore_hooks else {name: kind for name, inner in module.named_modules() if (kind := _hook(inner))}
+    traced = _traced(module, ignore_hooks)
+    added = _with_biases(traced)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(traced, tuple(args), dict(kwargs), strict=False)
+            functional = program.run_decompositions({})
+        except Exception as error:  # whatever torch trips over, the caller needs to know it
+            raise ModelError(f"torch.export cannot trace {type(module).__name__}: {one_line(error)}") from error
+    return Capture(functional, program.graph, _tensors(functional), frozenset(added), hooked)
+
+
+def capture_program(program: ExportedProgram) -> Capture:
+    """The functional form of an exported program."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            functional = program.run_decompositions({})
+        except Exception as error:
+            raise ModelError(f"the exported program cannot be made functional: {one_line(error)}") from error
+    return Capture(functional, None, _tensors(functional))
+
+
+def one_line(error: BaseException) -> str:
+    """The first lines of a message of torch, which are long."""
+    return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+def _tensors(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    return {**program.state_dict, **{k: v for k, v in program.constants.items() if isinstance(v, torch.Tensor)}}
+
+
+def _hook(module: nn.Module) -> str:
+    """The kind of a hook that a module has, "" where it has none."""
+    names = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
+    return next((kind for name, kind in names.items() if getattr(module, name, None)), "")
+
+
+def _traced(module: nn.Module, ignore_hooks: bool) -> nn.Module:
+    """A copy that shares all tensors, with hooks that show in the graph."""
+    memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    try:
+        traced = copy.deepcopy(module, memo)
+    except Exception as error:  # a tensor that was computed with gradients hangs on it, or a lock, or a file
+        raise ModelError(
+            f"{type(module).__name__} cannot be copied ({one_line(error)}); old weight_norm and spectral_norm leave "
+            "such tensors: bake them first (bake=True)"
+        ) from error
+    if not ignore_hooks:
+        for path, inner in list(traced.named_modules()):
+            if kind := _hook(inner):
+                _mark(inner, f"the {kind} of {path or type(inner).__name__}")
+    return traced
+
+
+def _mark(module: nn.Module, who: str) -> None:
+    """Let everything that a module takes and gives pass through the op that stands for its hooks."""
+
+    def marked(values: Any) -> Any:
+        return tree_map_only(torch.Tensor, lambda t: _seen(t, who) if t.is_floating_point() else t, values)
+
+    module.register_forward_pre_hook(
+        lambda module, args, kwargs: marked((args, kwargs)), prepend=True, with_kwargs=True
+    )
+    module.register_forward_hook(lambda module, args, output: marked(output), prepend=True)
+
+
+def _with_biases(module: nn.Module) -> list[str]:
+    """Give zeros to layers whose bias is None; their qualified names."""
+    added = []
+    for name, inner in module.named_modules():
+        weight = getattr(inner, "weight", None)
+        if not isinstance(inner, LAYERS) or inner._parameters.get("bias", 0) is not None or weight is None:
+            continue
+        size = inner.out_channels if isinstance(inner, nn.modules.conv._ConvNd) else inner.out_features
+        inner.bias = nn.Parameter(torch.zeros(int(size), dtype=weight.dtype, device=weight.device), False)
+        added.append(f"{name}.bias" if name else "bias")
+    return added

@@ -1,0 +1,125 @@
+"""Which values of a traced graph are constant, and what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+from torch.export.graph_signature import InputKind, OutputKind
+
+from .capture import Capture
+
+KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+RANDOM = ("rand", "dropout", "bernoulli", "normal", "multinomial")
+TURNS = frozenset({"t", "transpose", "permute", "numpy_T"})
+THROUGH = TURNS | {"detach", "alias", "clone", "contiguous", "_to_copy", "to"}
+"""Ops behind which a weight is still the weight of its layer, turned round at most."""
+
+
+class Constants:
+    """The constant values of a captured graph: parameters, buffers, and what is computed from them alone."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.tensors = capture.tensors
+        signature = capture.program.graph_signature
+        changed = {
+            spec.target for spec in signature.output_specs if spec.kind is OutputKind.BUFFER_MUTATION and spec.target
+        }
+        self.targets: dict[str, str] = {
+            spec.arg.name: spec.target
+            for spec in signature.input_specs
+            if spec.kind in KINDS and spec.target in self.tensors and spec.target not in changed
+        }
+        self.keys = storage_keys(self.tensors)
+        self.nodes: set[fx.Node] = set()
+        for node in capture.program.graph.nodes:
+            given = node.op == "placeholder" and node.name in self.targets
+            if given or (node.op == "call_function" and self._computed(node)):
+                self.nodes.add(node)
+        self._values: dict[fx.Node, torch.Tensor] = {}
+
+    def _computed(self, node: fx.Node) -> bool:
+        """Whether a node makes the same tensor on every run."""
+        if any(part in str(node.target) for part in RANDOM) or not isinstance(node.meta.get("val"), torch.Tensor):
+            return False
+        if any(isinstance(dim, torch.SymInt) for dim in node.meta["val"].shape):
+            return False
+        return all(inner in self.nodes for inner in node.all_input_nodes)
+
+    def __contains__(self, node: object) -> bool:
+        return node in self.nodes
+
+    def value(self, node: fx.Node) -> npt.NDArray[np.float64]:
+        """The value in float64; what is computed from floating numbers is computed in float64."""
+        return np.asarray(self._tensor(node).detach().cpu().to(torch.float64).numpy())
+
+    def of(self, name: str) -> npt.NDArray[np.float64]:
+        """A parameter or buffer in float64."""
+        return to_numpy(self.tensors[name])
+
+    def _tensor(self, node: fx.Node) -> torch.Tensor:
+        if node not in self._values:
+            if node.op == "placeholder":
+                self._values[node] = _wide(self.tensors[self.targets[node.name]].detach())
+            else:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), self._tensor)
+                self._values[node] = _wide(node.target(*args, **kwargs))  # type: ignore[operator]
+        return self._values[node]
+
+    def direct(self, node: object) -> str:
+        """The qualified name of a parameter or buffer, "" where it is something computed."""
+        return self.targets.get(node.name, "") if isinstance(node, fx.Node) else ""
+
+    def weight(self, node: object) -> tuple[str, bool]:
+        """The parameter behind ops that only turn it round, and whether it is turned; "" where there is none."""
+        turned = False
+        while isinstance(node, fx.Node) and node.op == "call_function":
+            name = op_name(node)
+            if name not in THROUGH or node not in self.nodes:
+                return "", False
+            if name in TURNS:
+                if node.meta["val"].dim() != 2 or not _swaps(name, node.args):
+                    return "", False
+                turned = not turned
+            node = node.args[0]
+        return self.direct(node), turned
+
+
+def _swaps(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a node exchanges the two axes of a matrix."""
+    if name == "transpose":
+        return int(args[1]) % 2 != int(args[2]) % 2
+    return name != "permute" or [int(axis) % 2 for axis in args[1]] == [1, 0]
+
+
+def op_name(node: fx.Node) -> str:
+    """`conv2d` for `torch.ops.aten.conv2d.default`; the plain name of a function that is no ATen op."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return getattr(node.target, "__name__", str(node.target))
+    space, _, name = schema.name.rpartition("::")
+    return str(name) if space == "aten" else str(schema.name)
+
+
+def storage_keys(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[Any, ...]]:
+    """What tells whether two names stand for the same memory."""
+    keys: dict[str, tuple[Any, ...]] = {}
+    for name, tensor in tensors.items():
+        try:
+            keys[name] = (tensor.untyped_storage().data_ptr(), tensor.device) if tensor.numel() else (name,)
+        except (RuntimeError, NotImplementedError):  # a tensor without memory of its own
+            keys[name] = (id(tensor),)
+    return keys
+
+
+def to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
+    """A tensor of any floating type, on any device, in float64."""
+    return np.asarray(tensor.detach().to("cpu", torch.float64).numpy())
+
+
+def _wide(value: Any) -> Any:
+    return value.to(torch.float64) if isinstance(value, torch.Tensor) and value.is_floating_point() else value

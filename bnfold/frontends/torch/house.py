@@ -1,0 +1,126 @@
+"""What the modules of a traced network allow: which of them another can take the place of, which a hook watches."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from ...graph import Statistics
+from .capture import Capture
+from .constants import Constants, to_numpy
+from .read import House, calls_of, module_call
+from .sharing import Key
+
+EXCHANGED = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
+"""Activations that a maximum or a clamp with bounds for each channel can take the place of."""
+
+
+class Modules:
+    """The modules of a network and the calls of them in its graph."""
+
+    def __init__(self, module: nn.Module, capture: Capture) -> None:
+        self.module, self.capture = module, capture
+        self.constants = Constants(capture)
+        self.nodes = [n for n in capture.program.graph.nodes if n.op == "call_function" and n not in self.constants]
+        self.paths = dict(module.named_modules(remove_duplicate=False))
+        self.calls: dict[int, set[str]] = defaultdict(set)
+        """The keys of the calls of each module, by its identity."""
+        self.groups: dict[str, list[fx.Node]] = defaultdict(list)
+        for node in capture.program.graph.nodes:
+            for key, path in calls_of(node).items():
+                self.calls[id(self.paths.get(path))].add(key)
+        for node in self.nodes:
+            self.groups[module_call(node)[0]].append(node)
+        self.owners: dict[Key, set[int]] = defaultdict(set)
+        for inner in module.modules():
+            for tensor in (*inner.parameters(False), *inner.buffers(False)):
+                self.owners[_key(tensor)].add(id(inner))
+        self._exchangeable: dict[str, bool] = {}
+
+    def house(self, skipped: Callable[[str], bool]) -> House:
+        """What the reader of the graph asks for."""
+        return House(self.exchangeable, self.hooked, self.statistics, self._frozen(), skipped)
+
+    def hooked(self, path: str) -> str:
+        """The kind of a hook of the module at a path, "" where it has none."""
+        return self.capture.hooked.get(path, "")
+
+    def statistics(self, path: str) -> Statistics | None:
+        """The running statistics of a module that is no batch norm of torch, FrozenBatchNorm2d say."""
+        inner = self.paths.get(path)
+        mean, var = getattr(inner, "running_mean", None), getattr(inner, "running_var", None)
+        if not isinstance(mean, torch.Tensor) or not isinstance(var, torch.Tensor):
+            return None
+        eps = getattr(inner, "eps", 1e-5)
+        return Statistics(to_numpy(mean).ravel(), to_numpy(var).ravel(), float(eps) if np.isscalar(eps) else 1e-5)
+
+    def exchangeable(self, path: str) -> bool:
+        """Whether another module may take the place of the one at a path."""
+        if path not in self._exchangeable:
+            self._exchangeable[path] = self._may_go(path)
+        return self._exchangeable[path]
+
+    def _may_go(self, path: str) -> bool:
+        inner = self.paths.get(path)
+        if not path or inner is None or any(self.capture.hooked.get(name) for name in self._names(inner)):
+            return False
+        if isinstance(inner, EXCHANGED):
+            return len(self.calls[id(inner)]) == 1 and type(inner) in EXCHANGED
+        return self._private(inner) and all(self.then(key) is not None for key in self.calls[id(inner)])
+
+    def _names(self, inner: nn.Module) -> Iterator[str]:
+        return (name for name, other in self.paths.items() if other is inner)
+
+    def _private(self, inner: nn.Module) -> bool:
+        """Whether no code but that of its owners reads a module's own tensors."""
+        keys = {_key(tensor) for tensor in (*inner.parameters(False), *inner.buffers(False))}
+        for node in self.capture.program.graph.nodes:
+            if node.op == "placeholder" and self.constants.keys.get(self.constants.targets.get(node.name, "")) in keys:
+                for user in node.users:
+                    if id(self.paths.get(module_call(user)[1])) not in self.owners[_key_of(self.constants, node)]:
+                        return False
+        return True
+
+    def alone(self, inner: nn.Module) -> bool:
+        """Whether a module shares none of its tensors."""
+        tensors = (*inner.parameters(False), *inner.buffers(False))
+        return all(len(self.owners[_key(tensor)]) == 1 for tensor in tensors)
+
+    def then(self, key: str) -> tuple[str, ...] | None:
+        """The modules that run inside a call behind its own ops, one after another; None where it is not so."""
+        own = self.groups.get(key, [])
+        stages: dict[str, tuple[str, list[fx.Node]]] = {}
+        for node in self.nodes:
+            calls = list(calls_of(node).items())
+            place = next((i for i, (name, _) in enumerate(calls) if name == key), None)
+            if place is not None and place + 1 < len(calls):
+                stages.setdefault(calls[place + 1][0], (calls[place + 1][1], []))[1].append(node)
+        runs = [own, *(nodes for _, nodes in stages.values())]
+        for before, after in zip(runs, [*runs[1:], None], strict=True):
+            if not before or not _flows(before, after):
+                return None
+        return tuple(path for path, _ in stages.values())
+
+    def _frozen(self) -> set[Key]:
+        """Memory that modules share of which some are not in the graph: nobody knows what reads it."""
+        called = {inner for inner, keys in self.calls.items() if keys} | {id(self.module)}
+        return {key for key, owners in self.owners.items() if len(owners) > 1 and owners - called}
+
+
+def _flows(before: list[fx.Node], after: list[fx.Node] | None) -> bool:
+    """Whether one value at most leaves a run of ops, and goes to the next run only."""
+    leaving = {node: set(node.users) - set(before) for node in before}
+    leaving = {node: users for node, users in leaving.items() if users}
+    return len(leaving) == 1 and (after is None or all(users <= set(after) for users in leaving.values()))
+
+
+def _key(tensor: torch.Tensor) -> Key:
+    return (tensor.untyped_storage().data_ptr(), tensor.device) if tensor.numel() else (id(tensor),)
+
+
+def _key_of(constants: Constants, node: fx.Node) -> Key:
+    return constants.keys[constants.targets[node.name]]

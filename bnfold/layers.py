@@ -1,0 +1,66 @@
+"""Small torch modules that take the place of a norm or an activation where one cheaper op is left of it.
+
+They hold buffers of shape (channels, 1, ..., 1), so that they broadcast along their axis; they are scriptable,
+exportable and picklable, and `bnfold` must be installed where they are unpickled.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class ChannelAffine(nn.Module):
+    """`x * scale + offset`, one number for each channel; a part that is trivial is left out."""
+
+    scale: torch.Tensor | None
+    offset: torch.Tensor | None
+
+    def __init__(self, scale: torch.Tensor | None, offset: torch.Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The same shape as `x`."""
+        scale, offset = self.scale, self.offset
+        if scale is not None:
+            x = x * scale
+        if offset is not None:
+            x = x + offset
+        return x
+
+
+class ChannelClamp(nn.Module):
+    """`min(max(x, low), high)` with bounds for each channel; `high` may be absent."""
+
+    high: torch.Tensor | None
+
+    def __init__(self, low: torch.Tensor, high: torch.Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The same shape as `x`."""
+        x = torch.maximum(x, self.low)
+        high = self.high
+        if high is not None:
+            x = torch.minimum(x, high)
+        return x
+
+
+class Nothing(nn.Module):
+    """A zero that broadcasts: in place of an identity branch that a layer beside it has taken up."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """A single 0 of the type of `x`."""
+        return x.new_zeros(1)
+
+
+class Copy(nn.Module):
+    """A copy: in place of a norm behind which values are overwritten that others read."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The same values in memory of their own."""
+        return x.clone()
