@@ -86,6 +86,8 @@ class Linear(Op):
     scales: str = "both"
     taps: bool = False
     shared: str = ""
+    why: str = "has quantised weights, which take no other scale"
+    """Why its weights take not every scale, in words that a person would use."""
 
 
 @dataclass(frozen=True, eq=False)

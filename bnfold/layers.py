@@ -34,6 +34,7 @@ class ChannelAffine(nn.Module):
 class ChannelClamp(nn.Module):
     """`min(max(x, low), high)` with bounds for each channel; `high` may be absent."""
 
+    low: torch.Tensor
     high: torch.Tensor | None
 
     def __init__(self, low: torch.Tensor, high: torch.Tensor | None) -> None:

@@ -147,12 +147,16 @@ class OtherNorm:
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of every norm of a model (in the order of the graph), and the edits that make it so."""
+    """What becomes of every norm of a model (in the order of the graph), and the edits that make it so.
+
+    `notes`: what a reader of the plan should know of the model as a whole, in sentences.
+    """
 
     model: str
     batch_norms: tuple[BatchNorm, ...] = ()
     others: tuple[OtherNorm, ...] = ()
     edits: tuple[Edit, ...] = ()
+    notes: tuple[str, ...] = ()
 
     KINDS: ClassVar[Mapping[str, type[Edit]]] = {
         "rescale": Rescale,
@@ -184,6 +188,7 @@ class Plan:
             "batch_norms": [_plain(bn) for bn in self.batch_norms],
             "others": [_plain(other) for other in self.others],
             "edits": [_edit_to_dict(edit) for edit in self.edits],
+            "notes": list(self.notes),
         }
 
     @classmethod
@@ -197,6 +202,7 @@ class Plan:
                 tuple(_batch_norm(entry) for entry in data["batch_norms"]),
                 tuple(OtherNorm(**entry) for entry in data["others"]),
                 tuple(_edit(entry) for entry in data["edits"]),
+                tuple(data.get("notes", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"plan: not the layout of schema {SCHEMA} ({error!r})") from error
@@ -218,7 +224,8 @@ class Plan:
 
     def __str__(self) -> str:
         """A line for each norm; `bnfold.report` has the full table."""
-        return "\n".join([f"{self.model}: {self.headline()}", *(f"  {_line(bn)}" for bn in self.batch_norms)])
+        lines = [f"{self.model}: {self.headline()}", *(f"  {_line(bn)}" for bn in self.batch_norms)]
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
 def _line(bn: BatchNorm) -> str:

@@ -229,7 +229,7 @@ def main(folder: Path, names: list[str]) -> None:
 
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call, unused-ignore]
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         try:

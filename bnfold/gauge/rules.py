@@ -90,7 +90,7 @@ def linear(op: Linear, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges |
         eqs.demand_positive(np.concatenate([x, y]), op, "has quantised weights, whose scale is positive")
         eqs.needed.append(y)
     elif op.scales == "none":
-        eqs.fix(np.concatenate([x, y]), op, "has quantised weights that take no other scale")
+        eqs.fix(np.concatenate([x, y]), op, op.why)
     eqs.linears.append(LinearPort(op, x, y))
     if op.shared:
         eqs.shared.setdefault(op.shared, eqs.linears[-1])

@@ -21,8 +21,9 @@ SHOWN = 3
 
 def plan_table(plan: Plan) -> RenderableType:
     """Every norm: name, where it sits, verdict, where it went or why it stayed; and a line that counts."""
+    notes = [Text(f"note: {note}", "yellow") for note in plan.notes]
     if not plan.batch_norms and not plan.others:
-        return Text(f"{plan.model}: no batch norms")
+        return Group(*notes, Text(f"{plan.model}: no batch norms"))
     table = Table(title=escape(plan.model), title_justify="left", header_style="bold", expand=False)
     table.add_column("batch norm", overflow="fold")
     table.add_column("between", overflow="fold")
@@ -37,7 +38,7 @@ def plan_table(plan: Plan) -> RenderableType:
         table.add_row(
             escape(other.name), escape(between), Text(other.op_type, "cyan"), "not a batch norm: left as it is"
         )
-    return Group(table, Text(summary(plan)))
+    return Group(table, *notes, Text(summary(plan)))
 
 
 def _verdict(bn: BatchNorm) -> str:

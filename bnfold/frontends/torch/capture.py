@@ -51,9 +51,7 @@ class Capture:
     """Modules with hooks, by qualified name, and which kind of hook."""
 
 
-def capture(
-    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ignore_hooks: bool = False
-) -> Capture:
+def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ignore_hooks: bool = False) -> Capture:
     """Trace a module in eval mode. ModelError with torch's message where it cannot be.
 
     `ignore_hooks`: no hook needs the values as they are; what hooks do to them is seen all the same.

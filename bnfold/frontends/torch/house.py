@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
-import numpy as np
 import torch
 from torch import fx, nn
 
@@ -22,8 +21,11 @@ EXCHANGED = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 class Modules:
     """The modules of a network and the calls of them in its graph."""
 
-    def __init__(self, module: nn.Module, capture: Capture) -> None:
-        self.module, self.capture = module, capture
+    def __init__(
+        self, module: nn.Module, capture: Capture, foreign: Collection[int] = (), memory: Collection[Key] = ()
+    ) -> None:
+        """`foreign`, `memory`: modules and memory that code outside the traced module uses too."""
+        self.module, self.capture, self.foreign, self.memory = module, capture, foreign, memory
         self.constants = Constants(capture)
         self.nodes = [n for n in capture.program.graph.nodes if n.op == "call_function" and n not in self.constants]
         self.paths = dict(module.named_modules(remove_duplicate=False))
@@ -56,7 +58,7 @@ class Modules:
         if not isinstance(mean, torch.Tensor) or not isinstance(var, torch.Tensor):
             return None
         eps = getattr(inner, "eps", 1e-5)
-        return Statistics(to_numpy(mean).ravel(), to_numpy(var).ravel(), float(eps) if np.isscalar(eps) else 1e-5)
+        return Statistics(to_numpy(mean).ravel(), to_numpy(var).ravel(), eps if isinstance(eps, float) else 1e-5)
 
     def exchangeable(self, path: str) -> bool:
         """Whether another module may take the place of the one at a path."""
@@ -66,7 +68,9 @@ class Modules:
 
     def _may_go(self, path: str) -> bool:
         inner = self.paths.get(path)
-        if not path or inner is None or any(self.capture.hooked.get(name) for name in self._names(inner)):
+        if not path or inner is None or id(inner) in self.foreign:
+            return False
+        if any(self.capture.hooked.get(name) for name in self._names(inner)):
             return False
         if isinstance(inner, EXCHANGED):
             return len(self.calls[id(inner)]) == 1 and type(inner) in EXCHANGED
@@ -108,7 +112,7 @@ class Modules:
     def _frozen(self) -> set[Key]:
         """Memory that modules share of which some are not in the graph: nobody knows what reads it."""
         called = {inner for inner, keys in self.calls.items() if keys} | {id(self.module)}
-        return {key for key, owners in self.owners.items() if len(owners) > 1 and owners - called}
+        return {key for key, owners in self.owners.items() if len(owners) > 1 and owners - called} | set(self.memory)
 
 
 def _flows(before: list[fx.Node], after: list[fx.Node] | None) -> bool:

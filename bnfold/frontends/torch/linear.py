@@ -79,7 +79,7 @@ def product(node: Node) -> Reading | None:
     """addmm, mm, matmul with a constant matrix (in, out) on the right."""
     name, _ = weight_arguments(node.type)
     matrix = node.args[name]
-    data = node.args["mat1"] if node.type == "addmm" else node.fx.args[0]
+    data: Any = node.args["mat1"] if node.type == "addmm" else node.fx.args[0]
     shape, source = node.shape(matrix), node.shape(data)
     if shape is None or source is None or len(shape) != 2 or not _sizes(shape) or not node.constant(matrix):
         return None
@@ -127,5 +127,6 @@ def _linear(
         "both" if sides.weight else "none",
         taps and sides.weight and takes_bias and node.label not in context.untapped,
         sides.shared,
+        sides.why,
     )
     return [op], {0: LinearBinding(node.name, sides.weight_name, layout, sides.bias_name, out, sides.turned)}

@@ -6,13 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 from ...graph import Affine, Op, Reason, Sum
 from ...plan import BatchNorm, Edit, Merge, Plan, Remove
 from .aliases import Aliases
 from .bindings import AffineBinding
-from .capture import Capture
 from .house import Modules
 from .read import Source, module_call, read
 
@@ -35,11 +32,9 @@ class Planned:
     copies: frozenset[str] = frozenset()
 
 
-def plan_module(
-    module: nn.Module, capture: Capture, name: str, planner: Planner, skipped: Callable[[str], bool]
-) -> Planned:
+def plan_module(modules: Modules, name: str, planner: Planner, skipped: Callable[[str], bool]) -> Planned:
     """The plan for a module; what its code cannot hold stays, with a reason, and the rest is planned anew."""
-    modules = Modules(module, capture)
+    capture = modules.capture
     house = modules.house(skipped)
     kept: dict[str, Reason] = {}
     untapped: set[str] = set()

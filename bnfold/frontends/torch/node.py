@@ -120,5 +120,3 @@ def shape_of(value: object) -> Shape | None:
     if not isinstance(value, torch.Tensor):
         return None
     return tuple(int(dim) if isinstance(dim, int) else str(dim) for dim in value.shape)
-
-

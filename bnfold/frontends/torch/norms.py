@@ -45,19 +45,16 @@ def norm(node: Node) -> Reading:
     vectors = {name: vector(node, args.get(name)) for name in ("weight", "bias", "running_mean", "running_var")}
     reason = _reason(node, vectors)
     affine = None
-    if reason is None:
-        affine = ChannelAffine.from_batch_norm(
-            vectors["running_mean"], vectors["running_var"], vectors["weight"], vectors["bias"], float(args["eps"])
-        )  # type: ignore[arg-type]
+    mean, var = vectors["running_mean"], vectors["running_var"]
+    if reason is None and mean is not None and var is not None:
+        affine = ChannelAffine.from_batch_norm(mean, var, vectors["weight"], vectors["bias"], float(args["eps"]))
         if not affine.finite:
             text = "its statistics give a factor that is not a finite number"
             reason = Reason("bad-statistics", text, node.label)
-    if reason is not None or affine is None:
+    if reason is not None or affine is None or mean is None or var is None:
         return [Opaque(node.label, (node.input,), outputs, "BatchNormalization", reason, channels)], {}
-    statistics = Statistics(vectors["running_mean"], vectors["running_var"], float(args["eps"]))  # type: ignore[arg-type]
-    one = Affine(
-        node.label, (node.input,), (out,), "BatchNormalization", "bn", 1, affine.inv, affine.shift, statistics
-    )
+    statistics = Statistics(mean, var, float(args["eps"]))
+    one = Affine(node.label, (node.input,), (out,), "BatchNormalization", "bn", 1, affine.inv, affine.shift, statistics)
     names = tuple(node.context.constants.direct(args.get(n)) for n in vectors)
     binding = AffineBinding("", (node.name, out), node.input, names, float(args["eps"]))
     return [one], {0: binding}
@@ -138,7 +135,7 @@ def _data(node: Node) -> fx.Node | None:
     if node.number(second) is not None and isinstance(first, fx.Node) and not node.constant(first):
         return first
     swapped = node.number(first) is not None and isinstance(second, fx.Node) and not node.constant(second)
-    return second if swapped and node.type in ("add", "mul", "sub") else None
+    return second if swapped and isinstance(second, fx.Node) and node.type in ("add", "mul", "sub") else None
 
 
 def composed(call: Call, node_of: dict[fx.Node, Node], statistics: Statistics | None, kind: str) -> Op | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import fx
 
 from ...graph import Carry, Clipped, Gate, Homogeneous, Opaque, Select, Sum
@@ -147,9 +148,7 @@ def same(node: Node) -> Ops | None:
     if node.type in ("dropout", "native_dropout", "feature_dropout", "alpha_dropout") and node.args.get("train"):
         return None
     source = node.fx.args[0].meta.get("val") if isinstance(node.fx.args[0], fx.Node) else None
-    if not hasattr(value, "is_floating_point") or not value.is_floating_point():
-        return None
-    if source is None or not source.is_floating_point():
+    if not all(isinstance(t, torch.Tensor) and t.is_floating_point() for t in (value, source)):
         return None
     return [Carry(node.label, (node.input,), (node.name,))]
 
@@ -182,5 +181,3 @@ def copying_pad(node: Node) -> Ops:
 def measure(node: Node) -> Ops:
     """Sizes and the like: the values of the input do not matter."""
     return [Opaque(node.label, (), (node.name,), node.type)]
-
-

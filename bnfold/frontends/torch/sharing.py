@@ -23,6 +23,7 @@ LAYERS = frozenset(
 )  # fmt: skip
 ROLES = {"addmm": ("mat2", "self"), "mm": ("mat2", ""), "matmul": ("other", "")}
 Key = tuple[Any, ...]
+COMPUTED = "computes its weight from other values (bake=True makes that of a parametrization constant)"
 
 
 def weight_arguments(kind: str) -> tuple[str, str]:
@@ -40,6 +41,7 @@ class Sides:
     bias_name: str = ""
     turned: bool = False
     shared: str = ""
+    why: str = ""
 
 
 class Weights:
@@ -86,7 +88,9 @@ class Weights:
         shared = name if scaled and len(group) > 1 else ""
         if shared:
             shared = min(n for n, key in self.constants.keys.items() if key == self.constants.keys[name])
-        return Sides(scaled, self._owned(bias, node, group), name if scaled else "", bias, turned, shared)
+        owned = self._owned(bias, node, group)
+        why = "" if scaled else COMPUTED if not name else f"shares its weight {name} with other code"
+        return Sides(scaled, owned, name if scaled else "", bias if owned else "", turned, shared, why)
 
     def _alike(self, name: str, group: list[fx.Node]) -> bool:
         key = self.constants.keys[name]

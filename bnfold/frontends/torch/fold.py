@@ -1,0 +1,157 @@
+"""A module, planned and edited as a whole or in parts, copied or in place."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ...errors import ModelError, UsageError
+from ...graph import Reason
+from ...plan import BatchNorm, Edit, Plan
+from .apply import apply
+from .capture import capture, one_line
+from .house import Modules
+from .module import Planned, Planner, plan_module
+from .parts import parts
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a module is read. `eval`, `bake`, `ignore_hooks`: see `bnfold.fold`."""
+
+    skip: tuple[str, ...] = ()
+    eval: bool = False
+    bake: bool = False
+    ignore_hooks: bool = False
+
+    def skipped(self, label: str) -> bool:
+        """Whether a norm is to be left alone."""
+        return any(fnmatchcase(label, pattern) for pattern in self.skip)
+
+
+@dataclass(frozen=True)
+class ModulePlan:
+    """What is to be done to a module: for each traced part its path and its plan; and the plan of all."""
+
+    plan: Plan
+    parts: tuple[tuple[str, Planned], ...]
+
+    def apply(self, target: nn.Module) -> nn.Module:
+        """Edit a module like the one that this was made for."""
+        for path, planned in self.parts:
+            apply(target.get_submodule(path), planned)
+        return target
+
+
+def prepared(module: nn.Module, options: Options) -> nn.Module:
+    """A copy of a module, in eval mode and with its parametrizations baked in where that was asked for.
+
+    UsageError for a module in train mode, ModelError where it cannot be copied.
+    """
+    if module.training and not options.eval:
+        raise UsageError(
+            f"{type(module).__name__} is in train mode, in which batch norms use the statistics of each batch; "
+            "call eval() on it first, or pass eval=True"
+        )
+    return ready(copied(module), options)
+
+
+def ready(module: nn.Module, options: Options) -> nn.Module:
+    """The module itself, in eval mode and baked where that was asked for."""
+    if options.eval:
+        module.eval()
+    return _baked(module) if options.bake else module
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy. ModelError where there is none."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise ModelError(
+            f"{type(module).__name__} cannot be copied ({one_line(error)}); tensors that old weight_norm or "
+            "spectral_norm left are gone after remove_weight_norm(layer)"
+        ) from error
+
+
+def _baked(module: nn.Module) -> nn.Module:
+    """Parametrizations and the hooks of old weight norms turned into plain parameters."""
+    for inner in list(module.modules()):
+        if parametrize.is_parametrized(inner):
+            for name in list(inner.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(inner, name, leave_parametrized=True)
+        for hook in list(inner._forward_pre_hooks.values()):
+            if hasattr(hook, "remove") and hasattr(hook, "name"):
+                for key in [k for k, other in inner._forward_pre_hooks.items() if other is hook]:
+                    hook.remove(inner)
+                    del inner._forward_pre_hooks[key]
+    return module
+
+
+def plan(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], planner: Callable[..., Plan], options: Options
+) -> ModulePlan:
+    """Plan a module that is in the mode in which it is to be used. Nothing of it is changed."""
+    name = type(module).__name__
+
+    def planned(source: Any) -> Plan:
+        return planner(source.graph)
+
+    try:
+        made = capture(module, args, kwargs, options.ignore_hooks)
+    except ModelError as error:
+        return _in_parts(module, args, kwargs, planned, options, error)
+    whole = plan_module(Modules(module, made), name, planned, options.skipped)
+    return ModulePlan(whole.plan, (("", whole),))
+
+
+def _in_parts(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], planner: Planner, options: Options,
+    error: ModelError,
+) -> ModulePlan:  # fmt: skip
+    """The plans of those parts that can be traced, and what could not."""
+    found = parts(module, args, kwargs, options.ignore_hooks)
+    plans = []
+    for part in found:
+        modules = Modules(part.module, part.capture, part.foreign, part.memory)
+
+        def skipped(label: str, path: str = part.path) -> bool:
+            return options.skipped(f"{path}.{label}")
+
+        plans.append((part.path, plan_module(modules, part.path, planner, skipped)))
+    folded = ", ".join(path for path, _ in plans) or "none"
+    note = f"{error}. Traced on their own instead: {folded}"
+    norms = [*_prefixed(plans), *_unseen(module, plans)]
+    edits: list[Edit] = []
+    start = 0
+    for _, planned in plans:
+        edits += [replace(edit, op=edit.op + start) for edit in planned.plan.edits]
+        start += len(planned.source.graph.ops)
+    return ModulePlan(Plan(type(module).__name__, tuple(norms), (), tuple(edits), (note,)), tuple(plans))
+
+
+def _prefixed(plans: Sequence[tuple[str, Planned]]) -> list[BatchNorm]:
+    return [
+        replace(bn, name=f"{path}.{bn.name}", into=tuple(f"{path}.{layer}" for layer in bn.into))
+        for path, planned in plans
+        for bn in planned.plan.batch_norms
+    ]
+
+
+def _unseen(module: nn.Module, plans: Sequence[tuple[str, Planned]]) -> list[BatchNorm]:
+    """The norms that no part holds."""
+    listed = {bn.name for bn in _prefixed(plans)}
+    return [
+        BatchNorm(
+            path, "BatchNormalization", "?", "?", int(inner.num_features), "kept",
+            reason=Reason("untraced", "torch.export cannot trace the code around it", path, "see the note"),
+        )
+        for path, inner in module.named_modules()
+        if isinstance(inner, nn.modules.batchnorm._BatchNorm) and path not in listed
+    ]  # fmt: skip
