@@ -143,11 +143,12 @@ def verify(
     """
     from .equivalence.judge import judge
     from .equivalence.runners import input_specs
+    from .equivalence.subject import OnnxSubject
     from .frontends.onnx.files import load
 
-    specs = input_specs(load(Path(fspath(reference))))
-    load(Path(fspath(candidate)))
-    return judge(Path(fspath(reference)), Path(fspath(candidate)), specs, seed, shapes, limit, progress)
+    paths = [Path(fspath(path)) for path in (reference, candidate)]
+    first, second = (OnnxSubject(path, input_specs(load(path))) for path in paths)
+    return judge(first, second, seed, shapes, limit, progress)
 
 
 def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
@@ -276,9 +277,11 @@ def _judge(
 ) -> Check:
     from .equivalence.judge import judge
     from .equivalence.runners import input_specs
+    from .equivalence.subject import OnnxSubject
 
+    specs = input_specs(loaded.model)
     try:
-        return judge(reference, candidate, input_specs(loaded.model), seed, shapes, None, progress)
+        return judge(OnnxSubject(reference, specs), OnnxSubject(candidate, specs), seed, shapes, None, progress)
     except VerificationError as error:
         raise VerificationError(
             f"the result cannot be verified: {error}; --no-verify writes without a check"

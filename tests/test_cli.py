@@ -144,7 +144,17 @@ def test_inspect_json_has_the_documented_keys_and_nothing_else_on_stdout() -> No
     assert result.exit_code == 0
     assert result.stderr == ""
     data = json.loads(result.stdout)
-    assert list(data) == ["schema", "bnfold", "model", "summary", "batch_norms", "others", "output", "verification"]
+    assert list(data) == [
+        "schema",
+        "bnfold",
+        "model",
+        "summary",
+        "batch_norms",
+        "others",
+        "notes",
+        "output",
+        "verification",
+    ]
     assert (data["schema"], data["bnfold"], data["model"]) == (1, bnfold.__version__, "model.onnx")
     assert data["summary"] == {"batch_norms": 2, "folded": 1, "reduced": 0, "kept": 1}
     assert (data["output"], data["verification"]) == (None, None)

@@ -19,11 +19,15 @@ Feed = dict[str, Array]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An input of a model: name, numpy dtype, shape with dynamic sizes by name or None."""
+    """An input of a model: name, numpy dtype, shape with dynamic sizes by name or None.
+
+    `high`: integers that are made up for it lie below.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: Shape
+    high: int = 8
 
 
 def shape_choices(specs: list[InputSpec], given: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, tuple[int, ...]]]:
@@ -97,5 +101,5 @@ def _fill(
     if spec.dtype.kind == "b":
         return np.asarray(rng.random(shape) < 0.5)
     if spec.dtype.kind in "iu":
-        return np.asarray(rng.integers(0, 8, shape), spec.dtype)
+        return np.asarray(rng.integers(0, spec.high, shape), spec.dtype)
     return np.asarray(make(rng, shape)).astype(spec.dtype)

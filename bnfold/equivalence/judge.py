@@ -1,4 +1,4 @@
-"""Are two ONNX models the same function? Run both on seeded inputs of several kinds and compare every output.
+"""Are two models the same function? Run both on seeded inputs of several kinds and compare every output.
 
 A floating output passes when its largest difference, over the largest magnitude in the reference, is within the limit
 of its type. Where it is not, the candidate gets a second hearing: inputs that differ by one unit in the last place show
@@ -9,17 +9,16 @@ more than ERROR_MULTIPLE times as far from that as the reference itself passes. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import UsageError, VerificationError
 from .check import Check, OutputError
 from .inputs import Array, Feed, InputSpec, feeds, shape_choices
-from .runners import OrtRunner, ReferenceRunner, Runner
-from .widen import widened, widened_feed
+from .runners import Runner
+from .subject import Aligned, Subject
 
 LIMITS = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest `error / scale` for an output of each type."""
@@ -46,21 +45,23 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def judge(
-    reference: Path,
-    candidate: Path,
-    specs: list[InputSpec],
+    reference: Subject,
+    candidate: Subject,
     seed: int = 0,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     limit: float | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Check:
-    """Compare two files. VerificationError when nothing here can run the reference.
+    """Compare two models. VerificationError when nothing here can run the reference.
+
+    Inputs and outputs of models of different kinds are matched by their order, where their names differ.
 
     `shapes` fixes the shapes of inputs; `limit` replaces the limits of `LIMITS`.
     """
     if seed < 0:
         raise UsageError(f"seed {seed}: a number from 0 up expected")
-    runner, used, first = _open(reference, specs, seed, shapes or {}, progress)
+    specs = reference.specs()
+    runner, used, first = _open(reference, seed, shapes or {}, progress)
     results: list[OutputError] = []
     warnings: list[str] = []
     varying: set[str] = set()
@@ -71,10 +72,10 @@ def judge(
         return Check(not message, runner.name, seed, used, tuple(results), message, said)
 
     try:
-        other = type(runner)(candidate)
+        other = _aligned(candidate, runner, reference, first)
     except Exception as error:
         return verdict(f"the candidate cannot be loaded: {_line(error)}")
-    for kind, feed in feeds(specs, used, seed):
+    for kind, feed in _all_feeds(reference, specs, used, seed):
         progress(f"comparing on {kind} inputs")
         try:
             expected = first if kind == "normal" else runner.run(feed)
@@ -143,11 +144,10 @@ def _second_hearing(entries: list[OutputError], noise: Mapping[str, float]) -> l
     return heard
 
 
-def _exact(reference: Path, feed: Feed) -> dict[str, Array]:
+def _exact(reference: Subject, feed: Feed) -> dict[str, Array]:
     """The outputs of the reference in float64; none where nothing here computes them."""
     try:
-        model = widened(reference)
-        return {} if model is None else ReferenceRunner(model).run(widened_feed(feed))
+        return reference.exact(feed)
     except Exception:  # an operator without an evaluator, not enough memory: then there is no last hearing
         return {}
 
@@ -202,16 +202,17 @@ def _only_rounding(results: list[OutputError]) -> list[str]:
 
 
 def _open(
-    path: Path, specs: list[InputSpec], seed: int, given: Mapping[str, tuple[int, ...]], progress: Callable[[str], None]
+    reference: Subject, seed: int, given: Mapping[str, tuple[int, ...]], progress: Callable[[str], None]
 ) -> tuple[Runner, Shapes, dict[str, Array]]:
     """The first runner, with the first way to fill in dynamic sizes, that runs the reference; and what it gave."""
     causes = []
-    for make in (OrtRunner, ReferenceRunner):
-        progress(f"running the reference in {make.name}")
+    specs = reference.specs()
+    for engine in reference.engines():
+        progress(f"running the reference in {engine.name}")
         try:
-            runner = make(path)
+            runner = engine.open()
         except Exception as error:
-            causes.append(f"{make.name}: {_line(error)}")
+            causes.append(f"{engine.name}: {_line(error)}")
             continue
         for shapes in shape_choices(specs, given):
             try:
@@ -219,10 +220,31 @@ def _open(
             except UsageError:
                 raise
             except Exception as error:
-                causes.append(f"{make.name}: {_line(error)}")
+                causes.append(f"{engine.name}: {_line(error)}")
     raise VerificationError(
         f"nothing here can run the original model ({causes[0]}); input shapes can be given with --shape"
     )
+
+
+def _aligned(candidate: Subject, runner: Runner, reference: Subject, first: Mapping[str, Array]) -> Runner:
+    """The candidate in the engine that runs the reference, else in its own, under the reference's names."""
+    specs = reference.specs()
+    engines = candidate.engines()
+    engine = next((engine for engine in engines if engine.name == runner.name), engines[0])
+    if candidate.named and reference.named:
+        return engine.open()
+    own = [spec.name for spec in candidate.specs()]
+    if len(own) != len(specs):
+        raise VerificationError(f"it has {len(own)} inputs, {len(specs)} expected")
+    return Aligned(engine.open(), own, list(first))
+
+
+def _all_feeds(reference: Subject, specs: list[InputSpec], used: Shapes, seed: int) -> Iterator[tuple[str, Feed]]:
+    """Inputs of all kinds, and those that came with the reference."""
+    yield from feeds(specs, used, seed)
+    given = reference.given()
+    if given is not None and {name: value.shape for name, value in given.items()} == used:
+        yield "given", given
 
 
 def _first(specs: list[InputSpec], shapes: Shapes, seed: int) -> Feed:

@@ -63,7 +63,7 @@ class _Work:
         self.used = {node.name for node in self.graph.nodes if node.op == "placeholder" and node.users}
         self.state = dict(self.program.state_dict)
         self.specs = list(self.program.graph_signature.input_specs)
-        self.results = {node.name: node for node in self.graph.nodes if node.op != "output"}
+        self.results: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes if node.op != "output"}
         """The node that stands for each old value now."""
 
     def rescale(self, edit: Rescale, at: LinearBinding) -> None:
@@ -119,7 +119,7 @@ class _Work:
     def activation(self, edit: Replace, at: ActivationBinding) -> None:
         """A maximum, and a minimum, with a constant for each channel."""
         node = self.nodes[at.node]
-        source = self._now(self.old[at.node].args[0].name)  # type: ignore[union-attr]
+        source = self._now(self.old[at.node].args[0].name)
         low = edit.offset if edit.form == "max" else edit.scale * at.low + edit.offset
         high = None if edit.form == "max" or np.isinf(at.high) else edit.scale * at.high + edit.offset
         with self.graph.inserting_before(node):
@@ -154,7 +154,7 @@ class _Work:
                 self.results[key] = new
 
     def _call(self, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
-        node = self.graph.call_function(target, args)
+        node: fx.Node = self.graph.call_function(target, args)
         node.meta = {key: value for key, value in like.meta.items() if key != "val"}
         node.meta["val"] = args[-1 if target is aten.sub.Tensor else 0].meta["val"]
         return node

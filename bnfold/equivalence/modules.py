@@ -1,0 +1,121 @@
+"""Torch modules under judgement: run as they are, on copies, and in float64."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
+
+from .inputs import Array, Feed, InputSpec
+from .subject import Engine
+
+
+class ModuleSubject:
+    """A module with the arguments that it is called with; their tensors are its inputs, by the names of parameters.
+
+    The module is run in the mode that it is in, on a copy, so that it stays as it is.
+    """
+
+    named = False
+
+    def __init__(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> None:
+        self.module, self.name = module, type(module).__name__
+        leaves, self.layout = tree_flatten((tuple(args), dict(kwargs or {})))
+        paths = [path for path, _ in tree_flatten_with_path((tuple(args), dict(kwargs or {})))[0]]
+        parameters = list(inspect.signature(module.forward).parameters)
+        self.leaves = leaves
+        self.names = [
+            _name(path, parameters) if isinstance(leaf, torch.Tensor) else ""
+            for path, leaf in zip(paths, leaves, strict=True)
+        ]
+
+    def specs(self) -> list[InputSpec]:
+        """Tensors as they were given; whole numbers no larger than those."""
+        found = []
+        for name, leaf in zip(self.names, self.leaves, strict=True):
+            if name:
+                value = to_array(leaf)
+                high = int(value.max(initial=0)) + 1 if value.dtype.kind in "iu" else 8
+                found.append(InputSpec(name, value.dtype, tuple(value.shape), high))
+        return found
+
+    def engines(self) -> Sequence[Engine]:
+        """torch itself."""
+        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        return [Engine(f"torch ({device.type})", lambda: ModuleRunner(self, False))]
+
+    def exact(self, feed: Feed) -> dict[str, Array]:
+        """A copy of the module in float64."""
+        return ModuleRunner(self, True).run(feed)
+
+    def given(self) -> Feed | None:
+        """The tensors that it was given with."""
+        return {name: to_array(leaf) for name, leaf in zip(self.names, self.leaves, strict=True) if name}
+
+
+class ModuleRunner:
+    """Runs a copy of a module, in float64 where that is wanted."""
+
+    def __init__(self, subject: ModuleSubject, wide: bool) -> None:
+        self.subject, self.wide = subject, wide
+        try:
+            self.module = copy.deepcopy(subject.module)
+        except Exception:  # a module that cannot be copied is run itself
+            if wide:
+                raise
+            self.module = subject.module
+        if wide:
+            self.module.double()
+        self.name = subject.engines()[0].name
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """The tensors in what the module returns, in order, as output_0, output_1, ..."""
+        with torch.no_grad():
+            values = [
+                self._tensor(feed[name], leaf) if name else leaf
+                for name, leaf in zip(self.subject.names, self.subject.leaves, strict=True)
+            ]
+            args, kwargs = tree_unflatten(values, self.subject.layout)
+            leaves, _ = tree_flatten(self.module(*args, **kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return {f"output_{i}": to_array(tensor) for i, tensor in enumerate(tensors)}
+
+    def _tensor(self, value: Array, like: torch.Tensor) -> torch.Tensor:
+        tensor = from_array(value).to(like.device)
+        if tensor.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return tensor.double() if self.wide and tensor.is_floating_point() else tensor
+
+
+def _name(path: Sequence[Any], parameters: Sequence[str]) -> str:
+    """`x`, `features[0]`, `mask`: the parameter, and where in it."""
+    kind, place, *rest = path
+    first = str(place.key) if kind.idx == 1 else _positional(place.idx, parameters)
+    return first + "".join(f"[{getattr(step, 'key', getattr(step, 'idx', step))!r}]" for step in rest)
+
+
+def _positional(i: int, parameters: Sequence[str]) -> str:
+    return parameters[i] if i < len(parameters) and parameters[i] not in ("args", "values", "inputs") else f"input_{i}"
+
+
+def to_array(tensor: torch.Tensor) -> Array:
+    """A tensor of any type as an array; bfloat16 as that of ml_dtypes."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        array: Array = tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return array
+    return np.asarray(tensor.numpy())
+
+
+def from_array(array: Array) -> torch.Tensor:
+    """The inverse of `to_array`."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(np.array(array.view(np.int16))).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))

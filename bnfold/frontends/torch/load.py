@@ -1,0 +1,290 @@
+"""Files of PyTorch: exported programs, TorchScript archives, checkpoints, whole pickled modules.
+
+Reading a pickle runs whatever code it names. So pickles are read with torch's own list of harmless types, and what does
+not fit that is refused unless the caller trusts the file.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from ...errors import ModelError, UsageError
+from .capture import one_line
+
+NESTED = ("state_dict", "model_state_dict", "model", "net", "weights", "ema", "params")
+"""Keys under which training scripts keep the state of the network."""
+WRAPPER = "module."
+"""What DataParallel puts before every name."""
+
+
+@dataclass
+class Checkpoint:
+    """The tensors of a network by qualified name, and where they lay in the file.
+
+    `content`: all that was in the file. `key`: where in it the tensors are, "" where they are all of it.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    content: Any
+    key: str = ""
+    prefix: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+Loaded = ExportedProgram | nn.Module | Checkpoint
+
+
+def kind_of(path: Path) -> str:
+    """What a file is by its content: "program", "script", "checkpoint", "safetensors" or "" for none of these.
+
+    ModelError where it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = [name.partition("/")[2] or name for name in archive.namelist()]
+            if any(name.startswith("models/") or name == "serialized_exported_program.json" for name in names):
+                return "program"
+            if any(name.startswith("code/") for name in names) or "constants.pkl" in names:
+                return "script"
+            return "checkpoint" if "data.pkl" in names else ""
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ModelError(f"{path}: a folder, a model file expected") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path}: cannot be read ({error})") from error
+    if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return "safetensors"
+    return "checkpoint" if head[:1] == b"\x80" and path.suffix != ".onnx" else ""
+
+
+def load(path: Path, trust_pickle: bool = False) -> Loaded:
+    """What a file holds. ModelError where it is damaged, or can only be read by running code that it names."""
+    kind = kind_of(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kind == "program":
+            return _program(path, trust_pickle)
+        if kind == "script":
+            return _script(path)
+        if kind == "safetensors":
+            return _safetensors(path)
+        if kind == "checkpoint":
+            return _pickle(path, trust_pickle)
+    raise ModelError(
+        f"{path}: neither ONNX nor a file of PyTorch (.pt2, TorchScript, .pt, .pth, .safetensors), or damaged"
+    )
+
+
+def _program(path: Path, trust_pickle: bool) -> ExportedProgram:
+    try:
+        if not trust_pickle:
+            _check_expressions(path)
+        with _harmless(trust_pickle):
+            return torch.export.load(path)
+    except ModelError:
+        raise
+    except _Refused as error:
+        raise ModelError(f"{path}: {error}; --trust-pickle loads it all the same, if you trust its source") from error
+    except Exception as error:
+        raise ModelError(f"{path}: not an exported program that this torch can read ({one_line(error)})") from error
+
+
+class _Refused(Exception):
+    """A pickle that was not read."""
+
+
+@contextmanager
+def _harmless(trust_pickle: bool) -> Iterator[None]:
+    """torch.load with harmless types only, and no other pickle, inside the block."""
+    if trust_pickle:
+        yield
+        return
+    plain: tuple[Callable[..., Any], Any, Any] = torch.load, pickle.loads, torch._C._pickle_load_obj
+
+    def safe_load(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return plain[0](*args, **{**kwargs, "weights_only": True})
+        except pickle.UnpicklingError as error:
+            raise _Refused(f"it holds a pickle that would run code ({one_line(error)[:120]})") from error
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise _Refused("it holds an object that only running code can restore")
+
+    torch.load, pickle.loads, torch._C._pickle_load_obj = safe_load, refuse, refuse
+    try:
+        yield
+    finally:
+        torch.load, pickle.loads, torch._C._pickle_load_obj = plain
+
+
+NAME = re.compile(r"[A-Za-z_]\w*")
+SYMBOL = re.compile(r"(s|u|z|zf|q|i)\d+\Z")
+
+
+def _check_expressions(path: Path) -> None:
+    """Sizes are kept as text that sympy evaluates: nothing but symbols, numbers and functions of torch may be there."""
+    from torch.utils._sympy import functions
+
+    known = {name for name in vars(functions) if name[:1].isupper()} | {"Max", "Min", "Mod", "Eq", "Ne", "oo", "int_oo"}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(".json"):
+                for text in _expressions(_json(archive, name)):
+                    odd = [word for word in NAME.findall(text) if word not in known and not SYMBOL.match(word)]
+                    if odd or re.search(r"""['"\[\]{}\\@:;]|__|\.\D""", text):
+                        raise ModelError(
+                            f"{path}: a size in it reads {text[:60]!r}, which is no size; is the file safe?"
+                        )
+
+
+def _json(archive: zipfile.ZipFile, name: str) -> Any:
+    try:
+        return json.loads(archive.read(name))
+    except ValueError:
+        return None
+
+
+def _expressions(data: Any) -> Iterator[str]:
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if key == "expr_str" and isinstance(value, str):
+                yield value
+            else:
+                yield from _expressions(value)
+    elif isinstance(data, list):
+        for value in data:
+            yield from _expressions(value)
+
+
+def _script(path: Path) -> nn.Module:
+    try:
+        module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        return module
+    except Exception as error:
+        raise ModelError(f"{path}: not a TorchScript archive that this torch can read ({one_line(error)})") from error
+
+
+def _safetensors(path: Path) -> Checkpoint:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a safetensors file, or a damaged one ({one_line(error)})") from error
+    return Checkpoint(tensors, None, metadata=metadata)
+
+
+def _pickle(path: Path, trust_pickle: bool) -> Loaded:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path}: holds more than tensors ({_what(error)}), and reading that runs code from the file; if you trust "
+            "its source, --trust-pickle reads it; safer: save module.state_dict() and name the class with --arch"
+        ) from error
+    except Exception as error:
+        raise ModelError(f"{path}: not a file of torch.save, or a damaged one ({one_line(error)})") from error
+    if isinstance(content, nn.Module | ExportedProgram):
+        return content
+    return checkpoint(content, str(path))
+
+
+def _what(error: BaseException) -> str:
+    found = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)[: ]+)\s*([\w.]+)", str(error))
+    return found.group(1) if found else "objects of classes"
+
+
+def checkpoint(content: Any, where: str) -> Checkpoint:
+    """The tensors in what torch.load gave: a state_dict, or one under a key that training scripts use."""
+    for key in ("", *NESTED):
+        found = content if not key else content.get(key) if isinstance(content, Mapping) else None
+        if isinstance(found, nn.Module):
+            found = found.state_dict()
+        if isinstance(found, Mapping) and found and all(isinstance(v, torch.Tensor) for v in found.values()):
+            names = [str(name) for name in found]
+            prefix = WRAPPER if all(name.startswith(WRAPPER) for name in names) else ""
+            return Checkpoint({str(n)[len(prefix):]: t for n, t in found.items()}, content, key, prefix)  # fmt: skip
+    raise ModelError(f"{where}: no state_dict found in it, nor under the keys {', '.join(NESTED)}")
+
+
+def fill(module: nn.Module, state: Checkpoint, where: str) -> None:
+    """Load a checkpoint into a module. ModelError where names or shapes do not fit."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module.load_state_dict(state.tensors)
+    except RuntimeError as error:
+        raise ModelError(f"{where}: does not fit {type(module).__name__}: {one_line(error)}") from error
+
+
+def build(arch: str, arguments: str | None) -> nn.Module:
+    """The module that `package.module:factory` or `path/to/net.py:Net` makes; `arguments`: JSON, a list or an object.
+
+    A class of transformers gets a config made from the object. UsageError where there is no such factory.
+    """
+    place, _, name = arch.rpartition(":")
+    if not place or not name:
+        raise UsageError(f"--arch {arch}: package.module:factory or path/to/net.py:Net expected")
+    try:
+        given = json.loads(arguments) if arguments else {}
+    except ValueError as error:
+        raise UsageError(f"--arch-args: not JSON ({error})") from error
+    if not isinstance(given, list | dict):
+        raise UsageError("--arch-args: a JSON list or object expected")
+    factory = _factory(place, name, arch)
+    try:
+        if isinstance(given, dict) and getattr(factory, "config_class", None) is not None:
+            made = factory(factory.config_class(**given))
+        else:
+            made = factory(*given) if isinstance(given, list) else factory(**given)
+    except Exception as error:
+        raise UsageError(f"--arch {arch}: {name} cannot be made: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"--arch {arch}: {name} gives {type(made).__name__}, a torch.nn.Module expected")
+    return made
+
+
+def _factory(place: str, name: str, arch: str) -> Any:
+    import importlib
+    import importlib.util
+    import sys
+
+    try:
+        if place.endswith(".py"):
+            path = Path(place)
+            spec = importlib.util.spec_from_file_location(f"bnfold_arch_{path.stem}", path)
+            assert spec is not None
+            assert spec.loader is not None
+            source = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = source
+            sys.path.insert(0, str(path.resolve().parent))
+            spec.loader.exec_module(source)
+        else:
+            source = importlib.import_module(place)
+    except Exception as error:
+        raise UsageError(f"--arch {arch}: {place} cannot be imported: {one_line(error)}") from error
+    found: Any = source
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        raise UsageError(f"--arch {arch}: {place} has no {name}")
+    return found
