@@ -22,6 +22,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ...errors import ModelError, UsageError
+from ...kinds import kind_of
 from .capture import one_line
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "weights", "ema", "params")
@@ -47,49 +48,20 @@ class Checkpoint:
 Loaded = ExportedProgram | nn.Module | Checkpoint
 
 
-def kind_of(path: Path) -> str:
-    """What a file is by its content: "program", "script", "checkpoint", "safetensors" or "" for none of these.
-
-    ModelError where it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                names = [name.partition("/")[2] or name for name in archive.namelist()]
-            if any(name.startswith("models/") or name == "serialized_exported_program.json" for name in names):
-                return "program"
-            if any(name.startswith("code/") for name in names) or "constants.pkl" in names:
-                return "script"
-            return "checkpoint" if "data.pkl" in names else ""
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ModelError(f"{path}: a folder, a model file expected") from None
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path}: cannot be read ({error})") from error
-    if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
-        return "safetensors"
-    return "checkpoint" if head[:1] == b"\x80" and path.suffix != ".onnx" else ""
-
-
 def load(path: Path, trust_pickle: bool = False) -> Loaded:
     """What a file holds. ModelError where it is damaged, or can only be read by running code that it names."""
-    kind = kind_of(path)
+    readers: dict[str, Callable[[], Loaded]] = {
+        "program": lambda: _program(path, trust_pickle),
+        "script": lambda: _script(path),
+        "safetensors": lambda: _safetensors(path),
+        "checkpoint": lambda: _pickle(path, trust_pickle),
+    }
+    reader = readers.get(kind_of(path))
+    if reader is None:
+        raise ModelError(f"{path}: no file of PyTorch (.pt2, TorchScript, .pt, .pth, .safetensors), or a damaged one")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if kind == "program":
-            return _program(path, trust_pickle)
-        if kind == "script":
-            return _script(path)
-        if kind == "safetensors":
-            return _safetensors(path)
-        if kind == "checkpoint":
-            return _pickle(path, trust_pickle)
-    raise ModelError(
-        f"{path}: neither ONNX nor a file of PyTorch (.pt2, TorchScript, .pt, .pth, .safetensors), or damaged"
-    )
+        return reader()
 
 
 def _program(path: Path, trust_pickle: bool) -> ExportedProgram:

@@ -16,7 +16,7 @@ from .capture import SEEN, Capture
 from .constants import Constants, op_name
 from .node import Context, Node, Ops, Reading, shape_of
 from .norms import Call
-from .sharing import LAYERS, Key, Weights
+from .sharing import LAYERS, Key, Weights, argument, weight_arguments
 
 Reader = Callable[[Node], Reading | Ops | None]
 
@@ -105,9 +105,11 @@ def read(
     house: House | None,
     kept: Mapping[str, Reason] | None = None,
     untapped: Collection[str] = (),
+    skipped: Callable[[str], bool] = lambda label: False,
 ) -> Source:
     """The neutral graph of a captured module (with its `house`) or program (None)."""
-    reader = _Reader(capture, name, house or House(), house is None, kept or {}, frozenset(untapped))
+    known = house or House(skipped=skipped)
+    reader = _Reader(capture, name, known, house is None, kept or {}, frozenset(untapped))
     return reader.read()
 
 
@@ -153,7 +155,15 @@ class _Reader:
         key, path = module_call(node)
         kind = op_name(node)
         alone = kind in NAMED and sum(op_name(other) in NAMED for other in self.groups[key]) == 1
-        return Node(node, kind, path if path and alone else node.name, self.context)
+        return Node(node, kind, (path if path and alone else self._owner(node)) or node.name, self.context)
+
+    def _owner(self, node: fx.Node) -> str:
+        """The module that holds the weight of a layer or norm, by the name of the weight; "" for other ops."""
+        if op_name(node) not in LAYERS | norms.NORMS:
+            return ""
+        role = weight_arguments(op_name(node))[0] if op_name(node) in LAYERS else "running_mean"
+        name = self.constants.weight(argument(node, role))[0]
+        return name.rpartition(".")[0] if name.endswith((".weight", ".running_mean")) else ""
 
     def read(self) -> Source:
         """All ops in order."""

@@ -1,0 +1,156 @@
+"""Write folded modules and programs: checkpoints, exported programs, TorchScript."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from ...errors import ModelError, UsageError
+from ...layers import ChannelAffine, ChannelClamp, Copy, Nothing
+from .capture import one_line
+from .load import Checkpoint
+
+FORMATS = {".pt2": "program", ".safetensors": "safetensors", ".pt": "checkpoint", ".pth": "checkpoint",
+           ".ckpt": "checkpoint", ".ts": "script", ".torchscript": "script", ".onnx": "onnx"}  # fmt: skip
+PLACED = {"Identity": nn.Identity, "Copy": Copy, "Nothing": Nothing}
+KEY = "bnfold"
+
+
+def format_of(out: Path) -> str:
+    """What a file of this name is to hold. UsageError where the suffix says nothing."""
+    try:
+        return FORMATS[out.suffix.lower()]
+    except KeyError:
+        raise UsageError(f"{out}: the suffix says what to write; one of {', '.join(FORMATS)} expected") from None
+
+
+def changes(before: nn.Module, after: nn.Module) -> dict[str, str]:
+    """Which modules of a network others took the place of, by path: the class of the new one."""
+    old, new = dict(before.named_modules()), dict(after.named_modules())
+    found = {path: type(new[path]).__name__ for path in old if path in new and type(new[path]) is not type(old[path])}
+    found |= {
+        path: "outplace"
+        for path in old
+        if path in new and getattr(old[path], "inplace", False) is True and getattr(new[path], "inplace", None) is False
+    }
+    return {path: kind for path, kind in found.items() if not any(path.startswith(f"{other}.") for other in found)}
+
+
+def save_checkpoint(module: nn.Module, placed: Mapping[str, str], out: Path, source: Checkpoint | None) -> None:
+    """The state_dict of a folded module, in the layout that the original's file had.
+
+    `placed`: what `changes` gave; it is kept in the file, so that `restore` can build the folded network again.
+    """
+    state = module.state_dict()
+    if format_of(out) == "safetensors":
+        _save_safetensors(state, placed, out, source)
+        return
+    prefix = source.prefix if source is not None else ""
+    named = OrderedDict((f"{prefix}{name}", tensor) for name, tensor in state.items())
+    named._metadata = {**getattr(state, "_metadata", {}), KEY: dict(placed)}  # type: ignore[attr-defined]
+    content: Any = named
+    if source is not None and source.key:
+        content = {**source.content, source.key: named}
+    torch.save(content, out)
+
+
+def _save_safetensors(
+    state: Mapping[str, torch.Tensor], placed: Mapping[str, str], out: Path, source: Checkpoint | None
+) -> None:
+    from safetensors.torch import save_file
+
+    kept = source.metadata if source is not None else {}
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in state.items():
+        value = tensor.detach().contiguous()
+        tensors[name] = value.clone() if value.untyped_storage().data_ptr() in seen else value
+        seen.add(value.untyped_storage().data_ptr())
+    save_file(tensors, out, metadata={"format": "pt", **kept, KEY: json.dumps(dict(placed))})
+
+
+def restore(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
+    """Give a freshly made network the folded form that a checkpoint has, and its tensors; the module itself."""
+    metadata = getattr(_inner(state), "_metadata", {}) or {}
+    placed = json.loads(state.metadata[KEY]) if KEY in state.metadata else metadata.get(KEY)
+    if placed is None:
+        raise ModelError(f"{where}: not a checkpoint that bnfold folded (nothing in it says what was taken out)")
+    for path, kind in placed.items():
+        _place(module, path, kind, state.tensors)
+    _add_biases(module, state.tensors)
+    from .load import fill
+
+    fill(module, state, where)
+    return module
+
+
+def _inner(state: Checkpoint) -> Any:
+    return state.content[state.key] if state.key else state.content
+
+
+def _place(module: nn.Module, path: str, kind: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    old = module.get_submodule(path)
+    if kind == "outplace":
+        old.inplace = False  # type: ignore[assignment]
+        return
+    own = {name[len(path) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{path}.")}
+    made = _made(kind, own, old)
+    parent = module.get_submodule(path.rpartition(".")[0])
+    setattr(parent, path.rpartition(".")[2], made.train(old.training))
+
+
+def _made(kind: str, own: Mapping[str, torch.Tensor], old: nn.Module) -> nn.Module:
+    if kind in PLACED:
+        return PLACED[kind]()
+    if kind == "ChannelAffine":
+        return ChannelAffine(own.get("scale"), own.get("offset"))
+    if kind == "ChannelClamp":
+        return ChannelClamp(own["low"], own.get("high"))
+    parts = OrderedDict[str, nn.Module]()
+    if "norm.scale" in own or "norm.offset" in own:
+        parts["norm"] = ChannelAffine(own.get("norm.scale"), own.get("norm.offset"))
+    parts.update(old.named_children())
+    return nn.Sequential(parts)
+
+
+def _add_biases(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        if leaf == "bias":
+            owner = module.get_submodule(path)
+            if owner._parameters.get("bias", 0) is None:
+                owner.register_parameter("bias", nn.Parameter(torch.zeros_like(tensor)))
+
+
+def save_program(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any], out: Path) -> None:
+    """An exported program."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = model if isinstance(model, ExportedProgram) else torch.export.export(
+                model, tuple(args), dict(kwargs), strict=False)  # fmt: skip
+        except Exception as error:
+            raise ModelError(
+                f"torch.export cannot trace {type(model).__name__}, so it cannot be written as {out.name}: "
+                f"{one_line(error)}; a .pt or .safetensors file holds its tensors"
+            ) from error
+        torch.export.save(program, out)
+
+
+def save_script(module: nn.Module, args: Sequence[Any], out: Path) -> None:
+    """A traced TorchScript archive."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            traced = torch.jit.trace(module, tuple(args), strict=False)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise ModelError(f"torch.jit cannot trace the folded module: {one_line(error)}") from error
+        torch.jit.save(traced, str(out))  # type: ignore[no-untyped-call]

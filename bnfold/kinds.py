@@ -1,0 +1,40 @@
+"""What kind of model a file holds, by its content, without reading more than its head and its list of names."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from .errors import ModelError
+
+TORCH = ("program", "script", "checkpoint", "safetensors")
+
+
+def kind_of(path: Path) -> str:
+    """One of `TORCH`, or "onnx" for everything else. ModelError where the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+        if head[:4] == b"PK\x03\x04" and zipfile.is_zipfile(path):
+            return _archive(path)
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ModelError(f"{path}: a folder, a model file expected") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path}: cannot be read ({error})") from error
+    if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
+        return "safetensors"
+    return "checkpoint" if head[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".ckpt") else "onnx"
+
+
+def _archive(path: Path) -> str:
+    """The kind of a zip archive of torch, in which all names begin with one folder."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name.partition("/")[2] or name for name in archive.namelist()]
+    if any(name.startswith("models/") or name == "serialized_exported_program.json" for name in names):
+        return "program"
+    if any(name.startswith("code/") for name in names) or "constants.pkl" in names:
+        return "script"
+    return "checkpoint"

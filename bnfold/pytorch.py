@@ -1,0 +1,184 @@
+"""The front door for PyTorch: modules, exported programs, and their files."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.utils._pytree import tree_unflatten
+
+from .errors import ModelError, UsageError, VerificationError
+from .frontends.torch import load as files
+from .frontends.torch import program as programs
+from .frontends.torch.capture import capture_program, one_line
+from .frontends.torch.fold import ModulePlan, Options, copied, plan, prepared, ready
+from .frontends.torch.read import House, read
+from .graph import Graph
+from .limits import LEFTOVERS, PRECISION_LIMIT
+from .plan import Plan
+from .planner import plan as make_plan
+
+if TYPE_CHECKING:
+    from .equivalence.check import Check
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a network is called: `args` and `kwargs`, whose tensors stand for those that it will be given."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, inputs: Any, kwargs: Mapping[str, Any] | None, model: object) -> Call:
+        """From what a caller gives: a tuple of arguments, or a single one. UsageError where nothing is given."""
+        if inputs is None and not kwargs:
+            if isinstance(model, ExportedProgram):
+                return cls(*_examples(model))
+            raise UsageError(f"{type(model).__name__}: example inputs are needed, as in bnfold.fold(module, (x,))")
+        args = () if inputs is None else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+        return cls(args, dict(kwargs or {}))
+
+
+def _examples(program: ExportedProgram) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs that a program was exported with, or some that fit."""
+    if program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+        return tuple(args), dict(kwargs)
+    names = program.graph_signature.user_inputs
+    nodes = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    values = [_made(nodes[name]) if isinstance(name, str) and name in nodes else name for name in names]
+    args, kwargs = tree_unflatten(values, program.call_spec.in_spec)
+    return tuple(args), dict(kwargs)
+
+
+def _made(value: Any) -> Any:
+    """A tensor of the shape and type of a fake one; dynamic sizes as they were when it was traced."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    sizes = [int(size) if isinstance(size, int) else int(size.node.hint or 2) for size in value.shape]
+    return torch.randn(sizes).to(value.dtype) if value.is_floating_point() else torch.zeros(sizes, dtype=value.dtype)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a plan may do: see `bnfold.inspect`."""
+
+    precision_limit: float = PRECISION_LIMIT
+    leftovers: str = LEFTOVERS[0]
+
+    def plan(self, graph: Graph) -> Plan:
+        """The plan of a neutral graph."""
+        return make_plan(graph, self.precision_limit, self.leftovers)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Whether and how a result is verified."""
+
+    verify: bool = True
+    seed: int = 0
+    progress: Progress = lambda stage: None
+
+
+def inspect_module(module: nn.Module, call: Call, policy: Policy, options: Options) -> Plan:
+    """What folding a module would do."""
+    return plan(prepared(module, options), call.args, call.kwargs, policy.plan, options).plan
+
+
+def fold_module(
+    module: nn.Module, call: Call, policy: Policy, options: Options, judging: Judging, inplace: bool = False
+) -> tuple[nn.Module, Plan, Check | None]:
+    """A folded copy of a module, or the module itself with `inplace`, its plan, and the judge's verdict.
+
+    With `inplace` the module changes only after a copy passed.
+    """
+    judging.progress("tracing")
+    reference = prepared(module, options)
+    made = plan(reference, call.args, call.kwargs, policy.plan, options)
+    judging.progress("folding")
+    folded = made.apply(copied(reference))
+    check = _judged(reference, folded, call, judging, made.plan) if judging.verify else None
+    if not inplace:
+        return folded, made.plan, check
+    return _in_place(module, made, options), made.plan, check
+
+
+def _in_place(module: nn.Module, made: ModulePlan, options: Options) -> nn.Module:
+    return made.apply(ready(module, options))
+
+
+def inspect_program(program: ExportedProgram, policy: Policy, options: Options) -> Plan:
+    """What folding an exported program would do."""
+    return policy.plan(read(capture_program(program), "program", None, skipped=options.skipped).graph)
+
+
+def fold_program(
+    program: ExportedProgram, call: Call, policy: Policy, options: Options, judging: Judging
+) -> tuple[ExportedProgram, Plan, Check | None]:
+    """A folded program, its plan, and the judge's verdict."""
+    judging.progress("reading")
+    source = read(capture_program(program), "program", None, skipped=options.skipped)
+    made = policy.plan(source.graph)
+    judging.progress("folding")
+    folded = programs.apply(source, made)
+    if not judging.verify:
+        return folded, made, None
+    return folded, made, _judged(program.module(), folded.module(), call, judging, made)
+
+
+def _judged(reference: nn.Module, folded: nn.Module, call: Call, judging: Judging, made: Plan) -> Check:
+    """The verdict on a folded module; VerificationError where it did not pass."""
+    from .equivalence.judge import judge
+    from .equivalence.modules import ModuleSubject
+
+    first, second = (ModuleSubject(m, call.args, call.kwargs) for m in (reference, folded))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check = judge(first, second, judging.seed, None, None, judging.progress)
+    if not check.passed:
+        error = VerificationError(f"the folded module did not pass, nothing was changed: {check.message}")
+        error.check, error.plan = check, made
+        raise error
+    return check
+
+
+def program_of_script(module: nn.Module, call: Call) -> ExportedProgram:
+    """A TorchScript module as an exported program. ModelError where torch cannot convert it."""
+    from torch._export.converter import TS2EPConverter
+
+    try:
+        with quiet():
+            return TS2EPConverter(module, call.args, dict(call.kwargs)).convert()  # type: ignore[no-any-return, no-untyped-call]
+    except Exception as error:
+        raise ModelError(
+            f"torch cannot turn this TorchScript module into an exported program ({one_line(error)}); fold the module "
+            "it was made from, or its ONNX file"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and no log lines of torch inside the block."""
+    import logging
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+__all__ = ["Call", "House", "Judging", "Policy", "Sequence", "files"]
