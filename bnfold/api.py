@@ -1,30 +1,23 @@
-"""The front door: inspect, fold, verify."""
+"""The front door: inspect, fold, verify, for ONNX and PyTorch alike. PyTorch is imported for its own models only."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
-from .errors import ModelError, UsageError, VerificationError
+from .errors import UsageError
+from .kinds import kind_of
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import Plan
-from .planner import plan as make_plan
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
-
     from .equivalence.check import Check
-    from .frontends.onnx.apply import Applied
-    from .frontends.onnx.read import Source
-    from .frontends.onnx.skeleton import Skeleton
+    from .torchfiles import TorchModel
 
-Model = "str | PathLike[str] | ModelProto"
 Progress = Callable[[str], None]
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -35,29 +28,43 @@ class FoldResult:
 
     plan: Plan
     check: Check | None
-    _applied: Applied
+    _model: Callable[[], Any]
 
     @property
-    def model(self) -> ModelProto:
-        """The folded model; large weights are computed when it is first asked for."""
-        return self._applied.complete()
+    def model(self) -> Any:
+        """The folded model, of the kind that was given; large ONNX weights are computed when it is first asked for."""
+        return self._model()
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    model: ModelProto
-    source: Source
-    path: Path | None
-    name: str
+class TorchOptions:
+    """What only PyTorch models need; see `fold`."""
+
+    inputs: Any = None
+    kwargs: Mapping[str, Any] | None = None
+    eval: bool = False
+    bake: bool = False
+    ignore_hooks: bool = False
+    arch: str | Callable[[], Any] | None = None
+    arch_args: str | None = None
+    trust_pickle: bool = False
 
 
 def inspect(
-    model: str | PathLike[str] | ModelProto,
+    model: Any,
+    inputs: Any = None,
     *,
+    kwargs: Mapping[str, Any] | None = None,
     skip: Iterable[str] = (),
     freeze_inputs: bool = False,
     precision_limit: float = PRECISION_LIMIT,
     leftovers: str = LEFTOVERS[0],
+    eval: bool = False,
+    bake: bool = False,
+    ignore_hooks: bool = False,
+    arch: str | Callable[[], Any] | None = None,
+    arch_args: str | None = None,
+    trust_pickle: bool = False,
 ) -> Plan:
     """What `fold` would do to a model: every norm with its verdict. Nothing is changed or written.
 
@@ -65,15 +72,26 @@ def inspect(
     default as constants (IR 4 and later). `precision_limit`: how much precision the other readers of a tensor may lose
     to a fold, as a factor (docs/precision.md). `leftovers`: in which forms a norm that cannot go may be left: "fast",
     those that measure no slower on onnxruntime (docs/benchmarks.md); "all", also a single Add, Max or Clip; "none".
-    Raises ModelError where the model cannot be read.
+    The rest is for PyTorch: see `fold`. Raises ModelError where the model cannot be read, UsageError where arguments do
+    not fit.
     """
     _check_leftovers(leftovers)
-    return _plan(_load(model, skip, freeze_inputs, lengths=True), precision_limit, leftovers)
+    options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
+    loaded = _torch(model, options, skip, precision_limit, leftovers)
+    if loaded is not None:
+        return loaded.inspect()
+    from .onnxmodels import inspect_onnx
+
+    return inspect_onnx(
+        model, skip=skip, freeze_inputs=freeze_inputs, precision_limit=precision_limit, leftovers=leftovers
+    )
 
 
 def fold(
-    model: str | PathLike[str] | ModelProto,
+    model: Any,
+    inputs: Any = None,
     *,
+    kwargs: Mapping[str, Any] | None = None,
     out: str | PathLike[str] | None = None,
     verify: bool = True,
     seed: int = 0,
@@ -82,92 +100,77 @@ def fold(
     freeze_inputs: bool = False,
     precision_limit: float = PRECISION_LIMIT,
     leftovers: str = LEFTOVERS[0],
+    eval: bool = False,
+    inplace: bool = False,
+    bake: bool = False,
+    ignore_hooks: bool = False,
+    arch: str | Callable[[], Any] | None = None,
+    arch_args: str | None = None,
+    trust_pickle: bool = False,
     progress: Progress = lambda stage: None,
 ) -> FoldResult:
-    """Fold the norms of an ONNX model (a path or a ModelProto, which is left alone), and verify the result.
+    """Fold the norms of a model, and verify the result. The model is left alone (but see `inplace`).
 
-    `out`: where to write it; the file appears only when the result passed. `shapes`: input shapes for the check, by
-    input name. `skip`, `freeze_inputs`, `precision_limit`, `leftovers`: as for `inspect`. `progress` is called with
+    `model`: the path of an ONNX file or an onnx.ModelProto; a torch.nn.Module, with the example inputs that
+    torch.export needs in `inputs` (a tuple, or one tensor) and `kwargs`; a torch.export.ExportedProgram; the path of a
+    .pt2, TorchScript, .pt, .pth or .safetensors file. The result is of the same kind.
+
+    `out`: where to write it; the file appears only when the result passed. `shapes`: shapes of ONNX inputs for the
+    check, by name. `skip`, `freeze_inputs`, `precision_limit`, `leftovers`: as for `inspect`. `progress` is called with
     the name of each stage.
 
-    Raises ModelError (unreadable model), OutputError (cannot write), UsageError (arguments that do not fit),
-    VerificationError (the result differs, or nothing here can run the model).
-    """
-    from .frontends.onnx.apply import apply
-    from .frontends.onnx.external import external_tensors
-    from .frontends.onnx.files import check as check_model
-    from .frontends.onnx.files import check_target, dump
+    For PyTorch: `eval`: put the module (the copy of it) in eval mode first; one in train mode is refused otherwise.
+    `inplace`: change the module itself, once a copy has passed. `bake`: make parametrizations and weight norm plain
+    weights first. `ignore_hooks`: no hook needs to see the values as they are (those that a hook sees are kept
+    otherwise). `arch`, `arch_args`: for checkpoints, what makes the network: "package.module:factory",
+    "path/to/net.py:Net", or a function; and its arguments as JSON. `trust_pickle`: read files that run code when read.
+    For `inputs` shapes in text will do: "1x3x224x224" or "1x16:int64".
 
+    Raises ModelError (a model that cannot be read or traced), OutputError (cannot write), UsageError (arguments that do
+    not fit), VerificationError (the result differs, or nothing here can run the model).
+    """
     _check_leftovers(leftovers)
-    target = None if out is None else Path(fspath(out))
-    if target is not None:
-        check_target(target, _path(model))
-    progress("reading")
-    loaded = _load(model, skip, freeze_inputs)
-    if target is None and external_tensors(loaded.model):
-        raise UsageError(
-            f"{loaded.name} has external data, which a model in memory cannot carry; name a file with out="
-        )
-    progress("planning")
-    plan = _plan(loaded, precision_limit, leftovers)
-    progress("folding")
-    with _reference(model, loaded, verify) as reference:
-        applied = apply(loaded.model, loaded.source, plan)
-        folder = loaded.source.constants.folder
-        check_model(loaded.model, f"{loaded.name} (folded)", lengths=False, pending=applied.pending, folder=folder)
-        with _destination(target, loaded, needed=verify or target is not None) as temporary:
-            if temporary is not None:
-                progress("writing")
-                dump(applied, temporary, folder)
-            verdict = None
-            if verify and temporary is not None:
-                verdict = _judge(reference, temporary, loaded, seed, shapes, progress)
-                if not verdict.passed:
-                    raise _failure(verdict, plan)
-            return FoldResult(plan, verdict, applied)
+    options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
+    loaded = _torch(model, options, skip, precision_limit, leftovers)
+    if loaded is not None:
+        folded, plan, check = loaded.fold(None if out is None else Path(fspath(out)), verify, seed, inplace, progress)
+        return FoldResult(plan, check, lambda: folded)
+    if inplace or inputs is not None:
+        raise UsageError("inplace and inputs are for PyTorch modules")
+    from .onnxmodels import fold_onnx
+
+    complete, plan, check = fold_onnx(
+        model, out=out, verify=verify, seed=seed, shapes=shapes, skip=skip, freeze_inputs=freeze_inputs,
+        precision_limit=precision_limit, leftovers=leftovers, progress=progress,
+    )  # fmt: skip
+    return FoldResult(plan, check, complete)
 
 
 def verify(
-    reference: str | PathLike[str],
-    candidate: str | PathLike[str],
+    reference: Any,
+    candidate: Any,
+    inputs: Any = None,
     *,
+    kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
     shapes: Shapes | None = None,
     limit: float | None = None,
     progress: Progress = lambda stage: None,
 ) -> Check:
-    """Whether two ONNX files are the same function, on seeded inputs of several kinds.
+    """Whether two models are the same function, on seeded inputs of several kinds.
 
-    `limit`: the largest `error / scale` that passes, instead of the limit of each type. Raises ModelError where a file
-    cannot be read, VerificationError where nothing here can run the reference.
+    `reference`, `candidate`: paths of ONNX files, or torch modules and exported programs with `inputs` and `kwargs`;
+    inputs and outputs of models of different kinds are matched by their order. `limit`: the largest `error / scale`
+    that passes, instead of the limit of each type. Raises ModelError where a file cannot be read, VerificationError
+    where nothing here can run the reference.
     """
-    from .equivalence.judge import judge
-    from .equivalence.runners import input_specs
-    from .equivalence.subject import OnnxSubject
-    from .frontends.onnx.files import load
+    if isinstance(reference, str | PathLike) and isinstance(candidate, str | PathLike):
+        from .onnxmodels import verify_onnx
 
-    paths = [Path(fspath(path)) for path in (reference, candidate)]
-    first, second = (OnnxSubject(path, input_specs(load(path))) for path in paths)
-    return judge(first, second, seed, shapes, limit, progress)
+        return verify_onnx(reference, candidate, seed=seed, shapes=shapes, limit=limit, progress=progress)
+    from .pytorch import verify_models
 
-
-def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
-    with _sound(loaded.model, loaded.name):
-        return make_plan(loaded.source.graph, precision_limit, leftovers)
-
-
-@contextmanager
-def _sound(model: ModelProto, name: str) -> Iterator[None]:
-    """Whatever goes wrong inside is the model's fault where its shapes do not fit together: ModelError then."""
-    from .frontends.onnx.skeleton import misfit, skeleton
-
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, ArithmeticError, AssertionError) as error:
-        why = misfit(skeleton(model).model)
-        if why:
-            raise ModelError(f"{name}: its shapes do not fit together: {why}") from error
-        raise
+    return verify_models(reference, candidate, inputs, kwargs, seed, shapes, limit, progress)
 
 
 def _check_leftovers(leftovers: str) -> None:
@@ -175,124 +178,20 @@ def _check_leftovers(leftovers: str) -> None:
         raise UsageError(f"leftovers={leftovers!r}: one of {', '.join(LEFTOVERS)} expected")
 
 
-def _path(model: str | PathLike[str] | ModelProto) -> Path | None:
-    return Path(fspath(model)) if isinstance(model, str | PathLike) else None
+def _torch(
+    model: Any, options: TorchOptions, skip: Iterable[str], precision_limit: float, leftovers: str
+) -> TorchModel | None:
+    """A model of PyTorch, None for any other. PyTorch is imported only where there is one."""
+    patterns = (skip,) if isinstance(skip, str) else tuple(skip)
+    if isinstance(model, str | PathLike):
+        if kind_of(Path(fspath(model))) == "onnx":
+            return None
+    elif "torch" not in sys.modules or not _of_torch(model):
+        return None
+    from .torchfiles import opened
+
+    return opened(model, options, patterns, precision_limit, leftovers)
 
 
-def _load(
-    model: str | PathLike[str] | ModelProto, skip: Iterable[str], freeze_inputs: bool, lengths: bool = False
-) -> _Loaded:
-    """Read and check a model; a ModelProto is copied, so that the caller's stays as it is."""
-    from onnx import ModelProto
-
-    from .frontends.onnx.external import check as check_external
-    from .frontends.onnx.files import check, load
-    from .frontends.onnx.read import read
-
-    path = _path(model)
-    if path is not None:
-        proto, name = load(path), path.name
-    elif isinstance(model, ModelProto):
-        proto, name = ModelProto(), model.graph.name or "model"
-        proto.CopyFrom(model)
-    else:
-        raise UsageError(f"a path or an onnx.ModelProto expected, {type(model).__name__} found")
-    folder = path.parent if path else None
-    check_external(proto, folder)
-    bare = check(proto, str(path or name), lengths, folder=folder)
-    patterns = [skip] if isinstance(skip, str) else list(skip)
-
-    def load_source(model: ModelProto, bare: Skeleton) -> Source:
-        def skipped(label: str) -> bool:
-            return any(fnmatchcase(label, pattern) for pattern in patterns)
-
-        with _sound(model, name):
-            return read(model, bare, name, folder, freeze_inputs, skipped)
-
-    return _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
-
-
-def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Source]) -> _Loaded:
-    """The model with local functions inlined: those that hold norms, and the others where more norms go that way."""
-    from onnx import ModelProto
-
-    from .frontends.onnx.functions import called, inline, with_norms
-    from .frontends.onnx.skeleton import skeleton
-
-    proto, folder = loaded.model, loaded.path.parent if loaded.path else None
-    if not called(proto):
-        return loaded
-    holding = with_norms(proto)
-    if holding and inline(proto, holding):
-        loaded = _Loaded(proto, load_source(proto, skeleton(proto, folder)), loaded.path, loaded.name)
-    plan = _plan(loaded, PRECISION_LIMIT, LEFTOVERS[0])
-    if not called(proto) or plan.counts()["folded"] == len(plan.batch_norms):
-        return loaded
-    trial = ModelProto()
-    trial.CopyFrom(proto)
-    if not inline(trial, called(trial)):
-        return loaded
-    source = load_source(trial, skeleton(trial, folder))
-    better = make_plan(source.graph).counts()["folded"] > plan.counts()["folded"]
-    return _Loaded(trial, source, loaded.path, loaded.name) if better else loaded
-
-
-@contextmanager
-def _reference(model: str | PathLike[str] | ModelProto, loaded: _Loaded, needed: bool) -> Iterator[Path]:
-    """The original as a file for the judge: its own, or a temporary one written before the edits."""
-    if loaded.path is not None or not needed:
-        yield loaded.path or Path()
-        return
-    from .frontends.onnx.apply import Applied
-    from .frontends.onnx.files import dump
-
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
-        path = Path(folder) / "original.onnx"
-        dump(Applied(cast("ModelProto", model)), path)
-        yield path
-
-
-def _destination(target: Path | None, loaded: _Loaded, needed: bool) -> AbstractContextManager[Path | None]:
-    """Where the result is written before it is judged."""
-    from .frontends.onnx.files import written
-
-    if target is not None:
-        return written(target)
-    return _scratch() if needed else _nowhere()
-
-
-@contextmanager
-def _scratch() -> Iterator[Path | None]:
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
-        yield Path(folder) / "folded.onnx"
-
-
-@contextmanager
-def _nowhere() -> Iterator[Path | None]:
-    yield None
-
-
-def _judge(
-    reference: Path, candidate: Path, loaded: _Loaded, seed: int, shapes: Shapes | None, progress: Progress
-) -> Check:
-    from .equivalence.judge import judge
-    from .equivalence.runners import input_specs
-    from .equivalence.subject import OnnxSubject
-
-    specs = input_specs(loaded.model)
-    try:
-        return judge(OnnxSubject(reference, specs), OnnxSubject(candidate, specs), seed, shapes, None, progress)
-    except VerificationError as error:
-        raise VerificationError(
-            f"the result cannot be verified: {error}; --no-verify writes without a check"
-        ) from error
-
-
-def _failure(check: Check, plan: Plan) -> VerificationError:
-    """The error of a result that did not pass; `check` and `plan` hang on it for reports."""
-    error = VerificationError(f"the folded model did not pass, nothing was written: {check.message}")
-    error.check, error.plan = check, plan
-    return error
-
-
-__all__ = ["FoldResult", "ModelError", "fold", "inspect", "verify"]
+def _of_torch(model: Any) -> bool:
+    return any(base.__module__.partition(".")[0] == "torch" for base in type(model).__mro__)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,10 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
 from .errors import ModelError, UsageError, VerificationError
-from .frontends.torch import load as files
 from .frontends.torch import program as programs
 from .frontends.torch.capture import capture_program, one_line
 from .frontends.torch.fold import ModulePlan, Options, copied, plan, prepared, ready
-from .frontends.torch.read import House, read
+from .frontends.torch.read import read
 from .graph import Graph
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import Plan
@@ -27,6 +27,7 @@ from .planner import plan as make_plan
 
 if TYPE_CHECKING:
     from .equivalence.check import Check
+    from .equivalence.subject import Subject
 
 Progress = Callable[[str], None]
 
@@ -142,8 +143,7 @@ def _judged(reference: nn.Module, folded: nn.Module, call: Call, judging: Judgin
     from .equivalence.modules import ModuleSubject
 
     first, second = (ModuleSubject(m, call.args, call.kwargs) for m in (reference, folded))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         check = judge(first, second, judging.seed, None, None, judging.progress)
     if not check.passed:
         error = VerificationError(f"the folded module did not pass, nothing was changed: {check.message}")
@@ -152,13 +152,37 @@ def _judged(reference: nn.Module, folded: nn.Module, call: Call, judging: Judgin
     return check
 
 
-def program_of_script(module: nn.Module, call: Call) -> ExportedProgram:
+def verify_models(
+    reference: Any, candidate: Any, inputs: Any, kwargs: Mapping[str, Any] | None, seed: int,
+    shapes: Mapping[str, tuple[int, ...]] | None, limit: float | None, progress: Progress,
+) -> Check:  # fmt: skip
+    """Whether two models are the same function, one of them at least of PyTorch. See `bnfold.verify`."""
+    from .equivalence.judge import judge
+
+    first, second = (_subject(model, inputs, kwargs) for model in (reference, candidate))
+    with quiet():
+        return judge(first, second, seed, shapes, limit, progress)
+
+
+def _subject(model: Any, inputs: Any, kwargs: Mapping[str, Any] | None) -> Subject:
+    from .equivalence.modules import ModuleSubject
+    from .equivalence.subject import OnnxSubject
+
+    if isinstance(model, str | PathLike):
+        return OnnxSubject(Path(fspath(model)))
+    if not isinstance(model, nn.Module | ExportedProgram):
+        raise UsageError(f"a path, a torch.nn.Module or an ExportedProgram expected, {type(model).__name__} found")
+    call = Call.of(inputs, kwargs, model)
+    return ModuleSubject(model.module() if isinstance(model, ExportedProgram) else model, call.args, call.kwargs)
+
+
+def program_of_script(module: torch.jit.ScriptModule, call: Call) -> ExportedProgram:
     """A TorchScript module as an exported program. ModelError where torch cannot convert it."""
     from torch._export.converter import TS2EPConverter
 
     try:
         with quiet():
-            return TS2EPConverter(module, call.args, dict(call.kwargs)).convert()  # type: ignore[no-any-return, no-untyped-call]
+            return TS2EPConverter(module, call.args, dict(call.kwargs)).convert()
     except Exception as error:
         raise ModelError(
             f"torch cannot turn this TorchScript module into an exported program ({one_line(error)}); fold the module "
@@ -179,6 +203,3 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
-
-
-__all__ = ["Call", "House", "Judging", "Policy", "Sequence", "files"]

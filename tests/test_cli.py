@@ -29,7 +29,7 @@ from bnfold.plan import Plan, Rescale
 from .nets import Net, conv_bn, input_bn, node_named, op_types
 
 COMMANDS = ("inspect", "fold", "verify")
-API = import_module("bnfold.api")
+API = import_module("bnfold.onnxmodels")
 FILES = import_module("bnfold.frontends.onnx.files")
 JUDGE = import_module("bnfold.equivalence.judge")
 
@@ -374,7 +374,7 @@ def test_a_missing_file_is_refused(here: Path) -> None:
 def test_a_folder_as_model_is_refused(here: Path) -> None:
     Path("folder").mkdir()
     for arguments in each_command("folder"):
-        assert refused(here, 1, *arguments) == "bnfold: folder: a folder, an ONNX file expected\n"
+        assert refused(here, 1, *arguments) == "bnfold: folder: a folder, a model file expected\n"
 
 
 def test_a_truncated_model_is_refused_at_every_length(here: Path) -> None:

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "bnfold"
 STAGES = [
     {"version", "limits", "layers"},
     {"errors"},
+    {"files", "kinds"},
     {"graph", "affine"},
     {"gauge"},
     {"plan"},
@@ -26,6 +27,8 @@ STAGES = [
     {"frontends"},
     {"equivalence"},
     {"report"},
+    {"onnxmodels", "pytorch"},
+    {"torchfiles"},
     {"api"},
     {"cli", "__init__", "__main__"},
 ]

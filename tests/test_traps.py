@@ -29,15 +29,16 @@ def folded(model: onnx.ModelProto, *expected: str, **options: Any) -> onnx.Model
     """Fold, compare the verdicts, and both models in float64 on inputs that differ."""
     result = bnfold.fold(model, verify=False, **options)
     assert fates(result) == list(expected)
-    onnx.checker.check_model(result.model, full_check=True)
+    folded: onnx.ModelProto = result.model
+    onnx.checker.check_model(folded, full_check=True)
     real = {t.name for t in model.graph.initializer}
     (given,) = [v for v in model.graph.input if v.name not in real]
     shape = [d.dim_value for d in given.type.tensor_type.shape.dim]
     for seed in range(3):
         x = np.random.default_rng(seed).standard_normal(shape) * (1 + seed)
-        for a, b in zip(evaluate(model, x=x), evaluate(result.model, x=x), strict=True):
+        for a, b in zip(evaluate(model, x=x), evaluate(folded, x=x), strict=True):
             np.testing.assert_allclose(b, a, rtol=0, atol=1e-12 * max(1.0, np.abs(a).max()))
-    return result.model
+    return folded
 
 
 def test_a_conv_called_twice_with_and_without_bn() -> None:

@@ -153,4 +153,4 @@ def save_script(module: nn.Module, args: Sequence[Any], out: Path) -> None:
             traced = torch.jit.trace(module, tuple(args), strict=False)  # type: ignore[no-untyped-call]
         except Exception as error:
             raise ModelError(f"torch.jit cannot trace the folded module: {one_line(error)}") from error
-        torch.jit.save(traced, str(out))  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, str(out))

@@ -1,0 +1,36 @@
+"""The side door: parse, one public call, print, exit.
+
+Exit codes: 0 done; 1 the models differ, or the model is not usable; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from io import TextIOWrapper
+
+import click
+
+from .. import __version__
+from .fold import fold, inspect
+from .verify import verify
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="bnfold")
+def main() -> None:
+    """Take batch normalisation out of trained networks, exactly, and prove it.
+
+    Results go to stdout, progress and warnings to stderr. Exit codes: 0 done; 1 the models differ, or the model is not
+    usable; 2 wrong usage.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that temporary files go
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names in a model may hold letters that the terminal does not know
+            stream.reconfigure(errors="backslashreplace")
+
+
+for command in (inspect, fold, verify):
+    main.add_command(command)

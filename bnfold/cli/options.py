@@ -1,0 +1,91 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ..limits import LEFTOVERS, PRECISION_LIMIT
+
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path)
+
+
+def reading(command: F) -> F:
+    """Options of every command that reads a model for folding."""
+    for option in (
+        click.option("--skip", multiple=True, metavar="NAME", help="Leave this norm alone; * and ? match. Repeatable."),
+        click.option("--precision-limit", type=click.FloatRange(min=1), default=PRECISION_LIMIT, show_default=True,
+                     help="How much precision other readers of a tensor may lose to a fold."),
+        click.option("--freeze-inputs", is_flag=True, help="Treat graph inputs that have a default as constants."),
+        click.option("--only-exact-removal", "leftovers", flag_value="none",
+                     help="The same as --leftovers none: norms go without a trace or stay as they are."),
+        click.option("--leftovers", type=click.Choice(LEFTOVERS), default=LEFTOVERS[0], show_default=True,
+                     help="Forms in which norms that cannot go are left: those that measure no slower than the norm; "
+                          "all (a single Add, Max or Clip too); none."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def pytorch(command: F) -> F:
+    """Options for models of PyTorch."""
+    for option in (
+        click.option("--trust-pickle", is_flag=True,
+                     help="Read files that run code when they are read. Only for files whose source you trust."),
+        click.option("--ignore-hooks", is_flag=True, help="No forward hook needs to see the values as they are."),
+        click.option("--bake", is_flag=True, help="Make parametrizations and weight norm plain weights first."),
+        click.option("--input", "inputs", multiple=True, metavar="1x3x224x224[:float32]",
+                     help="Shape and type of an input, in the order of forward's arguments. Repeatable."),
+        click.option("--arch-args", metavar="JSON", help="Arguments for --arch: a list or an object."),
+        click.option("--arch", metavar="MODULE:NAME",
+                     help="What makes the network of a checkpoint: package.module:factory or path/to/net.py:Net."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def torch_options(given: dict[str, Any]) -> dict[str, Any]:
+    """What `pytorch` parsed, as the API takes it; taken out of `given`."""
+    names = ("arch", "arch_args", "bake", "ignore_hooks", "trust_pickle")
+    return {"inputs": given.pop("inputs") or None, **{name: given.pop(name) for name in names}}
+
+
+def judging(command: F) -> F:
+    """Options of every command that compares models."""
+    for option in (
+        click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
+                     help="Seed of the random inputs."),
+        click.option("--shape", "shapes", multiple=True, metavar="[NAME=]1x3x224x224", callback=_parse_shapes,
+                     help="Shape of an input, for dynamic sizes. Repeatable."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def common(command: F) -> F:
+    """Options of every command."""
+    for option in (
+        click.option("--debug", is_flag=True, help="Show a traceback when something goes wrong."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else."),
+    ):
+        command = option(command)
+    return command
+
+
+def _parse_shapes(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, tuple[int, ...]]:
+    """NAME=1x3x224x224, or 1x3x224x224 for a model with one input (its name is then "")."""
+    shapes = {}
+    for value in values:
+        name, _, sizes = value.rpartition("=")
+        parts = sizes.split("x")
+        if not all(part.isdecimal() and int(part) for part in parts):
+            raise click.BadParameter(f"{value!r}: sizes such as 1x3x224x224 expected")
+        shapes[name] = tuple(map(int, parts))
+    return shapes

@@ -1,0 +1,79 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import OutputError, UsageError
+
+
+def check_target(out: Path, model: Path | None) -> None:
+    """Whether `out` can be written: UsageError where the call is wrong, OutputError where the folder is."""
+    if model is not None and out.exists() and model.exists() and out.samefile(model):
+        raise UsageError(f"{out}: the output is the model itself; name another file")
+    if out.is_dir():
+        raise UsageError(f"{out}: a folder, a file name expected")
+    if out.exists() and not out.is_file():
+        raise UsageError(f"{out}: not a regular file, so it is not replaced; name another file")
+    if not out.parent.exists():
+        raise UsageError(f"{out}: the folder {out.parent} does not exist; make it first")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out}: {out.parent} is not a folder")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{out}: the folder {out.parent} is not writable")
+
+
+@contextmanager
+def written(out: Path) -> Iterator[Path]:
+    """A new file that takes the place of `out` when the block ends well, and goes when it does not.
+
+    It lies in a temporary folder beside `out`; other files in that folder (external data) move along, before it. Where
+    `out` is a symbolic link, the file that it leads to is replaced.
+    """
+    target = Path(os.path.realpath(out))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", suffix=".tmp", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield folder / target.name
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):
+            place = target.parent / path.name
+            _sync(path)
+            path.chmod(_mode(place))
+            os.replace(path, place)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mode(out: Path) -> int:
+    """The permissions of the file that is replaced, or those that a new file would get."""
+    if out.exists():
+        return out.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _sync(path: Path) -> None:
+    """Wait until the content of a file is on the disk, so that a crash leaves the old file or the new one."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """The same for a folder's list of names, where the system can do that: Windows and some network drives cannot."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

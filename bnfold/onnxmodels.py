@@ -1,0 +1,255 @@
+"""ONNX models, from a path or in memory: planned, folded, written, judged."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from .errors import ModelError, UsageError, VerificationError
+from .limits import LEFTOVERS, PRECISION_LIMIT
+from .plan import Plan
+from .planner import plan as make_plan
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from .equivalence.check import Check
+    from .frontends.onnx.read import Source
+    from .frontends.onnx.skeleton import Skeleton
+
+Model = "str | PathLike[str] | ModelProto"
+Progress = Callable[[str], None]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    model: ModelProto
+    source: Source
+    path: Path | None
+    name: str
+
+
+def inspect_onnx(
+    model: str | PathLike[str] | ModelProto,
+    *,
+    skip: Iterable[str] = (),
+    freeze_inputs: bool = False,
+    precision_limit: float = PRECISION_LIMIT,
+    leftovers: str = LEFTOVERS[0],
+) -> Plan:
+    """What `fold_onnx` would do to a model. See `bnfold.inspect`."""
+    return _plan(_load(model, skip, freeze_inputs, lengths=True), precision_limit, leftovers)
+
+
+def fold_onnx(
+    model: str | PathLike[str] | ModelProto,
+    *,
+    out: str | PathLike[str] | None = None,
+    verify: bool = True,
+    seed: int = 0,
+    shapes: Shapes | None = None,
+    skip: Iterable[str] = (),
+    freeze_inputs: bool = False,
+    precision_limit: float = PRECISION_LIMIT,
+    leftovers: str = LEFTOVERS[0],
+    progress: Progress = lambda stage: None,
+) -> tuple[Callable[[], ModelProto], Plan, Check | None]:
+    """The folded model, for when it is asked for, the plan and the verdict. See `bnfold.fold`."""
+    from .files import check_target
+    from .frontends.onnx.apply import apply
+    from .frontends.onnx.external import external_tensors
+    from .frontends.onnx.files import check as check_model
+    from .frontends.onnx.files import dump
+
+    target = None if out is None else Path(fspath(out))
+    if target is not None:
+        check_target(target, _path(model))
+    progress("reading")
+    loaded = _load(model, skip, freeze_inputs)
+    if target is None and external_tensors(loaded.model):
+        raise UsageError(
+            f"{loaded.name} has external data, which a model in memory cannot carry; name a file with out="
+        )
+    progress("planning")
+    plan = _plan(loaded, precision_limit, leftovers)
+    progress("folding")
+    with _reference(model, loaded, verify) as reference:
+        applied = apply(loaded.model, loaded.source, plan)
+        folder = loaded.source.constants.folder
+        check_model(loaded.model, f"{loaded.name} (folded)", lengths=False, pending=applied.pending, folder=folder)
+        with _destination(target, loaded, needed=verify or target is not None) as temporary:
+            if temporary is not None:
+                progress("writing")
+                dump(applied, temporary, folder)
+            verdict = None
+            if verify and temporary is not None:
+                verdict = _judge(reference, temporary, loaded, seed, shapes, progress)
+                if not verdict.passed:
+                    raise _failure(verdict, plan)
+            return applied.complete, plan, verdict
+
+
+def verify_onnx(
+    reference: str | PathLike[str],
+    candidate: str | PathLike[str],
+    *,
+    seed: int = 0,
+    shapes: Shapes | None = None,
+    limit: float | None = None,
+    progress: Progress = lambda stage: None,
+) -> Check:
+    """Whether two ONNX files are the same function. See `bnfold.verify`."""
+    from .equivalence.judge import judge
+    from .equivalence.runners import input_specs
+    from .equivalence.subject import OnnxSubject
+    from .frontends.onnx.files import load
+
+    paths = [Path(fspath(path)) for path in (reference, candidate)]
+    first, second = (OnnxSubject(path, input_specs(load(path))) for path in paths)
+    return judge(first, second, seed, shapes, limit, progress)
+
+
+def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
+    with _sound(loaded.model, loaded.name):
+        return make_plan(loaded.source.graph, precision_limit, leftovers)
+
+
+@contextmanager
+def _sound(model: ModelProto, name: str) -> Iterator[None]:
+    """Whatever goes wrong inside is the model's fault where its shapes do not fit together: ModelError then."""
+    from .frontends.onnx.skeleton import misfit, skeleton
+
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError, AssertionError) as error:
+        why = misfit(skeleton(model).model)
+        if why:
+            raise ModelError(f"{name}: its shapes do not fit together: {why}") from error
+        raise
+
+
+def _path(model: str | PathLike[str] | ModelProto) -> Path | None:
+    return Path(fspath(model)) if isinstance(model, str | PathLike) else None
+
+
+def _load(
+    model: str | PathLike[str] | ModelProto, skip: Iterable[str], freeze_inputs: bool, lengths: bool = False
+) -> _Loaded:
+    """Read and check a model; a ModelProto is copied, so that the caller's stays as it is."""
+    from onnx import ModelProto
+
+    from .frontends.onnx.external import check as check_external
+    from .frontends.onnx.files import check, load
+    from .frontends.onnx.read import read
+
+    path = _path(model)
+    if path is not None:
+        proto, name = load(path), path.name
+    elif isinstance(model, ModelProto):
+        proto, name = ModelProto(), model.graph.name or "model"
+        proto.CopyFrom(model)
+    else:
+        raise UsageError(f"a path or an onnx.ModelProto expected, {type(model).__name__} found")
+    folder = path.parent if path else None
+    check_external(proto, folder)
+    bare = check(proto, str(path or name), lengths, folder=folder)
+    patterns = [skip] if isinstance(skip, str) else list(skip)
+
+    def load_source(model: ModelProto, bare: Skeleton) -> Source:
+        def skipped(label: str) -> bool:
+            return any(fnmatchcase(label, pattern) for pattern in patterns)
+
+        with _sound(model, name):
+            return read(model, bare, name, folder, freeze_inputs, skipped)
+
+    return _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
+
+
+def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Source]) -> _Loaded:
+    """The model with local functions inlined: those that hold norms, and the others where more norms go that way."""
+    from onnx import ModelProto
+
+    from .frontends.onnx.functions import called, inline, with_norms
+    from .frontends.onnx.skeleton import skeleton
+
+    proto, folder = loaded.model, loaded.path.parent if loaded.path else None
+    if not called(proto):
+        return loaded
+    holding = with_norms(proto)
+    if holding and inline(proto, holding):
+        loaded = _Loaded(proto, load_source(proto, skeleton(proto, folder)), loaded.path, loaded.name)
+    plan = _plan(loaded, PRECISION_LIMIT, LEFTOVERS[0])
+    if not called(proto) or plan.counts()["folded"] == len(plan.batch_norms):
+        return loaded
+    trial = ModelProto()
+    trial.CopyFrom(proto)
+    if not inline(trial, called(trial)):
+        return loaded
+    source = load_source(trial, skeleton(trial, folder))
+    better = make_plan(source.graph).counts()["folded"] > plan.counts()["folded"]
+    return _Loaded(trial, source, loaded.path, loaded.name) if better else loaded
+
+
+@contextmanager
+def _reference(model: str | PathLike[str] | ModelProto, loaded: _Loaded, needed: bool) -> Iterator[Path]:
+    """The original as a file for the judge: its own, or a temporary one written before the edits."""
+    if loaded.path is not None or not needed:
+        yield loaded.path or Path()
+        return
+    from .frontends.onnx.apply import Applied
+    from .frontends.onnx.files import dump
+
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+        path = Path(folder) / "original.onnx"
+        dump(Applied(cast("ModelProto", model)), path)
+        yield path
+
+
+def _destination(target: Path | None, loaded: _Loaded, needed: bool) -> AbstractContextManager[Path | None]:
+    """Where the result is written before it is judged."""
+    from .files import written
+
+    if target is not None:
+        return written(target)
+    return _scratch() if needed else _nowhere()
+
+
+@contextmanager
+def _scratch() -> Iterator[Path | None]:
+    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+        yield Path(folder) / "folded.onnx"
+
+
+@contextmanager
+def _nowhere() -> Iterator[Path | None]:
+    yield None
+
+
+def _judge(
+    reference: Path, candidate: Path, loaded: _Loaded, seed: int, shapes: Shapes | None, progress: Progress
+) -> Check:
+    from .equivalence.judge import judge
+    from .equivalence.runners import input_specs
+    from .equivalence.subject import OnnxSubject
+
+    specs = input_specs(loaded.model)
+    try:
+        return judge(OnnxSubject(reference, specs), OnnxSubject(candidate, specs), seed, shapes, None, progress)
+    except VerificationError as error:
+        raise VerificationError(
+            f"the result cannot be verified: {error}; --no-verify writes without a check"
+        ) from error
+
+
+def _failure(check: Check, plan: Plan) -> VerificationError:
+    """The error of a result that did not pass; `check` and `plan` hang on it for reports."""
+    error = VerificationError(f"the folded model did not pass, nothing was written: {check.message}")
+    error.check, error.plan = check, plan
+    return error

@@ -1,0 +1,158 @@
+"""Models of PyTorch, given as objects or as files: opened, folded, and written in the form that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from .errors import UsageError
+from .files import check_target, written
+from .frontends.torch import load as files
+from .frontends.torch import save
+from .frontends.torch.fold import Options, copied
+from .frontends.torch.load import Checkpoint
+from .frontends.torch.specs import examples
+from .plan import Plan
+from .pytorch import (
+    Call,
+    Judging,
+    Policy,
+    Progress,
+    fold_module,
+    fold_program,
+    inspect_module,
+    inspect_program,
+    program_of_script,
+)
+
+if TYPE_CHECKING:
+    from .api import TorchOptions
+    from .equivalence.check import Check
+
+
+@dataclass
+class TorchModel:
+    """A network of PyTorch, with what is needed to fold it. `path`, `state`: the file that it came from."""
+
+    model: nn.Module | ExportedProgram
+    call: Call
+    policy: Policy
+    options: Options
+    path: Path | None = None
+    state: Checkpoint | None = None
+    kind: str = field(default="module")
+
+    def inspect(self) -> Plan:
+        """The plan."""
+        if isinstance(self.model, ExportedProgram):
+            return inspect_program(self.model, self.policy, self.options)
+        return inspect_module(self.model, self.call, self.policy, self.options)
+
+    def fold(
+        self, out: Path | None, verify: bool, seed: int, inplace: bool, progress: Progress
+    ) -> tuple[Any, Plan, Check | None]:
+        """The folded model; written to `out` when it passed."""
+        form = self._form(out)
+        judging = Judging(verify, seed, progress)
+        folded: nn.Module | ExportedProgram
+        if isinstance(self.model, ExportedProgram):
+            if inplace:
+                raise UsageError("inplace=True: an exported program is never changed, only a module can be")
+            folded, plan, check = fold_program(self.model, self.call, self.policy, self.options, judging)
+        else:
+            before = copied(self.model) if form in ("checkpoint", "safetensors") else self.model
+            folded, plan, check = fold_module(self.model, self.call, self.policy, self.options, judging, inplace)
+            placed = save.changes(before, folded) if form in ("checkpoint", "safetensors") else {}
+        if out is not None:
+            progress("writing")
+            with written(out) as temporary:
+                if isinstance(folded, ExportedProgram):
+                    self._write_program(folded, form, temporary)
+                else:
+                    self._write_module(folded, form, temporary, placed)
+        return folded, plan, check
+
+    def _form(self, out: Path | None) -> str:
+        """What `out` is to hold; UsageError where this model cannot become that."""
+        if out is None:
+            return ""
+        check_target(out, self.path)
+        form = save.format_of(out)
+        if isinstance(self.model, ExportedProgram) and form in ("checkpoint", "safetensors"):
+            if self.kind == "script":
+                return "script"
+            raise UsageError(f"{out}: an exported program is written as .pt2 or .onnx")
+        return form
+
+    def _write_program(self, folded: ExportedProgram, form: str, out: Path) -> None:
+        if form == "script":
+            save.save_script(folded.module(), self.call.args, out)
+        elif form == "onnx":
+            raise UsageError("bnfold export writes ONNX files")
+        else:
+            save.save_program(folded, self.call.args, self.call.kwargs, out)
+
+    def _write_module(self, folded: nn.Module, form: str, out: Path, placed: dict[str, str]) -> None:
+        if form in ("checkpoint", "safetensors"):
+            save.save_checkpoint(folded, placed, out, self.state)
+        elif form == "script":
+            save.save_script(folded, self.call.args, out)
+        elif form == "onnx":
+            raise UsageError("bnfold export writes ONNX files")
+        else:
+            save.save_program(folded, self.call.args, self.call.kwargs, out)
+
+
+def opened(
+    model: Any, given: TorchOptions, skip: tuple[str, ...], precision_limit: float, leftovers: str
+) -> TorchModel:
+    """A module, a program, or the path of a file of PyTorch."""
+    policy = Policy(precision_limit, leftovers)
+    options = Options(skip, given.eval, given.bake, given.ignore_hooks)
+    if not isinstance(model, str | PathLike):
+        if not isinstance(model, nn.Module | ExportedProgram):
+            raise UsageError(f"a torch.nn.Module or an ExportedProgram expected, {type(model).__name__} found")
+        return _ready(TorchModel(model, Call(), policy, options), given)
+    path = Path(fspath(model))
+    loaded = files.load(path, given.trust_pickle)
+    if not isinstance(loaded, Checkpoint):
+        found = TorchModel(loaded, Call(), policy, _evaluating(options), path)
+        return _ready(found, given)
+    if given.arch is None:
+        raise UsageError(
+            f"{path}: a checkpoint, which holds tensors and no network; say what makes it with --arch "
+            "package.module:factory or --arch path/to/net.py:Net, and its inputs with --input 1x3x224x224"
+        )
+    module = _built(given.arch, given.arch_args)
+    files.fill(module, loaded, str(path))
+    return _ready(TorchModel(module, Call(), policy, _evaluating(options), path, loaded), given)
+
+
+def _evaluating(options: Options) -> Options:
+    """A network that comes from a file is in no mode yet, and is used for inference."""
+    return Options(options.skip, True, options.bake, options.ignore_hooks)
+
+
+def _built(arch: str | Callable[[], Any], arguments: str | None) -> nn.Module:
+    made = files.build(arch, arguments) if isinstance(arch, str) else arch()
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"arch: {type(made).__name__} found, a torch.nn.Module expected")
+    return made
+
+
+def _ready(model: TorchModel, given: TorchOptions) -> TorchModel:
+    """With the inputs that it is called with; TorchScript turned into a program."""
+    inputs = examples(given.inputs)
+    model.call = Call.of(inputs, given.kwargs, model.model)
+    if isinstance(model.model, torch.jit.ScriptModule):
+        if given.eval or model.path is not None:
+            model.model.eval()
+        model.model, model.kind = program_of_script(model.model, model.call), "script"
+    return model
