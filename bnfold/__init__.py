@@ -15,7 +15,7 @@ from .errors import BnfoldError, ModelError, OutputError, PlanError, UsageError,
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import FoldResult, fold, inspect, verify
+    from .api import FoldResult, export, fold, inspect, verify
     from .equivalence.check import Check
     from .plan import BatchNorm, Plan
 
@@ -31,6 +31,7 @@ __all__ = [
     "UsageError",
     "VerificationError",
     "__version__",
+    "export",
     "fold",
     "inspect",
     "verify",
@@ -41,6 +42,7 @@ _HOMES = {
     "Check": "equivalence.check",
     "FoldResult": "api",
     "Plan": "plan",
+    "export": "api",
     "fold": "api",
     "inspect": "api",
     "verify": "api",

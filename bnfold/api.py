@@ -173,6 +173,52 @@ def verify(
     return verify_models(reference, candidate, inputs, kwargs, seed, shapes, limit, progress)
 
 
+def export(
+    model: Any,
+    inputs: Any = None,
+    *,
+    out: str | PathLike[str],
+    kwargs: Mapping[str, Any] | None = None,
+    keep_bn: bool = False,
+    opset: int | None = None,
+    dynamic: Iterable[str] = (),
+    external_data: bool = False,
+    verify: bool = True,
+    seed: int = 0,
+    skip: Iterable[str] = (),
+    precision_limit: float = PRECISION_LIMIT,
+    leftovers: str = LEFTOVERS[0],
+    eval: bool = False,
+    bake: bool = False,
+    ignore_hooks: bool = False,
+    arch: str | Callable[[], Any] | None = None,
+    arch_args: str | None = None,
+    trust_pickle: bool = False,
+    progress: Progress = lambda stage: None,
+) -> FoldResult:
+    """Write a PyTorch model as ONNX, folded, and verified in onnxruntime against the model as it was.
+
+    `model`, `inputs`, `kwargs` and what is not named here: as for `fold`; the model is left alone. `out`: the file,
+    which appears only when it passed. `keep_bn`: fold nothing. `opset`: the ONNX operator set. `dynamic`: "batch" makes
+    axis 0 of every input dynamic under that name, "x:2=height" one axis of one input. `external_data`: weights in a
+    file beside it; models of 1.8 GB and more have them there always. The result's `model` is the path.
+
+    Raises as `fold` does, and UsageError where onnxscript is not installed.
+    """
+    _check_leftovers(leftovers)
+    options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
+    loaded = _torch(model, options, skip, precision_limit, leftovers)
+    if loaded is None:
+        raise UsageError("export: a model of PyTorch expected; bnfold fold takes ONNX files as they are")
+    from .exporting import Settings, export_model
+    from .pytorch import Judging
+
+    path = Path(fspath(out))
+    settings = Settings(keep_bn, opset, tuple(dynamic), external_data)
+    plan, check = export_model(loaded, path, settings, Judging(verify, seed, progress))
+    return FoldResult(plan or Plan(path.name), check, lambda: path)
+
+
 def _check_leftovers(leftovers: str) -> None:
     if leftovers not in LEFTOVERS:
         raise UsageError(f"leftovers={leftovers!r}: one of {', '.join(LEFTOVERS)} expected")

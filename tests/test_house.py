@@ -29,6 +29,7 @@ STAGES = [
     {"report"},
     {"onnxmodels", "pytorch"},
     {"torchfiles"},
+    {"exporting"},
     {"api"},
     {"cli", "__init__", "__main__"},
 ]
@@ -77,7 +78,7 @@ def test_the_algebra_knows_numpy_and_nothing_else() -> None:
 def test_public_names() -> None:
     assert sorted(bnfold.__all__) == [
         "BatchNorm", "BnfoldError", "Check", "FoldResult", "ModelError", "OutputError", "Plan", "PlanError",
-        "UsageError", "VerificationError", "__version__", "fold", "inspect", "verify",
+        "UsageError", "VerificationError", "__version__", "export", "fold", "inspect", "verify",
     ]  # fmt: skip
     for name in bnfold.__all__:
         assert getattr(bnfold, name) is not None
@@ -120,7 +121,7 @@ def test_links_of_the_documents_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("command", ["inspect", "fold", "verify"])
+@pytest.mark.parametrize("command", ["inspect", "fold", "verify", "export"])
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0

@@ -12,6 +12,7 @@ from io import TextIOWrapper
 import click
 
 from .. import __version__
+from .export import export
 from .fold import fold, inspect
 from .verify import verify
 
@@ -32,5 +33,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (inspect, fold, verify):
+for command in (inspect, fold, verify, export):
     main.add_command(command)
