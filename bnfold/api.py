@@ -216,7 +216,8 @@ def export(
     path = Path(fspath(out))
     settings = Settings(keep_bn, opset, tuple(dynamic), external_data)
     plan, check = export_model(loaded, path, settings, Judging(verify, seed, progress))
-    return FoldResult(plan or Plan(path.name), check, lambda: path)
+    kept = Plan(path.name, notes=("every batch norm was kept",))
+    return FoldResult(plan or kept, check, lambda: path)
 
 
 def _check_leftovers(leftovers: str) -> None:

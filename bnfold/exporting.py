@@ -202,10 +202,12 @@ def _path(node: Any) -> str:
 
 def _digest(source: TorchModel) -> str:
     """SHA-256 of the file, or of the tensors of a module."""
+    total = hashlib.sha256()
     if source.path is not None:
         with source.path.open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    total = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                total.update(chunk)
+        return f"sha256:{total.hexdigest()}"
     state: Mapping[str, Any] = (
         source.model.state_dict if isinstance(source.model, ExportedProgram) else source.model.state_dict()
     )

@@ -18,8 +18,12 @@ from .output import check_report, errors, progress_line, show_result, write_repo
 @click.option("-o", "--output", type=FILE, required=True, metavar="OUT.onnx", help="Where to write the ONNX file.")
 @click.option("--keep-bn", is_flag=True, help="Fold nothing: every batch norm becomes a node.")
 @click.option("--opset", type=click.IntRange(min=18), help="The ONNX operator set; torch's default otherwise.")
-@click.option("--dynamic", multiple=True, metavar="batch",
-              help="Make axis 0 of every input dynamic under this name; NAME:AXIS=LABEL for one axis. Repeatable.")  # fmt: skip
+@click.option(
+    "--dynamic",
+    multiple=True,
+    metavar="batch",
+    help="Make axis 0 of every input dynamic under this name; NAME:AXIS=LABEL for one axis. Repeatable.",
+)
 @click.option("--external-data", is_flag=True, help="Put the weights into OUT.onnx.data; large models always do.")
 @click.option("--report", "report_file", type=FILE, metavar="R.json", help="Write the report as JSON.")
 @click.option("--no-verify", is_flag=True, help="Write without running the models; the report says so.")

@@ -23,7 +23,7 @@ def plan_table(plan: Plan) -> RenderableType:
     """Every norm: name, where it sits, verdict, where it went or why it stayed; and a line that counts."""
     notes = [Text(f"note: {note}", "yellow") for note in plan.notes]
     if not plan.batch_norms and not plan.others:
-        return Group(*notes, Text(f"{plan.model}: no batch norms"))
+        return Group(*notes) if notes else Text(f"{plan.model}: no batch norms")
     table = Table(title=escape(plan.model), title_justify="left", header_style="bold", expand=False)
     table.add_column("batch norm", overflow="fold")
     table.add_column("between", overflow="fold")

@@ -181,7 +181,8 @@ def _pickle(path: Path, trust_pickle: bool) -> Loaded:
 
 
 def _what(error: BaseException) -> str:
-    found = re.search(r"(?:GLOBAL|Unsupported (?:global|class|operand)[: ]+)\s*([\w.]+)", str(error))
+    """The class or function that a pickle names, by torch's message."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
     return found.group(1) if found else "objects of classes"
 
 
