@@ -4,8 +4,6 @@ They hold buffers of shape (channels, 1, ..., 1), so that they broadcast along t
 exportable and picklable, and `bnfold` must be installed where they are unpickled.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

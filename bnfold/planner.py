@@ -179,7 +179,8 @@ class _Into:
 
     def __call__(self, port: AffinePort) -> tuple[str, ...]:
         near = self._near(np.concatenate([port.x, port.y]))
-        return near or self._near(np.concatenate([port.x, port.y, *self._neighbours(port)]))
+        found = near or self._near(np.concatenate([port.x, port.y, *self._neighbours(port)]))
+        return tuple(dict.fromkeys(found))
 
     def _neighbours(self, port: AffinePort) -> list[Ids]:
         """The far sides of the norms that stood in a row with this one and are gone too."""

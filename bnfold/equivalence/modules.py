@@ -66,7 +66,7 @@ class ModuleRunner:
     def __init__(self, subject: ModuleSubject, wide: bool) -> None:
         self.subject, self.wide = subject, wide
         try:
-            self.module = copy.deepcopy(subject.module)
+            self.module = copy.deepcopy(subject.module, _computed(subject.module))
         except Exception:  # a module that cannot be copied is run itself
             if wide:
                 raise
@@ -92,6 +92,12 @@ class ModuleRunner:
         if tensor.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         return tensor.double() if self.wide and tensor.is_floating_point() else tensor
+
+
+def _computed(module: nn.Module) -> dict[int, Any]:
+    """A memo for deepcopy, which refuses tensors that carry gradients."""
+    held = [value for inner in module.modules() for value in vars(inner).values() if isinstance(value, torch.Tensor)]
+    return {id(value): value.detach().clone() for value in held if not value.is_leaf}
 
 
 def _name(path: Sequence[Any], parameters: Sequence[str]) -> str:

@@ -176,7 +176,7 @@ class _Work:
         path, _, leaf = name.rpartition(".")
         owner = self.target.get_submodule(path)
         new = torch.from_numpy(np.ascontiguousarray(value))
-        if name in self.planned.source.capture.added:
+        if getattr(owner, leaf) is None:
             weight: torch.Tensor = owner.weight  # type: ignore[assignment]
             held = torch.zeros(new.shape, dtype=weight.dtype, device=weight.device)
             owner.register_parameter(leaf, nn.Parameter(held, weight.requires_grad))

@@ -99,17 +99,20 @@ def _traced(module: nn.Module, ignore_hooks: bool) -> nn.Module:
     """A copy that shares all tensors, with hooks that show in the graph."""
     memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
     try:
-        traced = copy.deepcopy(module, memo)
+        traced = copy.deepcopy(module, {**computed(module), **memo})
     except Exception as error:  # a tensor that was computed with gradients hangs on it, or a lock, or a file
-        raise ModelError(
-            f"{type(module).__name__} cannot be copied ({one_line(error)}); old weight_norm and spectral_norm leave "
-            "such tensors: bake them first (bake=True)"
-        ) from error
+        raise ModelError(f"{type(module).__name__} cannot be copied: {one_line(error)}") from error
     if not ignore_hooks:
         for path, inner in list(traced.named_modules()):
             if kind := _hook(inner):
                 _mark(inner, f"the {kind} of {path or type(inner).__name__}")
     return traced
+
+
+def computed(module: nn.Module) -> dict[int, torch.Tensor]:
+    """Copies of the tensors that modules hold and that carry gradients, which deepcopy refuses: a memo for it."""
+    held = [value for inner in module.modules() for value in vars(inner).values() if isinstance(value, torch.Tensor)]
+    return {id(value): value.detach().clone() for value in held if not value.is_leaf}
 
 
 def _mark(module: nn.Module, who: str) -> None:
@@ -126,12 +129,13 @@ def _mark(module: nn.Module, who: str) -> None:
 
 def _with_biases(module: nn.Module) -> list[str]:
     """Give zeros to layers whose bias is None; their qualified names."""
-    added = []
-    for name, inner in module.named_modules():
+    added: set[int] = set()
+    for inner in module.modules():
         weight = getattr(inner, "weight", None)
         if not isinstance(inner, LAYERS) or inner._parameters.get("bias", 0) is not None or weight is None:
             continue
         size = inner.out_channels if isinstance(inner, nn.modules.conv._ConvNd) else inner.out_features
         inner.bias = nn.Parameter(torch.zeros(int(size), dtype=weight.dtype, device=weight.device), False)
-        added.append(f"{name}.bias" if name else "bias")
-    return added
+        added.add(id(inner))
+    named = module.named_modules(remove_duplicate=False)
+    return [f"{name}.bias" if name else "bias" for name, inner in named if id(inner) in added]

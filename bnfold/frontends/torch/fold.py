@@ -15,7 +15,7 @@ from ...errors import ModelError, UsageError
 from ...graph import Reason
 from ...plan import BatchNorm, Edit, Plan
 from .apply import apply
-from .capture import capture, one_line
+from .capture import capture, computed, one_line
 from .house import Modules
 from .module import Planned, Planner, plan_module
 from .parts import parts
@@ -72,18 +72,17 @@ def ready(module: nn.Module, options: Options) -> nn.Module:
 def copied(module: nn.Module) -> nn.Module:
     """A deep copy. ModelError where there is none."""
     try:
-        return copy.deepcopy(module)
+        return copy.deepcopy(module, dict(computed(module)))
     except Exception as error:
-        raise ModelError(
-            f"{type(module).__name__} cannot be copied ({one_line(error)}); tensors that old weight_norm or "
-            "spectral_norm left are gone after remove_weight_norm(layer)"
-        ) from error
+        raise ModelError(f"{type(module).__name__} cannot be copied: {one_line(error)}") from error
 
 
 def _baked(module: nn.Module) -> nn.Module:
     """Parametrizations and the hooks of old weight norms turned into plain parameters."""
     for inner in list(module.modules()):
         if parametrize.is_parametrized(inner):
+            own = type(inner)  # a copy shares the class of its original, from which the removal takes properties out
+            inner.__class__ = type(own.__name__, own.__bases__, dict(own.__dict__))
             for name in list(inner.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(inner, name, leave_parametrized=True)
         for hook in list(inner._forward_pre_hooks.values()):

@@ -152,7 +152,5 @@ def save_script(module: nn.Module, args: Sequence[Any], out: Path) -> None:
         try:
             traced = torch.jit.trace(module, tuple(args), strict=False)  # type: ignore[no-untyped-call]
         except Exception as error:
-            raise ModelError(
-                f"torch.jit cannot trace the folded module, a .pt2 file may do: {one_line(error)}"
-            ) from error
+            raise ModelError(f"torch.jit cannot trace the result, a .pt2 file may do: {one_line(error)}") from error
         torch.jit.save(traced, str(out))

@@ -1,0 +1,627 @@
+"""PyTorch networks at which other folders give wrong results, each a test by name."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bnfold
+from bnfold import ModelError, UsageError
+from tests.torch_nets import alive, codes, error, fates, folded, positive, tensors, widened
+
+X = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def conv(inputs: int = 8, out: int = 8, kernel: int = 3, **more: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, out, kernel, **{"padding": kernel // 2, "bias": False, **more})
+
+
+class Net(nn.Module):
+    """Layers by name; `run` is its forward."""
+
+    def __init__(self, run: Any, **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, *args: Any) -> Any:
+        return self.run(self, *args)
+
+
+def net(run: Any, **layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return alive(Net(run, **layers))
+
+
+# --- one layer, several calls
+
+
+def test_a_conv_called_with_and_without_its_norm() -> None:
+    m = net(lambda s, x: s.b(s.c(x)) + s.c(torch.sin(x)), c=conv(), b=nn.BatchNorm2d(8))
+    result = folded(m, X)
+    assert fates(result)["b"] != "folded"
+    assert isinstance(result.model.b, nn.BatchNorm2d)
+
+
+def test_a_conv_called_twice_with_two_different_norms() -> None:
+    m = net(lambda s, x: s.b(s.c(x)) * 2 + s.d(s.c(torch.sin(x))), c=conv(), b=nn.BatchNorm2d(8), d=nn.BatchNorm2d(8))
+    assert set(fates(folded(m, X)).values()) != {"folded"}
+
+
+def test_a_block_called_twice_folds_as_a_whole() -> None:
+    block = nn.Sequential(conv(), nn.BatchNorm2d(8))
+    m = net(lambda s, x: s.last(torch.tanh(s.block(torch.tanh(s.block(x))))), block=block, last=conv())
+    result = folded(alive(m, zeros=False), X)
+    assert fates(result) == {"block.1": "folded"}
+    assert isinstance(result.model.block[1], nn.Identity)
+
+
+def test_a_norm_called_twice_behind_different_convs_stays_whole_or_goes_whole() -> None:
+    m = net(lambda s, x: s.b(s.c(x)) + s.b(torch.relu(s.d(x))), c=conv(), d=conv(), b=nn.BatchNorm2d(8))
+    result = folded(m, X)
+    assert codes(result)["b"] == "shared"
+    assert isinstance(result.model.b, nn.BatchNorm2d)
+
+
+def test_one_submodule_under_two_names() -> None:
+    shared = nn.Sequential(conv(), nn.BatchNorm2d(8))
+    m = net(lambda s, x: torch.tanh(s.second(torch.tanh(s.first(x)))), first=shared, second=shared)
+    result = folded(alive(m, zeros=False), X)
+    assert set(fates(result).values()) == {"folded"}
+    assert result.model.first is result.model.second
+
+
+# --- other readers
+
+
+def test_a_conv_output_with_a_second_reader() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.c(x)
+        return s.b(y) + torch.sigmoid(y)
+
+    assert fates(folded(net(run, c=conv(), b=nn.BatchNorm2d(8)), X))["b"] != "folded"
+
+
+def test_a_conv_output_that_is_returned() -> None:
+    def run(s: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = s.c(x)
+        return torch.tanh(s.b(y)), y
+
+    assert codes(folded(net(run, c=conv(), b=nn.BatchNorm2d(8)), X)) == {"b": "scale-fixed"}
+
+
+def test_a_forward_hook_sees_what_it_saw() -> None:
+    m = net(lambda s, x: torch.tanh(s.b(s.c(x))), c=conv(), b=nn.BatchNorm2d(8))
+    seen: list[Tensor] = []
+    m.c.register_forward_hook(lambda module, args, out: seen.append(out))  # type: ignore[union-attr, operator]
+    result = folded(m, X)
+    assert codes(result) == {"b": "scale-fixed"}
+    with torch.no_grad():
+        seen.clear()
+        m(X)
+        copy.deepcopy(result.model).float()(X)
+    assert error(seen[0], seen[1]) < 1e-6
+
+
+def test_a_forward_hook_that_changes_the_output() -> None:
+    m = net(lambda s, x: torch.tanh(s.b(s.c(x))), c=conv(), b=nn.BatchNorm2d(8))
+    m.c.register_forward_hook(lambda module, args, out: out.abs())  # type: ignore[union-attr, operator]
+    assert fates(folded(m, X))["b"] != "folded"
+
+
+def test_a_forward_pre_hook_of_a_norm() -> None:
+    m = net(lambda s, x: torch.tanh(s.b(s.c(x))), c=conv(), b=nn.BatchNorm2d(8))
+    m.b.register_forward_pre_hook(lambda module, args: (args[0] + 1,))  # type: ignore[union-attr, operator]
+    result = folded(m, X)
+    assert codes(result) == {"b": "hook"}
+    assert isinstance(result.model.b, nn.BatchNorm2d)
+
+
+def test_a_hook_that_needs_nothing_can_be_ignored() -> None:
+    m = net(lambda s, x: torch.tanh(s.b(s.c(x))), c=conv(), b=nn.BatchNorm2d(8))
+    m.c.register_forward_hook(lambda module, args, out: None)  # type: ignore[union-attr, operator]
+    assert fates(folded(m, X, ignore_hooks=True)) == {"b": "folded"}
+
+
+def test_a_norm_whose_numbers_other_code_reads_stays() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        return torch.tanh(s.b(s.c(x))) * s.b.weight.sum()
+
+    assert isinstance(folded(net(run, c=conv(), b=nn.BatchNorm2d(8)), X).model.b, nn.BatchNorm2d)
+
+
+# --- tied and computed weights
+
+
+def test_two_layers_share_one_weight_and_one_has_a_norm() -> None:
+    m = net(lambda s, x: s.b(s.c(x)) + torch.tanh(s.d(x)), c=conv(), d=conv(), b=nn.BatchNorm2d(8))
+    m.d.weight = m.c.weight  # type: ignore[union-attr]
+    result = folded(m, X)
+    assert fates(result)["b"] != "folded"
+    assert result.model.d.weight is result.model.c.weight
+
+
+def test_a_weight_that_a_layer_outside_the_graph_owns_too() -> None:
+    m = net(lambda s, x: torch.tanh(s.b(s.c(x))), c=conv(), unused=conv(), b=nn.BatchNorm2d(8))
+    m.unused.weight = m.c.weight  # type: ignore[union-attr]
+    assert "shares its weight" in str(folded(m, X).plan.batch_norms[0].reason)
+
+
+def test_an_embedding_tied_to_the_last_layer() -> None:
+    m = net(lambda s, i: torch.tanh(s.b(s.out(s.e(i).mean(1)))), e=nn.Embedding(12, 8), out=nn.Linear(8, 12),
+            b=nn.BatchNorm1d(12))  # fmt: skip
+    m.out.weight = m.e.weight  # type: ignore[union-attr]
+    result = bnfold.fold(m.double(), (torch.randint(0, 12, (3, 5)),))
+    assert fates(result)["b"] != "folded"
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation: the weight is computed on every call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, w / (w.std((1, 2, 3), keepdim=True) + 1e-5), self.bias, padding=1)
+
+
+def test_a_conv_that_computes_its_weight() -> None:
+    m = net(lambda s, x: torch.tanh(s.b(s.c(x))), c=Standardised(8, 8, 3), b=nn.BatchNorm2d(8))
+    result = folded(m, X)
+    assert "computes its weight" in str(result.plan.batch_norms[0].reason)
+
+
+@pytest.mark.parametrize("which", ["new", "old"])
+def test_weight_norm_stays_or_is_baked(which: str) -> None:
+    m = net(lambda s, x: torch.tanh(s.b(s.c(x))), c=conv(), b=nn.BatchNorm2d(8)).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if which == "new":
+            nn.utils.parametrizations.weight_norm(m.c)
+        else:
+            nn.utils.weight_norm(m.c)
+    reference = m(X.double())
+    kept = bnfold.fold(m, (X.double(),))
+    assert fates(kept)["b"] != "folded"
+    assert error(reference, kept.model(X.double())) < 1e-10
+    baked = bnfold.fold(m, (X.double(),), bake=True)
+    assert fates(baked) == {"b": "folded"}
+    assert isinstance(baked.model.c.weight, nn.Parameter)
+    assert error(reference, baked.model(X.double())) < 1e-10
+    assert not isinstance(m.c.weight, nn.Parameter)  # type: ignore[union-attr]
+
+
+# --- axes
+
+
+def test_linear_and_batch_norm_on_another_axis_of_equal_size() -> None:
+    m = net(lambda s, x: s.b(s.c(x)), c=nn.Linear(8, 8), b=nn.BatchNorm1d(8))
+    assert codes(folded(m, torch.randn(2, 8, 8))) == {"b": "channels-tied"}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_grouped_transposed_convs(groups: int) -> None:
+    m = net(lambda s, x: s.e(torch.relu(s.b(s.c(x)))), c=nn.ConvTranspose2d(8, 8, 3, 2, groups=groups, bias=False),
+            b=nn.BatchNorm2d(8), e=conv())  # fmt: skip
+    assert fates(folded(m, X)) == {"b": "folded"}
+
+
+def test_norm_before_a_grouped_transposed_conv() -> None:
+    m = net(lambda s, x: s.c(s.b(s.e(x))), e=conv(), b=nn.BatchNorm2d(8), c=nn.ConvTranspose2d(8, 16, 2, 2, groups=4))
+    assert fates(folded(m, X)) == {"b": "folded"}
+
+
+def test_norm_flatten_linear() -> None:
+    m = net(lambda s, x: s.out(torch.flatten(s.b(torch.relu(s.c(x))), 1)), c=conv(), b=nn.BatchNorm2d(8),
+            out=nn.Linear(8 * 36, 5))  # fmt: skip
+    assert fates(folded(m, X)) == {"b": "folded"}
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 1, (0, 1)])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular", "replicate"])
+def test_padding_modes_and_strings(padding: Any, mode: str) -> None:
+    m = net(lambda s, x: s.c(s.b(torch.relu(s.a(x)))), a=conv(), b=nn.BatchNorm2d(8),
+            c=conv(padding=padding, padding_mode=mode))  # fmt: skip
+    carries = mode != "zeros" or padding == "valid"
+    assert (fates(folded(m, X))["b"] == "folded") == carries
+
+
+def test_even_kernels_with_same_padding() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        m = net(lambda s, x: s.b(s.c(x) + s.d(x)), c=conv(kernel=4, padding="same"), d=nn.BatchNorm2d(8),
+                b=nn.BatchNorm2d(8))  # fmt: skip
+        folded(m, X)
+
+
+def test_a_constant_along_the_width() -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.rand(6) + 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    m = net(lambda s, x: s.d(s.w(s.b(s.c(x)))), c=conv(), b=nn.BatchNorm2d(8), w=Wide(), d=conv())
+    result = folded(m, X)
+    assert "w" not in fates(result) or fates(result)["w"] != "folded"
+
+
+# --- modes and statistics
+
+
+def test_a_module_in_train_mode_is_refused() -> None:
+    m = net(lambda s, x: s.b(s.c(x)), c=conv(), b=nn.BatchNorm2d(8)).train()
+    with pytest.raises(UsageError, match="train mode"):
+        bnfold.fold(m, (X,))
+    result = bnfold.fold(m, (X,), eval=True)
+    assert fates(result) == {"b": "folded"}
+    assert m.training
+    assert not result.model.training
+
+
+def test_one_norm_in_train_mode_stays() -> None:
+    m = net(lambda s, x: s.d(torch.relu(s.b(s.c(x)))), c=conv(), b=nn.BatchNorm2d(8), d=conv())
+    m.b.train()  # type: ignore[union-attr, operator]
+    result = bnfold.fold(m, (X,), verify=False)
+    assert codes(result) == {"b": "training-mode"}
+
+
+def test_a_norm_without_running_statistics_stays() -> None:
+    m = net(lambda s, x: s.b(s.c(x)), c=conv(), b=nn.BatchNorm2d(8, track_running_stats=False))
+    assert codes(folded(m, X)) == {"b": "training-mode"}
+
+
+@pytest.mark.parametrize("form", ["affine=False", "only a scale", "only an offset"])
+def test_norms_with_parts_absent(form: str) -> None:
+    b = nn.BatchNorm2d(8, affine=form != "affine=False")
+    m = net(lambda s, x: s.d(s.b(torch.relu(s.c(x)))), c=conv(), b=b, d=conv(padding=0))
+    if form == "only a scale":
+        b.bias = None  # type: ignore[assignment]
+    if form == "only an offset":
+        b.weight = None  # type: ignore[assignment]
+    assert fates(folded(m, X)) == {"b": "folded"}
+
+
+def test_a_norm_that_stays_takes_other_numbers_without_affine() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.b(s.first(x))
+        return s.d(F.relu(y)) + s.e(torch.sigmoid(s.c(F.relu(y))))
+
+    m = net(run, first=conv(), b=nn.BatchNorm2d(8), c=nn.BatchNorm2d(8, affine=False), d=conv(), e=conv())
+    folded(m, X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_short_types_do_not_lose_eps(dtype: torch.dtype) -> None:
+    m = net(lambda s, x: s.b(s.c(x)), c=conv(), b=nn.BatchNorm2d(8, eps=1e-6))
+    with torch.no_grad():
+        m.b.running_var.copy_(torch.linspace(1e-7, 1e-6, 8))  # type: ignore[union-attr, operator]
+        m.b.weight.mul_(1e-3)  # type: ignore[union-attr, operator]
+    short = copy.deepcopy(m).to(dtype)
+    exact = copy.deepcopy(short).double()(X.to(dtype).double())
+    result = bnfold.fold(short, (X.to(dtype),))
+    assert fates(result) == {"b": "folded"}
+    assert {p.dtype for p in result.model.parameters()} == {dtype}
+    assert error(exact, result.model(X.to(dtype))) < 30 * torch.finfo(dtype).eps
+
+
+def test_channels_last_stays() -> None:
+    m = net(lambda s, x: torch.relu(s.b(s.c(x))), c=conv(), b=nn.BatchNorm2d(8)).to(memory_format=torch.channels_last)
+    x = X.to(memory_format=torch.channels_last)
+    result = bnfold.fold(m, (x,))
+    assert result.model.c.weight.is_contiguous(memory_format=torch.channels_last)
+    assert error(m(x), result.model(x)) < 1e-5
+
+
+# --- in-place
+
+
+def test_an_in_place_activation_behind_a_removed_norm() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        stream = s.stem(x)
+        return stream + s.c(s.act(s.b(stream)))
+
+    m = positive(net(run, stem=conv(), b=nn.BatchNorm2d(8), act=nn.ReLU(inplace=True), c=conv()))
+    m.stem.bias = nn.Parameter(torch.zeros(8))  # type: ignore[union-attr]
+    result = folded(net_with_second_stream(m), X)
+    assert fates(result)["inner.b"] == "folded"
+    assert result.model.inner.act.inplace is False
+
+
+def net_with_second_stream(inner: nn.Module) -> nn.Module:
+    """Behind it a conv, so that the stream may have another scale."""
+    torch.manual_seed(1)
+    return Net(lambda s, x: torch.tanh(s.last(s.inner(x))), inner=inner, last=conv()).eval()
+
+
+def test_an_in_place_function_behind_a_removed_norm_gets_a_copy() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        stream = s.stem(x)
+        return torch.tanh(s.last(stream + s.c(F.relu_(s.b(stream)))))
+
+    m = positive(net(run, stem=conv(), b=nn.BatchNorm2d(8), c=conv(), last=conv()))
+    result = folded(m, X)
+    assert fates(result) == {"b": "copy"}
+    assert codes(result) == {"b": "in-place"}
+
+
+def test_an_in_place_sum_of_the_input_itself() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.b(s.a(x))
+        y += 1
+        return s.c(y) + x
+
+    m = net(run, a=nn.Identity(), b=nn.BatchNorm2d(8), c=conv(padding=0, kernel=1))
+    x = X.clone()
+    folded(m, x)
+    assert torch.equal(x, X)
+
+
+def test_an_in_place_activation_that_nobody_minds_stays_in_place() -> None:
+    m = net(lambda s, x: s.d(s.act(s.b(s.c(x)))), c=conv(), b=nn.BatchNorm2d(8), act=nn.ReLU(inplace=True), d=conv())
+    assert folded(m, X).model.act.inplace is True
+
+
+# --- the code decides, not the order of declaration
+
+
+def test_pairs_by_data_flow_and_not_by_declaration() -> None:
+    m = net(lambda s, x: s.b2(s.c1(torch.relu(s.b1(s.c2(x))))), c1=conv(), b1=nn.BatchNorm2d(8), c2=conv(),
+            b2=nn.BatchNorm2d(8))  # fmt: skip
+    result = folded(m, X)
+    assert {bn.name: bn.into[0] for bn in result.plan.batch_norms} == {"b1": "c1", "b2": "c1"} or set(
+        fates(result).values()
+    ) == {"folded"}
+
+
+def test_a_norm_that_is_not_called_is_not_folded() -> None:
+    m = net(lambda s, x: s.c(x), c=conv(), b=nn.BatchNorm2d(8))
+    result = folded(m, X)
+    assert fates(result) == {}
+    assert isinstance(result.model.b, nn.BatchNorm2d)
+
+
+# --- subclasses and code
+
+
+class Frozen(nn.Module):
+    """As torchvision's FrozenBatchNorm2d: buffers and arithmetic."""
+
+    def __init__(self, n: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.ones(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, b, m, v = (t.reshape(1, -1, 1, 1) for t in (self.weight, self.bias, self.running_mean, self.running_var))
+        scale = w * (v + self.eps).rsqrt()  # type: ignore[operator]
+        return x * scale + (b - m * scale)
+
+
+class WithActivation(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: an activation inside."""
+
+    def __init__(self, n: int, inplace: bool = True) -> None:
+        super().__init__(n)
+        self.drop = nn.Identity()
+        self.act = nn.ReLU(inplace=inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))  # type: ignore[no-any-return]
+
+
+class WithCode(nn.BatchNorm2d):
+    """An activation in its own code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
+
+
+def test_a_frozen_batch_norm() -> None:
+    m = net(lambda s, x: s.d(torch.relu(s.b(s.c(x)))), c=conv(), b=Frozen(8), d=conv())
+    result = folded(m, X)
+    assert fates(result) == {"b": "folded"}
+    assert result.plan.batch_norms[0].op_type == "BatchNormalization"
+    assert isinstance(result.model.b, nn.Identity)
+
+
+def test_a_norm_with_an_activation_module_inside_keeps_it() -> None:
+    m = net(lambda s, x: s.d(s.b(s.c(x))), c=conv(), b=WithActivation(8), d=conv())
+    result = folded(m, X)
+    assert fates(result) == {"b": "folded"}
+    assert isinstance(result.model.b.act, nn.ReLU)
+
+
+def test_a_norm_with_an_activation_in_its_code_stays() -> None:
+    m = net(lambda s, x: s.d(s.b(s.c(x))), c=conv(), b=WithCode(8), d=conv())
+    result = folded(m, X)
+    assert codes(result) == {"b": "in-code"}
+
+
+def test_a_functional_batch_norm_stays_in_a_module_and_goes_in_a_program() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.d = conv(), conv()
+            self.inner = nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            b = self.inner
+            y = F.batch_norm(self.c(x), b.running_mean, b.running_var, b.weight, b.bias)
+            return self.d(torch.relu(y))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    m = alive(Functional()).double()
+    x = X.double()
+    kept = bnfold.fold(m, (x,))
+    assert [code for code in codes(kept).values()] == ["in-code"]
+    program = torch.export.export(m, (x,))
+    gone = bnfold.fold(program)
+    assert set(fates(gone).values()) == {"folded"}
+    assert error(m(x), gone.model.module()(x)) < 1e-10
+
+
+@pytest.mark.parametrize("kind", [nn.SyncBatchNorm, nn.LazyBatchNorm2d])
+def test_other_classes_of_norms(kind: Any) -> None:
+    torch.manual_seed(0)
+    b = nn.SyncBatchNorm(8) if kind is nn.SyncBatchNorm else nn.LazyBatchNorm2d()
+    m = Net(lambda s, x: s.d(torch.relu(s.b(s.c(x)))), c=conv(), b=b, d=conv()).eval()
+    m(X)
+    assert fates(folded(alive(m), X)) == {"b": "folded"}
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_other_dimensions(dims: int) -> None:
+    make, norm = ((nn.Conv1d, nn.BatchNorm1d), (), (nn.Conv3d, nn.BatchNorm3d))[dims - 1]
+    torch.manual_seed(0)
+    m = Net(lambda s, x: s.d(torch.relu(s.b(s.c(x)))), c=make(4, 6, 3), b=norm(6), d=make(6, 5, 3)).eval()
+    assert fates(folded(alive(m), torch.randn(2, 4, *[7] * dims))) == {"b": "folded"}
+
+
+# --- what comes out
+
+
+def test_the_state_dict_keeps_its_keys() -> None:
+    m = net(lambda s, x: s.d(torch.relu(s.b(s.c(x)))), c=conv(), b=nn.BatchNorm2d(8), d=conv())
+    result = folded(m, X)
+    left = {k for k in m.state_dict() if not k.startswith("b.")}
+    assert set(result.model.state_dict()) == left | {"c.bias"}
+
+
+def test_the_folded_module_can_be_pickled_scripted_and_exported() -> None:
+    torch.manual_seed(0)
+    m = alive(nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU(), conv(), nn.BatchNorm2d(8), nn.ReLU()))
+    made: nn.Module = bnfold.fold(m, (X,), leftovers="all").model
+    expected = made(X)
+    assert error(expected, pickle.loads(pickle.dumps(made))(X)) == 0
+    assert error(expected, torch.jit.script(made)(X)) < 1e-6
+    assert error(expected, torch.export.export(made, (X,)).module()(X)) < 1e-6
+    assert error(expected.double(), made.double()(X.double())) < 1e-5
+
+
+@pytest.mark.parametrize("leftovers", ["all", "fast", "none"])
+def test_leftovers_in_a_module(leftovers: str) -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.stem(x)
+        return torch.cat([s.c(s.act(s.b(y))), s.d(s.act2(s.e(y))), torch.tanh(y[:, :, 1:-1, 1:-1])], 1)
+
+    m = positive(net(run, stem=conv(out=9), b=nn.BatchNorm2d(9), c=conv(9, padding=0), act=nn.ReLU(),
+                     act2=nn.ReLU6(), e=nn.BatchNorm2d(9), d=conv(9, padding=0)))  # fmt: skip
+    result = folded(m, torch.randn(2, 8, 16, 16), leftovers=leftovers)
+    if leftovers == "none":
+        assert set(fates(result).values()) <= {"kept", "folded"}
+    pickle.loads(pickle.dumps(result.model.act))
+    torch.jit.script(result.model.act)
+
+
+def test_an_identity_branch_goes_into_the_conv_beside_it() -> None:
+    torch.manual_seed(0)
+    m = Net(lambda s, x: torch.relu(s.c(x) + s.b(x)), c=conv(), b=nn.BatchNorm2d(8)).eval()
+    outer = alive(Net(lambda s, x: s.two(s.one(s.stem(x))), stem=nn.Sequential(conv(), nn.ReLU()), one=m,
+                      two=copy.deepcopy(m)))  # fmt: skip
+    result = folded(outer, X)
+    assert set(fates(result).values()) == {"folded"}
+
+
+def test_a_plain_sum_of_input_and_conv_under_a_norm_is_right() -> None:
+    m = net(lambda s, x: torch.tanh(s.b(s.c(torch.relu(x)) + torch.relu(x))), c=conv(), b=nn.BatchNorm2d(8))
+    folded(m, X)
+
+
+def test_in_place_changes_the_module_itself() -> None:
+    m = net(lambda s, x: s.b(s.c(x)), c=conv(), b=nn.BatchNorm2d(8))
+    expected = m(X)
+    result = bnfold.fold(m, (X,), inplace=True)
+    assert result.model is m
+    assert isinstance(m.b, nn.Identity)
+    assert error(expected, m(X)) < 1e-5
+
+
+def test_several_inputs_outputs_and_keywords() -> None:
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.b, self.d = conv(), nn.BatchNorm2d(8), conv()
+
+        def forward(self, x: Tensor, parts: dict[str, Tensor], flag: bool = False) -> dict[str, Any]:
+            y = self.b(self.c(x)) * parts["gate"]
+            return {"y": self.d(y) if flag else y, "rest": [y.mean(), x.sum()]}
+
+    torch.manual_seed(0)
+    m = alive(Many()).double()
+    gate = torch.rand(2, 8, 1, 1).double()
+    result = bnfold.fold(m, (X.double(),), kwargs={"parts": {"gate": gate}, "flag": True})
+    found, expected = (f(X.double(), parts={"gate": gate}, flag=True) for f in (result.model, m))
+    assert error(expected, found) < 1e-10
+    assert len(tensors(found)) == 3
+
+
+# --- what torch.export cannot see
+
+
+class Branching(nn.Module):
+    """Control flow that depends on data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(), nn.BatchNorm2d(8), nn.ReLU(), conv(), nn.BatchNorm2d(8))
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.body(x))
+        return y if y.sum() > 0 else -y
+
+
+def test_parts_are_folded_where_the_whole_cannot_be_traced() -> None:
+    torch.manual_seed(0)
+    result = folded(alive(Branching()), X)
+    assert fates(result) == {"body.1": "folded", "body.4": "folded", "norm": "kept"}
+    assert codes(result) == {"norm": "untraced"}
+    (note,) = result.plan.notes
+    assert "torch.export cannot trace Branching" in note
+    assert "body" in note
+
+
+def test_parts_leave_what_is_used_outside_them() -> None:
+    class Outside(Branching):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y + self.body[0](torch.sin(x))
+
+    torch.manual_seed(0)
+    folded(alive(Outside()), X)
+
+
+def test_a_module_that_does_not_run_is_a_clear_error() -> None:
+    with pytest.raises(ModelError, match="does not run on the inputs given"):
+        bnfold.fold(alive(Branching()), (torch.randn(2, 5, 6, 6),))
+
+
+def test_inputs_are_needed() -> None:
+    with pytest.raises(UsageError, match="example inputs"):
+        bnfold.fold(alive(Branching()))
+
+
+def test_a_wrong_fold_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnfold.frontends.torch import apply as applying
+
+    real = applying.scale_weight
+    monkeypatch.setattr(applying, "scale_weight", lambda *a: real(*a) * 1.01)
+    m = net(lambda s, x: s.b(s.c(x)), c=conv(), b=nn.BatchNorm2d(8))
+    before = {k: v.clone() for k, v in m.state_dict().items()}
+    with pytest.raises(bnfold.VerificationError, match="did not pass"):
+        bnfold.fold(m, (X,), inplace=True)
+    assert all(torch.equal(v, m.state_dict()[k]) for k, v in before.items())
+
+
+def test_widened_leaves_integers() -> None:
+    assert widened((torch.arange(3), X))[0].dtype == torch.int64
