@@ -167,10 +167,20 @@ def _onnx(program: ExportedProgram, call: Call, settings: Settings) -> Any:
             )  # fmt: skip
             assert made is not None
             optimizer.fold_constants(made.model)
+            _drop_zero_biases(made.model)
             optimizer.remove_unused_nodes(made.model)
     except Exception as error:
         raise ModelError(f"torch.onnx cannot export the model: {one_line(error)}") from error
     return made
+
+
+def _drop_zero_biases(model: Any) -> None:
+    """Take out biases of zeros: the exporter makes them up for 3-D convs without one, in a shape that nothing runs."""
+    for node in model.graph:
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) > 2 and node.inputs[2] is not None:
+            value = node.inputs[2].const_value
+            if value is not None and not value.numpy().any():
+                node.resize_inputs(2)
 
 
 def _describe(model: Any, plan: Plan | None, source: TorchModel) -> None:

@@ -26,7 +26,7 @@ def conv(inputs: int = 8, out: int = 8, kernel: int = 3, **more: Any) -> nn.Conv
 class Net(nn.Module):
     """Layers by name; `run` is its forward."""
 
-    def __init__(self, run: Any, **layers: nn.Module) -> None:
+    def __init__(self, run: Any, **layers: Any) -> None:
         super().__init__()
         self.run = run
         for name, layer in layers.items():
@@ -36,7 +36,7 @@ class Net(nn.Module):
         return self.run(self, *args)
 
 
-def net(run: Any, **layers: nn.Module) -> nn.Module:
+def net(run: Any, **layers: Any) -> Any:
     torch.manual_seed(0)
     return alive(Net(run, **layers))
 
@@ -83,7 +83,7 @@ def test_one_submodule_under_two_names() -> None:
 
 
 def test_a_conv_output_with_a_second_reader() -> None:
-    def run(s: Any, x: Tensor) -> Tensor:
+    def run(s: Any, x: Tensor) -> Any:
         y = s.c(x)
         return s.b(y) + torch.sigmoid(y)
 
@@ -101,7 +101,7 @@ def test_a_conv_output_that_is_returned() -> None:
 def test_a_forward_hook_sees_what_it_saw() -> None:
     m = net(lambda s, x: torch.tanh(s.b(s.c(x))), c=conv(), b=nn.BatchNorm2d(8))
     seen: list[Tensor] = []
-    m.c.register_forward_hook(lambda module, args, out: seen.append(out))  # type: ignore[union-attr, operator]
+    m.c.register_forward_hook(lambda module, args, out: seen.append(out))
     result = folded(m, X)
     assert codes(result) == {"b": "scale-fixed"}
     with torch.no_grad():
@@ -113,13 +113,13 @@ def test_a_forward_hook_sees_what_it_saw() -> None:
 
 def test_a_forward_hook_that_changes_the_output() -> None:
     m = net(lambda s, x: torch.tanh(s.b(s.c(x))), c=conv(), b=nn.BatchNorm2d(8))
-    m.c.register_forward_hook(lambda module, args, out: out.abs())  # type: ignore[union-attr, operator]
+    m.c.register_forward_hook(lambda module, args, out: out.abs())
     assert fates(folded(m, X))["b"] != "folded"
 
 
 def test_a_forward_pre_hook_of_a_norm() -> None:
     m = net(lambda s, x: torch.tanh(s.b(s.c(x))), c=conv(), b=nn.BatchNorm2d(8))
-    m.b.register_forward_pre_hook(lambda module, args: (args[0] + 1,))  # type: ignore[union-attr, operator]
+    m.b.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
     result = folded(m, X)
     assert codes(result) == {"b": "hook"}
     assert isinstance(result.model.b, nn.BatchNorm2d)
@@ -127,12 +127,12 @@ def test_a_forward_pre_hook_of_a_norm() -> None:
 
 def test_a_hook_that_needs_nothing_can_be_ignored() -> None:
     m = net(lambda s, x: torch.tanh(s.b(s.c(x))), c=conv(), b=nn.BatchNorm2d(8))
-    m.c.register_forward_hook(lambda module, args, out: None)  # type: ignore[union-attr, operator]
+    m.c.register_forward_hook(lambda module, args, out: None)
     assert fates(folded(m, X, ignore_hooks=True)) == {"b": "folded"}
 
 
 def test_a_norm_whose_numbers_other_code_reads_stays() -> None:
-    def run(s: Any, x: Tensor) -> Tensor:
+    def run(s: Any, x: Tensor) -> Any:
         return torch.tanh(s.b(s.c(x))) * s.b.weight.sum()
 
     assert isinstance(folded(net(run, c=conv(), b=nn.BatchNorm2d(8)), X).model.b, nn.BatchNorm2d)
@@ -143,7 +143,7 @@ def test_a_norm_whose_numbers_other_code_reads_stays() -> None:
 
 def test_two_layers_share_one_weight_and_one_has_a_norm() -> None:
     m = net(lambda s, x: s.b(s.c(x)) + torch.tanh(s.d(x)), c=conv(), d=conv(), b=nn.BatchNorm2d(8))
-    m.d.weight = m.c.weight  # type: ignore[union-attr]
+    m.d.weight = m.c.weight
     result = folded(m, X)
     assert fates(result)["b"] != "folded"
     assert result.model.d.weight is result.model.c.weight
@@ -151,14 +151,14 @@ def test_two_layers_share_one_weight_and_one_has_a_norm() -> None:
 
 def test_a_weight_that_a_layer_outside_the_graph_owns_too() -> None:
     m = net(lambda s, x: torch.tanh(s.b(s.c(x))), c=conv(), unused=conv(), b=nn.BatchNorm2d(8))
-    m.unused.weight = m.c.weight  # type: ignore[union-attr]
+    m.unused.weight = m.c.weight
     assert "shares its weight" in str(folded(m, X).plan.batch_norms[0].reason)
 
 
 def test_an_embedding_tied_to_the_last_layer() -> None:
     m = net(lambda s, i: torch.tanh(s.b(s.out(s.e(i).mean(1)))), e=nn.Embedding(12, 8), out=nn.Linear(8, 12),
             b=nn.BatchNorm1d(12))  # fmt: skip
-    m.out.weight = m.e.weight  # type: ignore[union-attr]
+    m.out.weight = m.e.weight
     result = bnfold.fold(m.double(), (torch.randint(0, 12, (3, 5)),))
     assert fates(result)["b"] != "folded"
 
@@ -194,7 +194,7 @@ def test_weight_norm_stays_or_is_baked(which: str) -> None:
     assert fates(baked) == {"b": "folded"}
     assert isinstance(baked.model.c.weight, nn.Parameter)
     assert error(reference, baked.model(X.double())) < 1e-10
-    assert not isinstance(m.c.weight, nn.Parameter)  # type: ignore[union-attr]
+    assert not isinstance(m.c.weight, nn.Parameter)
 
 
 # --- axes
@@ -269,7 +269,7 @@ def test_a_module_in_train_mode_is_refused() -> None:
 
 def test_one_norm_in_train_mode_stays() -> None:
     m = net(lambda s, x: s.d(torch.relu(s.b(s.c(x)))), c=conv(), b=nn.BatchNorm2d(8), d=conv())
-    m.b.train()  # type: ignore[union-attr, operator]
+    m.b.train()
     result = bnfold.fold(m, (X,), verify=False)
     assert codes(result) == {"b": "training-mode"}
 
@@ -281,17 +281,17 @@ def test_a_norm_without_running_statistics_stays() -> None:
 
 @pytest.mark.parametrize("form", ["affine=False", "only a scale", "only an offset"])
 def test_norms_with_parts_absent(form: str) -> None:
-    b = nn.BatchNorm2d(8, affine=form != "affine=False")
+    b: Any = nn.BatchNorm2d(8, affine=form != "affine=False")
     m = net(lambda s, x: s.d(s.b(torch.relu(s.c(x)))), c=conv(), b=b, d=conv(padding=0))
     if form == "only a scale":
-        b.bias = None  # type: ignore[assignment]
+        b.bias = None
     if form == "only an offset":
-        b.weight = None  # type: ignore[assignment]
+        b.weight = None
     assert fates(folded(m, X)) == {"b": "folded"}
 
 
 def test_a_norm_that_stays_takes_other_numbers_without_affine() -> None:
-    def run(s: Any, x: Tensor) -> Tensor:
+    def run(s: Any, x: Tensor) -> Any:
         y = s.b(s.first(x))
         return s.d(F.relu(y)) + s.e(torch.sigmoid(s.c(F.relu(y))))
 
@@ -303,8 +303,8 @@ def test_a_norm_that_stays_takes_other_numbers_without_affine() -> None:
 def test_short_types_do_not_lose_eps(dtype: torch.dtype) -> None:
     m = net(lambda s, x: s.b(s.c(x)), c=conv(), b=nn.BatchNorm2d(8, eps=1e-6))
     with torch.no_grad():
-        m.b.running_var.copy_(torch.linspace(1e-7, 1e-6, 8))  # type: ignore[union-attr, operator]
-        m.b.weight.mul_(1e-3)  # type: ignore[union-attr, operator]
+        m.b.running_var.copy_(torch.linspace(1e-7, 1e-6, 8))
+        m.b.weight.mul_(1e-3)
     short = copy.deepcopy(m).to(dtype)
     exact = copy.deepcopy(short).double()(X.to(dtype).double())
     result = bnfold.fold(short, (X.to(dtype),))
@@ -325,25 +325,25 @@ def test_channels_last_stays() -> None:
 
 
 def test_an_in_place_activation_behind_a_removed_norm() -> None:
-    def run(s: Any, x: Tensor) -> Tensor:
+    def run(s: Any, x: Tensor) -> Any:
         stream = s.stem(x)
         return stream + s.c(s.act(s.b(stream)))
 
-    m = positive(net(run, stem=conv(), b=nn.BatchNorm2d(8), act=nn.ReLU(inplace=True), c=conv()))
-    m.stem.bias = nn.Parameter(torch.zeros(8))  # type: ignore[union-attr]
+    m: Any = positive(net(run, stem=conv(), b=nn.BatchNorm2d(8), act=nn.ReLU(inplace=True), c=conv()))
+    m.stem.bias = nn.Parameter(torch.zeros(8))
     result = folded(net_with_second_stream(m), X)
     assert fates(result)["inner.b"] == "folded"
     assert result.model.inner.act.inplace is False
 
 
-def net_with_second_stream(inner: nn.Module) -> nn.Module:
+def net_with_second_stream(inner: Any) -> Any:
     """Behind it a conv, so that the stream may have another scale."""
     torch.manual_seed(1)
     return Net(lambda s, x: torch.tanh(s.last(s.inner(x))), inner=inner, last=conv()).eval()
 
 
 def test_an_in_place_function_behind_a_removed_norm_gets_a_copy() -> None:
-    def run(s: Any, x: Tensor) -> Tensor:
+    def run(s: Any, x: Tensor) -> Any:
         stream = s.stem(x)
         return torch.tanh(s.last(stream + s.c(F.relu_(s.b(stream)))))
 
@@ -354,7 +354,7 @@ def test_an_in_place_function_behind_a_removed_norm_gets_a_copy() -> None:
 
 
 def test_an_in_place_sum_of_the_input_itself() -> None:
-    def run(s: Any, x: Tensor) -> Tensor:
+    def run(s: Any, x: Tensor) -> Any:
         y = s.b(s.a(x))
         y += 1
         return s.c(y) + x
@@ -402,8 +402,8 @@ class Frozen(nn.Module):
             self.register_buffer(name, torch.ones(n))
 
     def forward(self, x: Tensor) -> Tensor:
-        w, b, m, v = (t.reshape(1, -1, 1, 1) for t in (self.weight, self.bias, self.running_mean, self.running_var))
-        scale = w * (v + self.eps).rsqrt()  # type: ignore[operator]
+        w, b, m, v = (t.reshape(1, -1, 1, 1) for t in (self.weight, self.bias, self.running_mean, self.running_var))  # type: ignore[operator]
+        scale = w * (v + self.eps).rsqrt()
         return x * scale + (b - m * scale)
 
 
@@ -463,7 +463,7 @@ def test_a_functional_batch_norm_stays_in_a_module_and_goes_in_a_program() -> No
     m = alive(Functional()).double()
     x = X.double()
     kept = bnfold.fold(m, (x,))
-    assert [code for code in codes(kept).values()] == ["in-code"]
+    assert list(codes(kept).values()) == ["in-code"]
     program = torch.export.export(m, (x,))
     gone = bnfold.fold(program)
     assert set(fates(gone).values()) == {"folded"}
@@ -481,7 +481,8 @@ def test_other_classes_of_norms(kind: Any) -> None:
 
 @pytest.mark.parametrize("dims", [1, 3])
 def test_other_dimensions(dims: int) -> None:
-    make, norm = ((nn.Conv1d, nn.BatchNorm1d), (), (nn.Conv3d, nn.BatchNorm3d))[dims - 1]
+    kinds: dict[int, Any] = {1: (nn.Conv1d, nn.BatchNorm1d), 3: (nn.Conv3d, nn.BatchNorm3d)}
+    make, norm = kinds[dims]
     torch.manual_seed(0)
     m = Net(lambda s, x: s.d(torch.relu(s.b(s.c(x)))), c=make(4, 6, 3), b=norm(6), d=make(6, 5, 3)).eval()
     assert fates(folded(alive(m), torch.randn(2, 4, *[7] * dims))) == {"b": "folded"}
@@ -510,7 +511,7 @@ def test_the_folded_module_can_be_pickled_scripted_and_exported() -> None:
 
 @pytest.mark.parametrize("leftovers", ["all", "fast", "none"])
 def test_leftovers_in_a_module(leftovers: str) -> None:
-    def run(s: Any, x: Tensor) -> Tensor:
+    def run(s: Any, x: Tensor) -> Any:
         y = s.stem(x)
         return torch.cat([s.c(s.act(s.b(y))), s.d(s.act2(s.e(y))), torch.tanh(y[:, :, 1:-1, 1:-1])], 1)
 
@@ -595,7 +596,7 @@ def test_parts_leave_what_is_used_outside_them() -> None:
     class Outside(Branching):
         def forward(self, x: Tensor) -> Tensor:
             y = super().forward(x)
-            return y + self.body[0](torch.sin(x))
+            return y + self.body[0](torch.sin(x))  # type: ignore[no-any-return]
 
     torch.manual_seed(0)
     folded(alive(Outside()), X)
@@ -614,7 +615,7 @@ def test_inputs_are_needed() -> None:
 def test_a_wrong_fold_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from bnfold.frontends.torch import apply as applying
 
-    real = applying.scale_weight
+    real: Any = vars(applying)["scale_weight"]
     monkeypatch.setattr(applying, "scale_weight", lambda *a: real(*a) * 1.01)
     m = net(lambda s, x: s.b(s.c(x)), c=conv(), b=nn.BatchNorm2d(8))
     before = {k: v.clone() for k, v in m.state_dict().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def positive(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         for inner in module.modules():
             if isinstance(getattr(inner, "running_mean", None), torch.Tensor) and inner.weight is not None:
-                inner.weight.abs_().add_(0.1)  # type: ignore[operator, union-attr]
+                inner.weight.abs_().add_(0.1)  # type: ignore[operator]
     return module
 
 
@@ -68,12 +69,14 @@ def folded(module: nn.Module, *args: Any, exact: float = 1e-10, **options: Any) 
     assert result.check is not None
     assert result.check.passed
     for scale in (1.0, 2.5):
-        other = tree_map_only(
-            torch.Tensor, lambda t, s=scale: t.flip(0) * s + 0.3 if t.is_floating_point() else t, given
-        )
+        other = tree_map_only(torch.Tensor, partial(_varied, scale=scale), given)
         with torch.no_grad():
             assert error(wide(*copy.deepcopy(other)), result.model(*copy.deepcopy(other))) < exact
     return result
+
+
+def _varied(tensor: torch.Tensor, scale: float) -> torch.Tensor:
+    return tensor.flip(0) * scale + 0.3 if tensor.is_floating_point() else tensor
 
 
 def fates(result: bnfold.FoldResult) -> dict[str, str]:
