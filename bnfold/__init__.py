@@ -15,7 +15,7 @@ from .errors import BnfoldError, ModelError, OutputError, PlanError, UsageError,
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import FoldResult, export, fold, inspect, verify
+    from .api import FoldResult, export, fold, inspect, restore, verify
     from .equivalence.check import Check
     from .plan import BatchNorm, Plan
 
@@ -34,6 +34,7 @@ __all__ = [
     "export",
     "fold",
     "inspect",
+    "restore",
     "verify",
 ]
 
@@ -45,6 +46,7 @@ _HOMES = {
     "export": "api",
     "fold": "api",
     "inspect": "api",
+    "restore": "api",
     "verify": "api",
 }
 

@@ -220,6 +220,20 @@ def export(
     return FoldResult(plan or kept, check, lambda: path)
 
 
+def restore(module: Any, path: str | PathLike[str]) -> Any:
+    """Give a freshly made module the folded form that a checkpoint of `fold` has, and its tensors; the module itself.
+
+    `path`: a .pt, .pth or .safetensors file that `bnfold fold` wrote. ModelError where it is none, or does not fit.
+    """
+    from .frontends.torch.load import Checkpoint, load
+    from .frontends.torch.save import restore as rebuild
+
+    state = load(Path(fspath(path)))
+    if not isinstance(state, Checkpoint):
+        raise UsageError(f"{fspath(path)}: a checkpoint expected, {type(state).__name__} found")
+    return rebuild(module, state, fspath(path))
+
+
 def _check_leftovers(leftovers: str) -> None:
     if leftovers not in LEFTOVERS:
         raise UsageError(f"leftovers={leftovers!r}: one of {', '.join(LEFTOVERS)} expected")

@@ -15,14 +15,18 @@ def kind_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             head = file.read(16)
-        if head[:4] == b"PK\x03\x04" and zipfile.is_zipfile(path):
+        if head[:4] == b"PK\x03\x04":
             return _archive(path)
         size = path.stat().st_size
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise ModelError(f"{path}: a folder, a model file expected") from None
-    except (OSError, zipfile.BadZipFile) as error:
+    except zipfile.BadZipFile:
+        raise ModelError(
+            f"{path}: a file of PyTorch that is damaged or truncated (its list of parts is missing)"
+        ) from None
+    except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error})") from error
     if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
         return "safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
 from benchmarks.precision import hostile
+from tests import test_torch_traps as traps
 from tests.test_rules import CASES, Net
 
 ROOT = Path(__file__).parents[1]
@@ -115,6 +117,22 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 }
 
 
+MODULES: dict[str, Callable[[], None]] = {
+    "hook": traps.test_a_forward_pre_hook_of_a_norm,
+    "in-code": traps.test_a_norm_with_an_activation_in_its_code_stays,
+    "shared": traps.test_a_norm_called_twice_behind_different_convs_stays_whole_or_goes_whole,
+    "in-place": traps.test_an_in_place_function_behind_a_removed_norm_gets_a_copy,
+    "untraced": traps.test_parts_are_folded_where_the_whole_cannot_be_traced,
+}
+"""Codes of PyTorch, and the tests that reach them."""
+
+
+@pytest.mark.parametrize("code", sorted(MODULES))
+def test_the_code_of_pytorch_is_reached(code: str) -> None:
+    assert f'"{code}"' in inspect.getsource(MODULES[code])
+    MODULES[code]()
+
+
 @pytest.mark.parametrize("code", sorted(MODELS))
 def test_the_code_is_reached(code: str) -> None:
     plan = bnfold.inspect(MODELS[code](), skip=["*"] if code == "skipped" else [], leftovers="all")
@@ -127,4 +145,4 @@ def test_exactly_the_codes_of_the_source_are_documented() -> None:
     text = "\n".join(path.read_text() for path in (ROOT / "bnfold").rglob("*.py"))
     source = set(re.findall(r"Reason\(\s*\"([a-z0-9-]+)\"", text))
     page = re.findall(r"^\| `([a-z0-9-]+)` \| (.+?) \|", (ROOT / "docs/reasons.md").read_text(), re.M)
-    assert source == set(MODELS) == {code for code, _ in page}
+    assert source == {*MODELS, *MODULES} == {code for code, _ in page}

@@ -1,0 +1,380 @@
+"""Files of PyTorch: programs, checkpoints, TorchScript, whole modules; and what a hostile file may not do."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import bnfold
+from bnfold.cli import main
+from bnfold.errors import BnfoldError, ModelError, UsageError
+from tests.torch_nets import alive, error, fates
+
+SOURCE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.last = nn.Conv2d(width, 4, 1)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.norm(self.conv(x))))
+"""
+ARCH = ["--arch", "net.py:Net", "--input", "2x3x8x8"]
+
+
+class Evil:
+    """A pickle that writes a file when it is read."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(SOURCE)
+    return tmp_path
+
+
+def network() -> nn.Module:
+    scope: dict[str, Any] = {}
+    exec(SOURCE, scope)
+    torch.manual_seed(0)
+    return alive(scope["Net"]())
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(main, [*arguments, "-q"])
+
+
+def done(*arguments: str) -> Any:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(code: int, *arguments: str) -> str:
+    before = sorted(Path().rglob("*"))
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "internal error" not in result.stderr
+    assert sorted(p for p in Path().rglob("*") if "__pycache__" not in p.parts) == before
+    return str(result.stderr)
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pt", "safetensors"])
+@pytest.mark.parametrize("layout", ["plain", "nested", "parallel"])
+def test_a_checkpoint_keeps_its_layout(here: Path, suffix: str, layout: str) -> None:
+    m = network()
+    state = dict(m.state_dict())
+    if suffix == "safetensors":
+        save_file(state, f"in.{suffix}", metadata={"epoch": "7"})
+    elif layout == "plain":
+        torch.save(state, f"in.{suffix}")
+    else:
+        prefix = "module." if layout == "parallel" else ""
+        torch.save({"epoch": 7, "state_dict": {prefix + k: v for k, v in state.items()}}, f"in.{suffix}")
+    done("fold", f"in.{suffix}", "-o", f"out.{suffix}", *ARCH)
+    if suffix == "safetensors":
+        found = load_file(f"out.{suffix}")
+    else:
+        content = torch.load(f"out.{suffix}", weights_only=True)
+        found = content if layout == "plain" else content["state_dict"]
+        assert layout == "plain" or content["epoch"] == 7
+    names = {name.removeprefix("module.") for name in found}
+    assert names == {"conv.weight", "conv.bias", "last.weight", "last.bias"}
+    assert len({name.startswith("module.") for name in found}) == 1
+    restored = bnfold.restore(network(), f"out.{suffix}")
+    assert isinstance(restored.norm, nn.Identity)
+    assert error(m(X), restored.eval()(X)) < 1e-5
+
+
+def test_restore_brings_back_every_form(here: Path) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.BatchNorm2d(9), nn.Conv2d(9, 9, 3, padding=1), nn.Tanh(),
+                         nn.BatchNorm2d(9), nn.Sigmoid())  # fmt: skip
+    m = alive(body)
+    x = torch.randn(2, 3, 16, 16)
+    result = bnfold.fold(m, (x,), out="out.pt", leftovers="all")
+    assert set(fates(result).values()) != {"folded"}
+    fresh = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.BatchNorm2d(9), nn.Conv2d(9, 9, 3, padding=1), nn.Tanh(),
+                          nn.BatchNorm2d(9), nn.Sigmoid())  # fmt: skip
+    assert error(result.model(x), bnfold.restore(fresh, "out.pt").eval()(x)) == 0
+
+
+def test_restore_refuses_other_checkpoints(here: Path) -> None:
+    torch.save(network().state_dict(), "in.pth")
+    with pytest.raises(ModelError, match="not a checkpoint that bnfold folded"):
+        bnfold.restore(network(), "in.pth")
+
+
+def test_an_exported_program(here: Path) -> None:
+    m = network()
+    shapes = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(m, (X,), dynamic_shapes=shapes), "in.pt2")
+    result = done("fold", "in.pt2", "-o", "out.pt2", "--json")
+    assert json.loads(result.stdout)["summary"] == {"batch_norms": 1, "folded": 1, "reduced": 0, "kept": 0}
+    out = torch.export.load("out.pt2")
+    assert not any("batch_norm" in str(node.target) for node in out.graph.nodes)
+    assert set(out.state_dict) == {
+        "conv.weight",
+        "norm.bias",
+        "last.weight",
+        "last.bias",
+    } or "norm.running_mean" not in (out.state_dict)
+    for batch in (2, 5):
+        x = torch.randn(batch, 3, 8, 8)
+        assert error(m(x), out.module()(x)) < 1e-5
+
+
+def traced(module: nn.Module) -> Any:
+    return torch.jit.trace(module, X)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, traced])
+def test_a_torchscript_archive(here: Path, make: Any) -> None:
+    Path("scripted.py").write_text(SOURCE)
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("scripted", "scripted.py")
+    assert spec is not None
+    assert spec.loader is not None
+    source = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(source)
+    torch.manual_seed(0)
+    m = alive(source.Net())
+    make(m).save("in.ts")
+    done("fold", "in.ts", "-o", "out.ts", "--input", "2x3x8x8")
+    assert error(m(X), torch.jit.load("out.ts")(X)) < 1e-5  # type: ignore[no-untyped-call]
+    assert "norm" not in str(torch.jit.load("out.ts").graph)  # type: ignore[no-untyped-call]
+
+
+def test_a_whole_module_only_where_the_file_is_trusted(here: Path) -> None:
+    m = alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    torch.save(m, "in.pt")
+    said = refused(1, "fold", "in.pt", "-o", "out.pt", "--input", "2x3x8x8")
+    assert "--trust-pickle" in said
+    assert "torch.nn.modules" in said
+    done("fold", "in.pt", "-o", "out.pt", "--input", "2x3x8x8", "--trust-pickle")
+    assert set(torch.load("out.pt", weights_only=True)) == {"0.weight", "0.bias"}
+
+
+# --- hostile files
+
+
+def _evil_checkpoint() -> str:
+    torch.save({"state_dict": Evil()}, "evil.pth")
+    return "evil.pth"
+
+
+def _evil_pickle() -> str:
+    Path("evil.pt").write_bytes(pickle.dumps(Evil()))
+    return "evil.pt"
+
+
+def _evil_program(entry: str) -> str:
+    """A program in which one entry is replaced by a pickle that runs code."""
+    torch.export.save(torch.export.export(network(), (X,)), "fine.pt2")
+    torch.save(Evil(), "evil.bin")
+    with zipfile.ZipFile("fine.pt2") as source, zipfile.ZipFile("evil.pt2", "w") as target:
+        for name in source.namelist():
+            evil = name.endswith(entry)
+            data = Path("evil.bin").read_bytes() if evil else source.read(name)
+            if entry == "weights" and name.endswith("model_weights_config.json"):
+                config = json.loads(data)
+                first = next(iter(config["config"].values()))
+                first["use_pickle"] = True
+                data = json.dumps(config).encode()
+            if entry == "weights" and name.endswith("weight_0"):
+                data = Path("evil.bin").read_bytes()
+            target.writestr(name, data)
+    Path("evil.bin").unlink()
+    Path("fine.pt2").unlink()
+    return "evil.pt2"
+
+
+def _evil_size() -> str:
+    """A program whose sizes are Python that sympy would evaluate."""
+    torch.export.save(torch.export.export(network(), (X,), dynamic_shapes=({0: torch.export.Dim("b")},)), "fine.pt2")
+    with zipfile.ZipFile("fine.pt2") as source, zipfile.ZipFile("evil.pt2", "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("models/model.json"):
+                text = data.decode()
+                assert '"expr_str"' in text
+                at = text.index('"expr_str"') + len('"expr_str"')
+                start = text.index('"', at) + 1
+                end = text.index('"', start)
+                data = (text[:start] + "__import__('pathlib').Path('ran').touch()" + text[end:]).encode()
+            target.writestr(name, data)
+    Path("fine.pt2").unlink()
+    return "evil.pt2"
+
+
+HOSTILE = {
+    "checkpoint": _evil_checkpoint,
+    "bare pickle": _evil_pickle,
+    "sample inputs": lambda: _evil_program("sample_inputs/model.pt"),
+    "weights": lambda: _evil_program("weights"),
+    "sizes": _evil_size,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_runs_nothing(here: Path, name: str) -> None:
+    file = HOSTILE[name]()
+    refused(1, "fold", file, "-o", "out.pt2", *ARCH)
+    assert not Path("ran").exists()
+
+
+def test_the_hostile_files_are_hostile(here: Path) -> None:
+    torch.load(_evil_checkpoint(), weights_only=False)
+    assert Path("ran").exists()
+
+
+# --- wrong usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["in.pth", "-o", "out.pth"], "--arch"),
+        (["in.pth", "-o", "out.pth", "--arch", "net.py:Net"], "example inputs"),
+        (["in.pth", "-o", "out.pth", "--arch", "net.py", "--input", "1x3x8x8"], "package.module:factory"),
+        (["in.pth", "-o", "out.pth", "--arch", "net.py:Other", "--input", "1x3x8x8"], "has no Other"),
+        (["in.pth", "-o", "out.pth", "--arch", "nowhere.py:Net", "--input", "1x3x8x8"], "cannot be imported"),
+        (["in.pth", "-o", "out.pth", *ARCH, "--arch-args", "{"], "not JSON"),
+        (["in.pth", "-o", "out.pth", *ARCH, "--arch-args", '{"depth": 3}'], "cannot be made"),
+        (["in.pth", "-o", "out.pth", "--arch", "net.py:Net", "--input", "1x3xA"], "1x3x224x224"),
+        (["in.pth", "-o", "out.pth", "--arch", "net.py:Net", "--input", "1x3:float99"], "int64"),
+        (["in.pth", "-o", "out.xyz", *ARCH], "suffix"),
+        (["in.pth", "-o", "in.pth", *ARCH], "the model itself"),
+    ],
+)
+def test_wrong_usage(here: Path, arguments: list[str], said: str) -> None:
+    torch.save(network().state_dict(), "in.pth")
+    assert said in refused(2, "fold", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [("cut.pth", "damaged"), ("cut.pt2", "damaged"), ("cut.safetensors", "damaged"), ("empty.pt", "damaged"),
+     ("other.pth", "no state_dict"), ("width.pth", "does not fit Net"), ("none.pth", "no such file")],
+)  # fmt: skip
+def test_unusable_files(here: Path, file: str, said: str) -> None:
+    m = network()
+    torch.save(m.state_dict(), "in.pth")
+    Path("cut.pth").write_bytes(Path("in.pth").read_bytes()[:400])
+    torch.export.save(torch.export.export(m, (X,)), "in.pt2")
+    Path("cut.pt2").write_bytes(Path("in.pt2").read_bytes()[:-2000])
+    save_file(dict(m.state_dict()), "in.safetensors")
+    Path("cut.safetensors").write_bytes(Path("in.safetensors").read_bytes()[:-100])
+    Path("empty.pt").write_bytes(b"")
+    torch.save({"epoch": 3}, "other.pth")
+    torch.save({k: v.repeat(2, *[1] * (v.dim() - 1)) if v.dim() else v for k, v in m.state_dict().items()}, "width.pth")
+    assert said in refused(1, "fold", file, "-o", "out.pth", *ARCH)
+
+
+def test_inspect_of_a_checkpoint(here: Path) -> None:
+    torch.save(network().state_dict(), "in.pth")
+    data = json.loads(done("inspect", "in.pth", *ARCH, "--json").stdout)
+    assert [(bn["name"], bn["verdict"], bn["into"]) for bn in data["batch_norms"]] == [
+        ("norm", "folded", ["conv"])
+    ] or (data["summary"]["folded"] == 1)
+
+
+# --- export
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_export(here: Path, keep: bool) -> None:
+    m = network()
+    torch.save(m.state_dict(), "in.pth")
+    done("export", "in.pth", "-o", "out.onnx", *ARCH, "--dynamic", "batch", "--opset", "20",
+         *(["--keep-bn"] if keep else []))  # fmt: skip
+    model = onnx.load("out.onnx")
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("BatchNormalization") == int(keep)
+    assert model.opset_import[0].version == 20
+    assert {"conv", "last"} <= {node.name for node in model.graph.node}
+    props = {p.key: p.value for p in model.metadata_props}
+    assert props["bnfold.version"] == bnfold.__version__
+    assert props["bnfold.source"].startswith("sha256:")
+    assert keep or json.loads(props["bnfold.folded"]) == ["norm"]
+    session = ort.InferenceSession("out.onnx", providers=["CPUExecutionProvider"])
+    x = torch.randn(7, 3, 8, 8)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert error(m(x), torch.from_numpy(np.asarray(found))) < 1e-5
+
+
+def test_export_with_the_weights_beside_it(here: Path) -> None:
+    bnfold.export(network(), (X,), out="out.onnx", external_data=True)
+    assert {path.name for path in Path().iterdir() if path.name.startswith("out")} == {"out.onnx", "out.onnx.data"}
+    assert bnfold.inspect("out.onnx").batch_norms == ()
+
+
+def test_export_of_a_program(here: Path) -> None:
+    program = torch.export.export(network(), (X,))
+    result = bnfold.export(program, out="out.onnx")
+    assert fates(result) == {"norm": "folded"}
+    assert result.check is not None
+    assert result.check.passed
+
+
+def test_a_wrong_export_is_not_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnfold.frontends.torch import program as programs
+
+    real: Any = vars(programs)["scale_weight"]
+    monkeypatch.setattr(programs, "scale_weight", lambda *a: real(*a) * 1.01)
+    with pytest.raises(bnfold.VerificationError, match="did not pass"):
+        bnfold.export(network(), (X,), out="out.onnx")
+    assert not Path("out.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"out": "out.bin"}, "ends in .onnx"), ({"out": "out.onnx", "dynamic": ["y:0=b"]}, "one of the inputs x"),
+     ({"out": "missing/out.onnx"}, "does not exist")],
+)  # fmt: skip
+def test_wrong_usage_of_export(here: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        bnfold.export(network(), (X,), **options)
+
+
+def test_onnx_files_are_not_exported(here: Path) -> None:
+    bnfold.export(network(), (X,), out="out.onnx")
+    with pytest.raises(BnfoldError, match="a model of PyTorch expected"):
+        bnfold.export("out.onnx", out="again.onnx")
+
+
+def test_verify_takes_modules_and_files(here: Path) -> None:
+    m = network()
+    folded = bnfold.fold(m, (X,)).model
+    bnfold.export(m, (X,), out="out.onnx")
+    assert bnfold.verify(m, folded, (X,)).passed
+    assert bnfold.verify(m, "out.onnx", (X,)).passed
+    with torch.no_grad():
+        folded.last.weight[0, 0] += 0.05
+    assert not bnfold.verify(m, folded, (X,)).passed
+    assert not bnfold.verify(folded, "out.onnx", (X,)).passed
