@@ -23,9 +23,7 @@ def kind_of(path: Path) -> str:
     except IsADirectoryError:
         raise ModelError(f"{path}: a folder, a model file expected") from None
     except zipfile.BadZipFile:
-        raise ModelError(
-            f"{path}: a file of PyTorch that is damaged or truncated (its list of parts is missing)"
-        ) from None
+        raise ModelError(f"{path}: a file of PyTorch that is damaged or truncated (no list of its parts)") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error})") from error
     if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:

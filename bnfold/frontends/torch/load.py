@@ -109,28 +109,8 @@ def _harmless(trust_pickle: bool) -> Iterator[None]:
 NAME = re.compile(r"[A-Za-z_]\w*")
 SYMBOL = re.compile(r"(s|u|z|zf|q|i)\d+\Z")
 PLAIN = re.compile(r"Symbol\('\w+'(, \w+=(True|False))*\)")
-ALGEBRA = frozenset(
-    [
-        "Integer",
-        "Rational",
-        "Float",
-        "Add",
-        "Mul",
-        "Pow",
-        "Max",
-        "Min",
-        "Mod",
-        "Eq",
-        "Ne",
-        "oo",
-        "int_oo",
-        "Abs",
-        "true",
-        "false",
-        "True",
-        "False",
-    ]
-)
+ALGEBRA = {"Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Eq", "Ne", "Abs", "oo", "int_oo"}
+ALGEBRA |= {"true", "false", "True", "False"}
 
 
 def _check_expressions(path: Path) -> None:
