@@ -524,6 +524,51 @@ def test_leftovers_in_a_module(leftovers: str) -> None:
     torch.jit.script(result.model.act)
 
 
+def test_a_functional_relu_takes_the_next_form_in_a_module_and_the_best_in_a_program() -> None:
+    def run(s: Any, x: Tensor) -> Any:
+        y = torch.cat([s.a(x), s.e(x)], 1)
+        return s.c(F.relu(s.b(y))) + s.d(F.relu(s.n(y))) + s.k(F.relu(y))
+
+    m = positive(net(run, a=conv(8, 5), e=conv(8, 4), b=nn.BatchNorm2d(9), n=nn.BatchNorm2d(9), c=conv(9, padding=0),
+                     d=conv(9, padding=0), k=conv(9, padding=0)))  # fmt: skip
+    x = torch.randn(2, 8, 20, 20)
+    assert fates(folded(m, x, leftovers="all")) == {"b": "add", "n": "add"}
+    program = bnfold.fold(torch.export.export(m.double(), (x.double(),)), leftovers="all")
+    assert fates(program) == {"b": "max", "n": "max"}
+    assert error(m(x.double()), program.model.module()(x.double())) < 1e-10
+
+
+class Code(nn.Module):
+    """Convs and a linear layer that are function calls over parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.v = nn.Parameter(torch.randn(6, 8, 3, 3)), nn.Parameter(torch.randn(5, 6))
+        self.o = nn.Parameter(torch.randn(6))
+        self.b, self.d = nn.BatchNorm2d(6), nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.b(F.conv2d(x, self.w, self.o)))
+        return self.d(F.linear(y.mean((2, 3)), self.v, torch.zeros(5, dtype=x.dtype)))  # type: ignore[no-any-return]
+
+
+def test_functional_layers_over_parameters() -> None:
+    torch.manual_seed(0)
+    result = folded(alive(Code()), X)
+    assert fates(result)["b"] == "folded"
+
+
+def test_norms_in_float32_among_layers_in_bfloat16() -> None:
+    m = net(lambda s, x: s.d(torch.relu(s.b(s.c(x)))), c=conv(), b=nn.BatchNorm2d(8), d=conv())
+    m.c.to(torch.bfloat16)
+    m.d.to(torch.bfloat16)
+    x = X.to(torch.bfloat16)
+    exact = copy.deepcopy(m).double()(x.double())
+    result = bnfold.fold(m, (x,))
+    assert fates(result) == {"b": "folded"}
+    assert error(exact, result.model(x)) < 3 * max(error(exact, m(x)), torch.finfo(torch.bfloat16).eps)
+
+
 def test_an_identity_branch_goes_into_the_conv_beside_it() -> None:
     torch.manual_seed(0)
     m = Net(lambda s, x: torch.relu(s.c(x) + s.b(x)), c=conv(), b=nn.BatchNorm2d(8)).eval()
