@@ -54,11 +54,12 @@ class ReferenceRunner:
         from onnx.reference import ReferenceEvaluator
 
         from .reference import OPERATORS
+        from .windows import WINDOWS
 
         model = path if isinstance(path, ModelProto) else onnx.load(path)
         if model.functions:  # the evaluator would take its own operators in functions
             model = onnx.inliner.inline_local_functions(model)
-        self.evaluator = ReferenceEvaluator(model, new_ops=OPERATORS)
+        self.evaluator = ReferenceEvaluator(model, new_ops=[*OPERATORS, *WINDOWS])
         self.outputs = list(self.evaluator.output_names)
 
     def run(self, feed: Feed) -> dict[str, Array]:
