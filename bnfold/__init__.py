@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import BnfoldError, ModelError, OutputError, PlanError, UsageError, VerificationError
+from .errors import BnfoldError, DataError, ModelError, OutputError, PlanError, UsageError, VerificationError
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "BatchNorm",
     "BnfoldError",
     "Check",
+    "DataError",
     "FoldResult",
     "ModelError",
     "OutputError",

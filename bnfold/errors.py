@@ -3,6 +3,7 @@
     BnfoldError
     |-- UsageError          the call or the command line is wrong                    (exit code 2)
     |-- ModelError          the model cannot be read, or is not a valid model         (exit code 1)
+    |-- DataError           the data cannot be read, or do not fit the model        (exit code 1)
     |-- OutputError         the result cannot be written where it was asked for       (exit code 1)
     |-- VerificationError   the folded model is not equivalent, or could not be run   (exit code 1)
     `-- PlanError           a plan does not fit the model that it is applied to       (exit code 1)
@@ -33,6 +34,10 @@ class UsageError(BnfoldError):
 
 class ModelError(BnfoldError):
     """A model that cannot be read or is not valid."""
+
+
+class DataError(BnfoldError):
+    """Data that cannot be read, hold no numbers, or do not fit the model."""
 
 
 class OutputError(BnfoldError):

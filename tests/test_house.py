@@ -19,7 +19,7 @@ PACKAGE = ROOT / "bnfold"
 STAGES = [
     {"version", "limits", "layers"},
     {"errors"},
-    {"files", "kinds"},
+    {"files", "kinds", "data"},
     {"graph", "affine"},
     {"gauge"},
     {"plan"},
@@ -77,7 +77,7 @@ def test_the_algebra_knows_numpy_and_nothing_else() -> None:
 
 def test_public_names() -> None:
     assert sorted(bnfold.__all__) == [
-        "BatchNorm", "BnfoldError", "Check", "FoldResult", "ModelError", "OutputError", "Plan", "PlanError",
+        "BatchNorm", "BnfoldError", "Check", "DataError", "FoldResult", "ModelError", "OutputError", "Plan", "PlanError",
         "UsageError", "VerificationError", "__version__", "export", "fold", "inspect", "restore",
         "verify",
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Convolutions and pooling for onnx's reference evaluator, fast enough for whole networks.
 
 Its own operators loop over pixels in Python. Here the loop runs over the taps of the kernel, and each tap is one
-product of matrices, in the type of the inputs: float64 where the model was widened. Tests compare them with onnxruntime.
+product of matrices, in the type of the inputs: float64 where the model was widened. Tests compare with onnxruntime.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ class Conv(OpRun):
         strides, dilations, kernel = strides or [1] * rank, dilations or [1] * rank, w.shape[2:]
         around = padding(x.shape[2:], kernel, strides, dilations, pads, auto_pad)
         out = sizes_out(x.shape[2:], around, kernel, strides, dilations)
-        x = np.pad(x, [(0, 0), (0, 0), *around])
+        wide: Any = np.pad(x, [(0, 0), (0, 0), *around])
         n, c = x.shape[:2]
-        y = np.zeros((n, g, w.shape[0] // g, int(np.prod(out))), np.result_type(x, w))
+        y: Any = np.zeros((n, g, w.shape[0] // g, int(np.prod(out))), np.result_type(x, w))
         for tap in taps(kernel):
-            part = x[(slice(None), slice(None), *slices(tap, out, strides, dilations))]
+            part = wide[(slice(None), slice(None), *slices(tap, out, strides, dilations))]
             # (g, o, c) @ (n, g, c, pixels) -> (n, g, o, pixels)
-            y += w[(slice(None), slice(None), *tap)].reshape(g, -1, c // g) @ part.reshape(n, g, c // g, -1)
+            y += w[(..., *tap)].reshape(g, -1, c // g) @ part.reshape(n, g, c // g, -1)
         y = y.reshape(n, w.shape[0], *out)
         return ((y if b is None else y + b.reshape(-1, *[1] * rank)).astype(x.dtype),)
 
@@ -100,11 +100,11 @@ class ConvTranspose(OpRun):
         n, c, *sizes = x.shape
         whole = [(i - 1) * s + (k - 1) * d + 1 + e
                  for i, s, k, d, e in zip(sizes, strides, kernel, dilations, extra, strict=True)]  # fmt: skip
-        y = np.zeros((n, w.shape[1] * g, *whole), np.result_type(x, w))
+        y: Any = np.zeros((n, w.shape[1] * g, *whole), np.result_type(x, w))
         flat = x.reshape(n, g, c // g, -1)
         for tap in taps(kernel):
             # (g, c, o) -> (g, o, c) @ (n, g, c, pixels) -> (n, g, o, pixels)
-            matrix = w[(slice(None), slice(None), *tap)].reshape(g, c // g, -1).transpose(0, 2, 1)
+            matrix = w[(..., *tap)].reshape(g, c // g, -1).transpose(0, 2, 1)
             place = (slice(None), slice(None), *slices(tap, sizes, strides, dilations))
             y[place] += (matrix @ flat).reshape(n, -1, *sizes)
         inner = tuple(slice(a, size - z) for (a, z), size in zip(around, whole, strict=True))
@@ -129,12 +129,11 @@ class MaxPool(OpRun):
         # room for windows that hang over the border
         more = [(a, b + k * d + s) for (a, b), k, d, s in zip(around, kernel_shape, dilations, strides, strict=True)]
         low = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-        wide = np.pad(x, [(0, 0), (0, 0), *more], constant_values=low)
-        y: Array | None = None
+        wide: Any = np.pad(x, [(0, 0), (0, 0), *more], constant_values=low)
+        y: Any = None
         for tap in taps(kernel_shape):
             part = wide[(slice(None), slice(None), *slices(tap, out, strides, dilations))]
             y = part.copy() if y is None else np.maximum(y, part)
-        assert y is not None
         return (y,)
 
 
@@ -152,8 +151,8 @@ class AveragePool(OpRun):
         strides, dilations = strides or [1] * rank, dilations or [1] * rank
         around = padding(x.shape[2:], kernel_shape, strides, dilations, pads, auto_pad)
         out = sizes_out(x.shape[2:], around, kernel_shape, strides, dilations)
-        wide = np.pad(x, [(0, 0), (0, 0), *around])
-        counted = np.pad(np.ones(x.shape[2:]), around, constant_values=float(bool(count_include_pad)))
+        wide: Any = np.pad(x, [(0, 0), (0, 0), *around])
+        counted: Any = np.pad(np.ones(x.shape[2:]), around, constant_values=float(bool(count_include_pad)))
         total, count = np.zeros((*x.shape[:2], *out), x.dtype), np.zeros(out)
         for tap in taps(kernel_shape):
             place = slices(tap, out, strides, dilations)
