@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
 from .kinds import kind_of
-from .limits import LEFTOVERS, PRECISION_LIMIT
+from .limits import LEFTOVERS, MULTIPLE, PRECISION_LIMIT
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -152,25 +152,66 @@ def verify(
     inputs: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    shapes: Shapes | None = None,
+    device: str = "",
+    tf32: bool = False,
+    optimise: bool = False,
+    multiple: float = MULTIPLE,
     limit: float | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
+    cosine: float | None = None,
+    top_k: int | None = None,
+    agreement: float = 1.0,
+    data: Any = None,
+    samples: int | None = None,
+    seed: int = 0,
+    kinds: Iterable[str] = (),
+    shapes: Shapes | None = None,
+    mean: Any = 0.0,
+    std: Any = 1.0,
+    arch: str | Callable[[], Any] | None = None,
+    arch_args: str | None = None,
+    candidate_arch: str | Callable[[], Any] | None = None,
+    candidate_arch_args: str | None = None,
+    eval: bool = False,
+    trust_pickle: bool = False,
     progress: Progress = lambda stage: None,
 ) -> Check:
-    """Whether two models are the same function, on seeded inputs of several kinds.
+    """Whether two models are the same function, in finite precision.
 
-    `reference`, `candidate`: paths of ONNX files, or torch modules and exported programs with `inputs` and `kwargs`;
-    inputs and outputs of models of different kinds are matched by their order. `limit`: the largest `error / scale`
-    that passes, instead of the limit of each type. Raises ModelError where a file cannot be read, VerificationError
-    where nothing here can run the reference.
+    `reference`, `candidate`: paths (ONNX files, exported programs, TorchScript archives, checkpoints with `arch`), or
+    torch modules and exported programs with `inputs` and `kwargs`; inputs and outputs of models of different kinds are
+    matched by their order. `candidate_arch`: where the candidate is made by something else than the reference.
+
+    `device`: "cpu", "cuda" or "tensorrt"; by default onnxruntime runs on the CPU, and a module where it is. `tf32`: let
+    CUDA round products of float32 to 10 bits. `optimise`: let onnxruntime change the graphs, as when serving.
+
+    The candidate passes when its error against a float64 run of the reference is at most `multiple` times the
+    reference's own (docs/judging.md). Fixed bounds take the place of that, and all that are given must hold: `limit`
+    (largest difference over largest magnitude), `atol` and `rtol`, `cosine` (the least similarity of a sample), `top_k`
+    (the same k best entries for a share `agreement` of the samples).
+
+    Inputs are seeded random numbers of several kinds (`kinds` chooses), or `data`: a path (.npz, .npy, a folder of
+    images, for which `mean` and `std` of the channels count), an array, or a mapping of names to arrays. `samples`: how
+    many. `shapes`: sizes of ONNX inputs, by name.
+
+    Raises ModelError where a file cannot be read, DataError where data do not fit, UsageError where arguments do not,
+    and VerificationError where nothing here can run the reference, or not on that device.
     """
-    if isinstance(reference, str | PathLike) and isinstance(candidate, str | PathLike):
-        from .onnxmodels import verify_onnx
+    from .equivalence.criterion import Criterion
+    from .equivalence.device import Device
+    from .verifying import Pair, inputs_of
 
-        return verify_onnx(reference, candidate, seed=seed, shapes=shapes, limit=limit, progress=progress)
-    from .pytorch import verify_models
-
-    return verify_models(reference, candidate, inputs, kwargs, seed, shapes, limit, progress)
+    first = TorchOptions(inputs, kwargs, eval, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
+    second = first
+    if candidate_arch is not None:
+        second = replace(first, arch=candidate_arch, arch_args=candidate_arch_args)
+    pair = Pair(
+        reference, candidate, first, second, inputs_of(seed, shapes, kinds, data, samples, mean, std),
+        Criterion(multiple, limit, atol, rtol, cosine, top_k, agreement),
+        Device(device or "cpu", tf32, optimise) if device or tf32 or optimise else None,
+    )  # fmt: skip
+    return pair.judge(progress)
 
 
 def export(

@@ -147,6 +147,8 @@ def _from_path(path: Path, names: Sequence[str], pixels: Pixels) -> Samples:
 
 def _from_arrays(arrays: dict[str, Array], names: Sequence[str], source: str) -> Samples:
     labels = next((arrays.pop(name) for name in LABELS if name in arrays and name not in names), None)
+    if names:  # settings that lie beside the samples
+        arrays = {name: value for name, value in arrays.items() if value.ndim or name in names}
     if not arrays:
         raise DataError(f"{source}: no arrays in it")
     if names and not set(names) <= set(arrays):

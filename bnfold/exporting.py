@@ -234,6 +234,7 @@ def _size(model: Any) -> int:
 
 def _judged(reference: nn.Module, path: Path, calls: Sequence[Call], judging: Judging, plan: Plan | None) -> Check:
     """The verdict of all calls; VerificationError where one did not pass."""
+    from .equivalence.inputs import Inputs
     from .equivalence.judge import judge
     from .equivalence.modules import ModuleSubject
     from .equivalence.subject import OnnxSubject
@@ -241,8 +242,8 @@ def _judged(reference: nn.Module, path: Path, calls: Sequence[Call], judging: Ju
     checks = []
     for call in calls:
         with quiet():
-            checks.append(judge(ModuleSubject(reference, call.args, call.kwargs), OnnxSubject(path), judging.seed,
-                                None, None, judging.progress))  # fmt: skip
+            checks.append(judge(ModuleSubject(reference, call.args, call.kwargs), OnnxSubject(path),
+                                Inputs(judging.seed), None, judging.progress))  # fmt: skip
         if not checks[-1].passed:
             error = VerificationError(f"the exported model did not pass, nothing was written: {checks[-1].message}")
             error.check, error.plan = checks[-1], plan

@@ -96,26 +96,6 @@ def fold_onnx(
             return applied.complete, plan, verdict
 
 
-def verify_onnx(
-    reference: str | PathLike[str],
-    candidate: str | PathLike[str],
-    *,
-    seed: int = 0,
-    shapes: Shapes | None = None,
-    limit: float | None = None,
-    progress: Progress = lambda stage: None,
-) -> Check:
-    """Whether two ONNX files are the same function. See `bnfold.verify`."""
-    from .equivalence.judge import judge
-    from .equivalence.runners import input_specs
-    from .equivalence.subject import OnnxSubject
-    from .frontends.onnx.files import load
-
-    paths = [Path(fspath(path)) for path in (reference, candidate)]
-    first, second = (OnnxSubject(path, input_specs(load(path))) for path in paths)
-    return judge(first, second, seed, shapes, limit, progress)
-
-
 def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
     with _sound(loaded.model, loaded.name):
         return make_plan(loaded.source.graph, precision_limit, leftovers)
@@ -235,13 +215,16 @@ def _nowhere() -> Iterator[Path | None]:
 def _judge(
     reference: Path, candidate: Path, loaded: _Loaded, seed: int, shapes: Shapes | None, progress: Progress
 ) -> Check:
+    from .equivalence.inputs import Inputs
     from .equivalence.judge import judge
     from .equivalence.runners import input_specs
     from .equivalence.subject import OnnxSubject
 
     specs = input_specs(loaded.model)
     try:
-        return judge(OnnxSubject(reference, specs), OnnxSubject(candidate, specs), seed, shapes, None, progress)
+        return judge(
+            OnnxSubject(reference, specs), OnnxSubject(candidate, specs), Inputs(seed, shapes or {}), None, progress
+        )
     except VerificationError as error:
         raise VerificationError(
             f"the result cannot be verified: {error}; --no-verify writes without a check"

@@ -29,6 +29,16 @@ def plan(graph: Graph, precision_limit: float = PRECISION_LIMIT, leftovers: str 
     return _planned(graph, *(shortened or (solution, Cut(graph, {}, []))))
 
 
+def gauges(
+    graph: Graph, precision_limit: float = PRECISION_LIMIT, leftovers: str = LEFTOVERS[0]
+) -> dict[str, tuple[Vector, Vector]]:
+    """How the model that `plan` makes holds each tensor: `p*v + q`, both shaped to broadcast with it."""
+    solution = solve_within(graph, precision_limit, leftovers)
+    shortened = _without_branches(graph, solution, precision_limit, leftovers)
+    chosen = shortened[0] if shortened else solution
+    return {name: (chosen.p[ids], chosen.q[ids]) for name, ids in chosen.gauges.items() if ids is not None}
+
+
 def _without_branches(graph: Graph, solution: Solution, limit: float, leftovers: str) -> tuple[Solution, Cut] | None:
     """The solution with identity branches cut out, where norms stay on such branches and more go that way."""
     stuck = {outcome.port.op for outcome in solution.outcomes if outcome.form != "gone" and outcome.port.op.listed}

@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from os import PathLike, fspath
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +25,6 @@ from .planner import plan as make_plan
 
 if TYPE_CHECKING:
     from .equivalence.check import Check
-    from .equivalence.subject import Subject
 
 Progress = Callable[[str], None]
 
@@ -139,41 +136,18 @@ def fold_program(
 
 def _judged(reference: nn.Module, folded: nn.Module, call: Call, judging: Judging, made: Plan) -> Check:
     """The verdict on a folded module; VerificationError where it did not pass."""
+    from .equivalence.inputs import Inputs
     from .equivalence.judge import judge
     from .equivalence.modules import ModuleSubject
 
     first, second = (ModuleSubject(m, call.args, call.kwargs) for m in (reference, folded))
     with quiet():
-        check = judge(first, second, judging.seed, None, None, judging.progress)
+        check = judge(first, second, Inputs(judging.seed), None, judging.progress)
     if not check.passed:
         error = VerificationError(f"the folded module did not pass, nothing was changed: {check.message}")
         error.check, error.plan = check, made
         raise error
     return check
-
-
-def verify_models(
-    reference: Any, candidate: Any, inputs: Any, kwargs: Mapping[str, Any] | None, seed: int,
-    shapes: Mapping[str, tuple[int, ...]] | None, limit: float | None, progress: Progress,
-) -> Check:  # fmt: skip
-    """Whether two models are the same function, one of them at least of PyTorch. See `bnfold.verify`."""
-    from .equivalence.judge import judge
-
-    first, second = (_subject(model, inputs, kwargs) for model in (reference, candidate))
-    with quiet():
-        return judge(first, second, seed, shapes, limit, progress)
-
-
-def _subject(model: Any, inputs: Any, kwargs: Mapping[str, Any] | None) -> Subject:
-    from .equivalence.modules import ModuleSubject
-    from .equivalence.subject import OnnxSubject
-
-    if isinstance(model, str | PathLike):
-        return OnnxSubject(Path(fspath(model)))
-    if not isinstance(model, nn.Module | ExportedProgram):
-        raise UsageError(f"a path, a torch.nn.Module or an ExportedProgram expected, {type(model).__name__} found")
-    call = Call.of(inputs, kwargs, model)
-    return ModuleSubject(model.module() if isinstance(model, ExportedProgram) else model, call.args, call.kwargs)
 
 
 def program_of_script(module: torch.jit.ScriptModule, call: Call) -> ExportedProgram:

@@ -19,6 +19,7 @@ from .frontends.torch import save
 from .frontends.torch.fold import Options, copied
 from .frontends.torch.load import Checkpoint
 from .frontends.torch.specs import examples
+from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import Plan
 from .pytorch import (
     Call,
@@ -35,6 +36,8 @@ from .pytorch import (
 if TYPE_CHECKING:
     from .api import TorchOptions
     from .equivalence.check import Check
+    from .equivalence.device import Device
+    from .equivalence.modules import ModuleSubject
 
 
 @dataclass
@@ -131,8 +134,22 @@ def opened(
             "package.module:factory or --arch path/to/net.py:Net, and its inputs with --input 1x3x224x224"
         )
     module = _built(given.arch, given.arch_args)
-    files.fill(module, loaded, str(path))
+    if save.folded_form(loaded) is None:
+        files.fill(module, loaded, str(path))
+    else:
+        module = save.restore(module, loaded, str(path))
     return _ready(TorchModel(module, Call(), policy, _evaluating(options), path, loaded), given)
+
+
+def subject(model: Any, given: TorchOptions, device: Device | None) -> ModuleSubject:
+    """A module, a program, or the path of a file, for the judge: in the mode that it is in; files in eval mode."""
+    from .equivalence.modules import ModuleSubject
+
+    found = opened(model, given, (), PRECISION_LIMIT, LEFTOVERS[0])
+    module = found.model.module() if isinstance(found.model, ExportedProgram) else found.model
+    if given.eval or (found.path is not None and not isinstance(found.model, ExportedProgram)):
+        module = copied(module).eval()
+    return ModuleSubject(module, found.call.args, found.call.kwargs, device)
 
 
 def _evaluating(options: Options) -> Options:

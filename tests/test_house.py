@@ -29,6 +29,7 @@ STAGES = [
     {"report"},
     {"onnxmodels", "pytorch"},
     {"torchfiles"},
+    {"verifying"},
     {"exporting"},
     {"api"},
     {"cli", "__init__", "__main__"},
@@ -77,9 +78,8 @@ def test_the_algebra_knows_numpy_and_nothing_else() -> None:
 
 def test_public_names() -> None:
     assert sorted(bnfold.__all__) == [
-        "BatchNorm", "BnfoldError", "Check", "DataError", "FoldResult", "ModelError", "OutputError", "Plan", "PlanError",
-        "UsageError", "VerificationError", "__version__", "export", "fold", "inspect", "restore",
-        "verify",
+        "BatchNorm", "BnfoldError", "Check", "DataError", "FoldResult", "ModelError", "OutputError", "Plan",
+        "PlanError", "UsageError", "VerificationError", "__version__", "export", "fold", "inspect", "restore", "verify",
     ]  # fmt: skip
     for name in bnfold.__all__:
         assert getattr(bnfold, name) is not None

@@ -2,30 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .locate import Where
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number that a candidate is judged by: it passes up to and with `bound`.
+
+    `name`: "error ratio" and "peak ratio" (the candidate's error over the reference's own, both against float64:
+    root mean square and largest), "relative error" (`error / scale`), "tolerance" (the largest `error / (atol + rtol *
+    |reference|)`), "cosine distance", "top-5 disagreement", "flips" (the share of whole numbers that differ).
+    """
+
+    name: str
+    value: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """NaN never passes."""
+        return self.value <= self.bound
+
+    @property
+    def strain(self) -> float:
+        """`value / bound`: above 1 it fails."""
+        if self.value <= self.bound:
+            return self.value / self.bound if self.bound else 0.0
+        return self.value / self.bound if self.bound and self.value == self.value else float("inf")
 
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far one output of two models is apart on one kind of input.
+    """How far one output of two models is apart on one set of inputs.
 
-    `error`: the largest absolute difference. `scale`: the largest magnitude in the reference. `limit`: the largest
-    `error / scale` that passes (for integers: the largest share of elements that may differ).
+    `error`: the largest absolute difference. `scale`: the largest magnitude in the reference. Where the reference was
+    run in float64 too, `own` and `found` are the root mean squares of its error and of the candidate's against that;
+    None elsewhere. `measures`: what `passed` rests on. `note`: what else there is to say.
     """
 
     output: str
     kind: str
     error: float
     scale: float
-    limit: float
     passed: bool
     note: str = ""
+    measures: tuple[Measure, ...] = ()
+    own: float | None = None
+    found: float | None = None
 
     @property
     def relative(self) -> float:
         """`error / scale`; the error itself where the reference is 0."""
         return self.error / self.scale if self.scale > 0 else self.error
+
+    @property
+    def strain(self) -> float:
+        """How near the entry is to its bound: the largest of its measures, above 1 where it fails."""
+        return max((measure.strain for measure in self.measures), default=0.0 if self.passed else float("inf"))
+
+    def measure(self, name: str) -> float | None:
+        """The value of a measure, None where it was not taken."""
+        return next((measure.value for measure in self.measures if measure.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -33,7 +74,8 @@ class Check:
     """Whether a candidate is the same function as its reference, in finite precision.
 
     `runner`: what ran both models. `shapes`: the input shapes used. `outputs`: one entry for each output and kind.
-    `warnings`: what makes the verdict worth less than it looks, in sentences.
+    `criterion`: what the verdict rests on, in words. `warnings`: what makes it worth less than it looks, in sentences.
+    `where`: where two models part that differ, when that was looked for.
     """
 
     passed: bool
@@ -43,28 +85,47 @@ class Check:
     outputs: tuple[OutputError, ...]
     message: str = ""
     warnings: tuple[str, ...] = ()
+    criterion: str = ""
+    where: Where | None = None
+    names: tuple[str, str] = field(default=("", ""))
 
     @property
     def worst(self) -> OutputError | None:
-        """The entry that comes closest to its limit, or is the furthest beyond."""
+        """The entry that comes closest to its bound, or is the furthest beyond."""
         failed = [o for o in self.outputs if not o.passed]
-        return max(failed or self.outputs, key=lambda o: o.relative / o.limit if o.limit else o.relative, default=None)
+        return max(failed or self.outputs, key=lambda o: o.strain, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a report; numbers that are not finite as text."""
         worst = self.worst
         return {
             "passed": self.passed,
+            "reference": self.names[0],
+            "candidate": self.names[1],
             "runner": self.runner,
+            "criterion": self.criterion,
             "seed": self.seed,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "message": self.message,
             "warnings": list(self.warnings),
             "worst": _entry(worst) if worst else None,
             "outputs": [_entry(output) for output in self.outputs],
+            "where": self.where.to_dict() if self.where else None,
         }
 
 
 def _entry(output: OutputError) -> dict[str, Any]:
-    plain = {**asdict(output), "relative": output.relative}
-    return {k: repr(v) if isinstance(v, float) and not abs(v) < float("inf") else v for k, v in plain.items()}
+    return plain({**asdict(output), "relative": output.relative})
+
+
+def plain(data: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that JSON lacks as text."""
+    return {key: _plain(value) for key, value in data.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return plain(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return repr(value) if isinstance(value, float) and not abs(value) < float("inf") else value

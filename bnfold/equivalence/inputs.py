@@ -1,20 +1,23 @@
-"""Seeded inputs of several kinds: one kind alone hides faults."""
+"""What models are compared on: seeded inputs of several kinds, since one alone hides faults, or a user's data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
+from ..data import Pixels, Samples, open_data
+from ..errors import DataError, UsageError
 from ..graph import Shape
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
+SAMPLES = 64
+"""How much of a user's data is taken, where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,104 @@ class InputSpec:
     dtype: np.dtype[Any]
     shape: Shape
     high: int = 8
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Which inputs are made or taken.
+
+    `seed`: of the random numbers. `shapes`: sizes by input, "" for the only one. `kinds`: some of `KINDS`, all by
+    default. `data`: what `open_data` takes, instead of random numbers. `samples`: how many of each kind, or of the data
+    at most (64 by default). `mean`, `std`: of images, per channel.
+    """
+
+    seed: int = 0
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ()
+    data: Any = None
+    samples: int | None = None
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UsageError(f"seed {self.seed}: a number from 0 up expected")
+        if self.samples is not None and self.samples < 1:
+            raise UsageError(f"samples {self.samples}: a number from 1 up expected")
+        unknown = set(self.kinds) - set(KINDS)
+        if unknown:
+            raise UsageError(f"inputs of kind {min(unknown)!r}: one of {', '.join(KINDS)} expected")
+
+    def choices(self, specs: list[InputSpec]) -> Iterator[Choice]:
+        """Ways to call a network with these inputs, to be tried in turn."""
+        if self.data is not None:
+            yield from_data(self, specs)
+            return
+        for shapes in shape_choices(specs, self.shapes):
+            yield Choice(shapes, lambda shapes=shapes: self._seeded(specs, shapes))  # type: ignore[misc]
+
+    def _seeded(self, specs: list[InputSpec], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Feed]]:
+        batch = min((shape[0] for shape in shapes.values() if shape), default=1)
+        draws = max(1, -(-(self.samples or 1) // batch))
+        for draw in range(draws):
+            for kind, feed in feeds(specs, shapes, self.seed, draw):
+                if not self.kinds or kind in self.kinds:
+                    yield kind, feed
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Sizes of the inputs, and a function that goes through the inputs, each with its kind."""
+
+    shapes: dict[str, tuple[int, ...]]
+    feeds: Callable[[], Iterator[tuple[str, Feed]]]
+
+
+def from_data(inputs: Inputs, specs: list[InputSpec]) -> Choice:
+    """Batches of a user's data: of the size that the network has, else of up to 8."""
+    pixels = _pixels(specs[0], inputs) if len(specs) == 1 else None
+    samples = open_data(inputs.data, [spec.name for spec in specs], pixels)
+    batch = next((spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)), 8)
+    count = min(len(samples), inputs.samples or SAMPLES)
+    shapes = {spec.name: _checked(spec, samples, batch if isinstance(batch, int) else 8, count) for spec in specs}
+    size = min(shape[0] for shape in shapes.values())
+
+    def batches() -> Iterator[tuple[str, Feed]]:
+        for start in range(0, count, size):
+            rows = np.arange(start, start + size) % count  # the last batch is filled up from the start
+            yield "data", {spec.name: samples.rows(rows)[spec.name].astype(spec.dtype) for spec in specs}
+
+    return Choice(shapes, batches)
+
+
+def _checked(spec: InputSpec, samples: Samples, batch: int, count: int) -> tuple[int, ...]:
+    """The shape of a batch of data. DataError where the network cannot take it."""
+    first = np.asarray(samples.inputs[spec.name][:1])
+    shape = (batch if isinstance(spec.shape[0] if spec.shape else None, int) else min(batch, count), *first.shape[1:])
+    fits = len(shape) == len(spec.shape) and all(
+        not isinstance(dim, int) or dim == size for dim, size in zip(spec.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = "x".join(str(dim) if dim is not None else "?" for dim in spec.shape)
+        found = "x".join(["samples", *map(str, first.shape[1:])])
+        raise DataError(f"{samples.source}: {found} does not fit input {spec.name!r}, which is {wanted}")
+    if first.dtype.kind in "fc" and spec.dtype.kind in "iub":
+        raise DataError(f"{samples.source}: input {spec.name!r} takes {spec.dtype}, {first.dtype} found")
+    return shape
+
+
+def _pixels(spec: InputSpec, inputs: Inputs) -> Pixels:
+    """How images become this input: its layout and size."""
+    shape = inputs.shapes.get(spec.name, inputs.shapes.get("", spec.shape))
+    if len(shape) != 4:
+        return Pixels(mean=inputs.mean, std=inputs.std)
+    last = shape[1] not in (1, 3) and shape[3] in (1, 3)
+    channels, sizes = (shape[3], shape[1:3]) if last else (shape[1], shape[2:])
+    size = tuple(value for value in sizes if isinstance(value, int))
+    return Pixels(
+        (size[0], size[1]) if len(size) == 2 else None, 1 if channels == 1 else 3, "NHWC" if last else "NCHW",
+        inputs.mean, inputs.std, spec.dtype if spec.dtype.kind in "iuf" else np.float32,
+    )  # fmt: skip
 
 
 def shape_choices(specs: list[InputSpec], given: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, tuple[int, ...]]]:
@@ -81,14 +182,18 @@ KINDS: dict[str, Callable[[np.random.Generator, tuple[int, ...]], Array]] = {
     "image": _image,
     "large": lambda rng, shape: 30.0 * rng.standard_normal(shape),
     "constant": lambda rng, shape: np.full(shape, rng.uniform(0.25, 1.0)),
+    "tiny": lambda rng, shape: 1e-3 * rng.standard_normal(shape),
+    "zeros": lambda rng, shape: np.zeros(shape),
 }
 """The kinds of inputs, each a function of a generator and a shape."""
 
 
-def feeds(specs: list[InputSpec], shapes: Mapping[str, tuple[int, ...]], seed: int) -> Iterator[tuple[str, Feed]]:
-    """One set of inputs of each kind. Integers are small and non-negative, so that they can be indices."""
+def feeds(
+    specs: list[InputSpec], shapes: Mapping[str, tuple[int, ...]], seed: int, draw: int = 0
+) -> Iterator[tuple[str, Feed]]:
+    """One set of inputs of each kind; another for each `draw`. Integers are small, so that they can be indices."""
     for i, (kind, make) in enumerate(KINDS.items()):
-        rng = np.random.default_rng([seed, i])
+        rng = np.random.default_rng([seed, i, draw] if draw else [seed, i])
         yield kind, {spec.name: _fill(spec, make, rng, shapes[spec.name]) for spec in specs}
 
 

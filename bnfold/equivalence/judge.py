@@ -1,84 +1,86 @@
-"""Are two models the same function? Run both on seeded inputs of several kinds and compare every output.
+"""Are two models the same function? Run both on inputs of several kinds and compare every output.
 
-A floating output passes when its largest difference, over the largest magnitude in the reference, is within the limit
-of its type. Where it is not, the candidate gets a second hearing: inputs that differ by one unit in the last place show
-how much rounding moves the reference's own output (a sigmoid near 0 has few digits left), and a difference of up to
-NOISE_MULTIPLE times that passes. Last, the reference is run in float64, where it does not round: a candidate that is no
-more than ERROR_MULTIPLE times as far from that as the reference itself passes. NaN never passes.
+Both are compared with the reference in float64 (`criterion`). What fails gets a second hearing: inputs that differ by
+one unit in the last place show how much rounding moves the reference's own output (a sigmoid near 0 has few digits
+left), and a difference of up to NOISE_MULTIPLE times that passes. Where nothing here computes in float64, or where that
+says something else than the reference, the limit of the type decides. NaN never passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..errors import UsageError, VerificationError
-from .check import Check, OutputError
-from .inputs import Array, Feed, InputSpec, feeds, shape_choices
+from .check import Check, Measure, OutputError
+from .criterion import (
+    EMPTY,
+    EPS,
+    LIMITS,
+    SKIPPED,
+    Criterion,
+    Errors,
+    beside,
+    facts,
+    in_doubt,
+    magnitude,
+)  # fmt: skip
+from .inputs import Array, Choice, Feed, Inputs
+from .locate import Where, locate
 from .runners import Runner
 from .subject import Aligned, Subject
 
-LIMITS = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""Largest `error / scale` for an output of each type."""
-EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-INTEGER_LIMIT = 1e-3
-"""Share of the elements of an integer output (a label map, say) that may flip at ties."""
 NOISE_MULTIPLE = 10.0
 """A difference of so many times what one unit in the last place of the inputs does is no fault."""
 NOISE_RUNS = 3
-ERROR_MULTIPLE = 4.0
-"""A candidate may be so many times as far from the float64 outputs as the reference, and is as good as it."""
-CLEAR = 0.1
-"""A difference of this share of the largest magnitude is no rounding: nothing is run to find out."""
-NEARLY = "as near to the float64 outputs as the reference"
-"""Note of an entry that passed by the last hearing."""
-SKIPPED = "skipped"
-"""Note of an entry where the reference is not finite: nothing to compare with."""
+TRUST, UNITS = 100.0, 16.0
+"""The reference may be so many times its noise, or so many units in the last place of the inputs, away from float64
+before that is taken for another function."""
 ROUNDING = "within the reference's own rounding"
 """Note of an entry that passed by the second hearing."""
-EMPTY = "empty"
-"""Note of an entry without elements."""
 
-Shapes = dict[str, tuple[int, ...]]
+Progress = Callable[[str], None]
 
 
 def judge(
     reference: Subject,
     candidate: Subject,
-    seed: int = 0,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    limit: float | None = None,
-    progress: Callable[[str], None] = lambda stage: None,
+    inputs: Inputs | None = None,
+    criterion: Criterion | None = None,
+    progress: Progress = lambda stage: None,
+    locating: bool = True,
 ) -> Check:
     """Compare two models. VerificationError when nothing here can run the reference.
 
-    Inputs and outputs of models of different kinds are matched by their order, where their names differ.
-
-    `shapes` fixes the shapes of inputs; `limit` replaces the limits of `LIMITS`.
+    Inputs and outputs of models of different kinds are matched by their order, where their names differ. `locating`:
+    look for the tensor at which they part, where they do.
     """
-    if seed < 0:
-        raise UsageError(f"seed {seed}: a number from 0 up expected")
-    specs = reference.specs()
-    runner, used, first = _open(reference, seed, shapes or {}, progress)
-    results: list[OutputError] = []
+    inputs, criterion = inputs or Inputs(), criterion or Criterion()
+    runner, choice, first = _open(reference, inputs, progress)
+    hearing = Hearing(reference, runner, criterion, inputs.seed, progress)
+    entries: dict[tuple[str, str], OutputError] = {}
     warnings: list[str] = []
     varying: set[str] = set()
+    failing: tuple[str, Feed] | None = None
 
     def verdict(message: str) -> Check:
-        said = (*warnings, *_steady(first, varying)) if specs and not message else tuple(warnings)
-        said = (*said, *_only_rounding(results)) if not message else said
-        return Check(not message, runner.name, seed, used, tuple(results), message, said)
+        found = tuple(entries.values())
+        said = [*warnings, *hearing.warnings]
+        if not message:
+            said += [*(_steady(first, varying) if reference.specs() else []), *_only_rounding(found)]
+        return Check(not message, runner.name, inputs.seed, choice.shapes, found, message, tuple(dict.fromkeys(said)),
+                     str(criterion), None, (reference.name, candidate.name))  # fmt: skip
 
     try:
         other = _aligned(candidate, runner, reference, first)
     except Exception as error:
         return verdict(f"the candidate cannot be loaded: {_line(error)}")
-    for kind, feed in _all_feeds(reference, specs, used, seed):
+    for i, (kind, feed) in enumerate(_all_feeds(reference, choice)):
         progress(f"comparing on {kind} inputs")
         try:
-            expected = first if kind == "normal" else runner.run(feed)
+            expected = first if i == 0 else runner.run(feed)
         except Exception as error:
             warnings.append(f"the reference cannot be run on {kind} inputs, so they were left out: {_line(error)}")
             continue
@@ -86,87 +88,157 @@ def judge(
             found = other.run(feed)
         except Exception as error:
             return verdict(f"the candidate cannot be run on {kind} inputs: {_line(error)}")
-        entries = compare(expected, found, kind, limit, _size(feed))
-        if limit is None and any(_in_doubt(entry) for entry in entries):
-            progress(f"measuring the reference's own rounding on {kind} inputs")
-            entries = _second_hearing(entries, _noise(runner, feed, expected, seed))
-        if limit is None and any(_in_doubt(entry) and entry.error <= CLEAR * entry.scale for entry in entries):
-            progress(f"running the reference in float64 on {kind} inputs")
-            entries = _last_hearing(entries, expected, found, _exact(reference, feed))
-        results += entries
-        if expected is not first:
-            varying |= {entry.output for entry in compare(first, expected, kind, limit) if not entry.passed}
-    return verdict(_fault(results))
+        for entry in hearing.compare(expected, found, kind, feed):
+            before = entries.get((entry.output, kind))
+            entries[entry.output, kind] = entry if before is None else _worse(before, entry)
+            if not entry.passed and entry.note != SKIPPED and failing is None:
+                failing = kind, feed
+        varying |= {name for name in expected if name not in varying and _differ(first[name], expected.get(name))}
+    check = verdict(_fault(list(entries.values())))
+    if failing is None or check.passed or not locating:
+        return check
+    return replace(check, where=_where(reference, candidate, runner.name, *failing, criterion.multiple, progress))
 
 
-def _size(feed: Feed) -> float:
-    """The largest magnitude of the inputs, at least 1."""
-    parts = [np.abs(value.astype(np.float64)).max(initial=0.0) for value in feed.values() if value.dtype.name in LIMITS]
-    return float(max([1.0, *parts]))
+def _where(
+    reference: Subject, candidate: Subject, engine: str, kind: str, feed: Feed, multiple: float, progress: Progress
+) -> Where | None:
+    """The tensor at which they part; None where the models are of different kinds, or cannot be looked into."""
+    if reference.named != candidate.named:
+        return None
+    try:
+        first, second = reference.probe(engine), candidate.probe(engine)
+        if first is None or second is None:
+            return None
+        return locate(first, second, feed, kind, multiple, progress)
+    except Exception:  # a convenience, which must not hide the verdict
+        return None
 
 
-def _in_doubt(entry: OutputError) -> bool:
-    """Whether an entry failed by a number, and not because something is missing or not finite."""
-    return not entry.passed and not entry.note and bool(np.isfinite(entry.error)) and entry.limit != INTEGER_LIMIT
+@dataclass
+class Hearing:
+    """Compares outputs of two models; runs the reference again where rounding must be told from faults."""
+
+    reference: Subject
+    runner: Runner
+    criterion: Criterion
+    seed: int
+    progress: Progress
+    warnings: list[str] = field(default_factory=list)
+
+    def compare(
+        self, expected: Mapping[str, Array], found: Mapping[str, Array], kind: str, feed: Feed
+    ) -> list[OutputError]:
+        """One entry for each output of the reference."""
+        entries = [facts(name, kind, value, found.get(name)) for name, value in expected.items()]
+        open_ = [i for i, entry in enumerate(entries) if in_doubt(entry)]
+        exact = self._exact(feed, kind) if self._wants_exact(entries, expected) else {}
+        noise: dict[str, float] = {}
+        for i in open_:
+            entry = entries[i]
+            a, b = expected[entry.output], found[entry.output]
+            truth = exact.get(entry.output)
+            own = Errors.of(a, truth) if truth is not None and truth.shape == a.shape and _short(a) else None
+            if own is not None and own.peak > LIMITS[a.dtype.name] * entry.scale:
+                noise = noise or self._noise(feed, expected)
+                # outputs near 0 may have been far from it on the way: units in the last place of the inputs count
+                rounding = max(TRUST * noise[entry.output], UNITS * EPS[a.dtype.name] * magnitude(feed))
+                own = self._trusted(own, rounding, entry.output)
+            if own is not None and truth is not None and entry.scale > 0:
+                entry = beside(entry, a, own, Errors.of(b, truth), self.criterion.multiple)
+            else:
+                entry = self.criterion.measure(a, b, entry, _floor(entry, a, feed))
+            if in_doubt(entry) and not self.criterion.fixed:
+                noise = noise or self._noise(feed, expected)
+                entry = second_hearing(entry, noise[entry.output])
+            entries[i] = entry
+        return entries
+
+    def _wants_exact(self, entries: list[OutputError], expected: Mapping[str, Array]) -> bool:
+        """Whether there is a number to judge that float64 says more about; equal outputs need no judge."""
+        return not self.criterion.fixed and any(
+            in_doubt(entry) and entry.error > 0 and _short(expected[entry.output]) for entry in entries
+        )
+
+    def _exact(self, feed: Feed, kind: str) -> dict[str, Array]:
+        """The outputs of the reference in float64; none, and a warning, where nothing here computes them."""
+        self.progress(f"running the reference in float64 on {kind} inputs")
+        why = "nothing here computes the reference in float64"
+        try:
+            found = self.reference.exact(feed)
+        except Exception as error:  # an operator without an evaluator, not enough memory
+            found, why = {}, f"{why} ({_line(error)})"
+        if not found:
+            self.warnings.append(f"{why}: a fixed limit was used, which says less")
+        return found
+
+    def _trusted(self, own: Errors, rounding: float, output: str) -> Errors | None:
+        """Own errors, unless they are so large that float64 must have computed something else."""
+        if own.peak <= rounding:
+            return own
+        self.warnings.append(
+            f"{output} in float64 is further from the reference than rounding explains: a fixed limit was used instead"
+        )
+        return None
+
+    def _noise(self, feed: Feed, expected: Mapping[str, Array]) -> dict[str, float]:
+        """The largest change of each output when every input moves by one unit in the last place."""
+        self.progress("measuring the reference's own rounding")
+        noise = dict.fromkeys(expected, 0.0)
+        for i in range(NOISE_RUNS):
+            rng = np.random.default_rng([self.seed, 1000 + i])
+            outputs = self.runner.run({name: _nudged(value, rng) for name, value in feed.items()})
+            for name, value in outputs.items():
+                if value.dtype.name in LIMITS and value.shape == expected[name].shape:
+                    noise[name] = max(noise[name], Errors.of(value, expected[name]).peak)
+        return noise
 
 
-def _noise(runner: Runner, feed: Feed, expected: Mapping[str, Array], seed: int) -> dict[str, float]:
-    """The largest change of each output when every input moves by one unit in the last place."""
-    noise = dict.fromkeys(expected, 0.0)
-    for i in range(NOISE_RUNS):
-        rng = np.random.default_rng([seed, 1000 + i])
-        outputs = runner.run({name: _nudged(value, rng) for name, value in feed.items()})
-        for name, value in outputs.items():
-            if value.dtype.name in LIMITS:
-                change = np.abs(value.astype(np.float64) - expected[name].astype(np.float64))
-                noise[name] = max(noise[name], float(np.nan_to_num(change, posinf=0.0).max(initial=0.0)))
-    return noise
+def second_hearing(entry: OutputError, noise: float) -> OutputError:
+    """An entry in doubt judged by the reference's own rounding."""
+    if not in_doubt(entry) or entry.error > NOISE_MULTIPLE * noise:
+        return entry
+    measure = Measure("noise ratio", entry.error / noise if noise else 0.0, NOISE_MULTIPLE)
+    return replace(entry, passed=True, note=ROUNDING, measures=(measure,))
+
+
+def _short(value: Array) -> bool:
+    return value.dtype.name in LIMITS and value.dtype.name != "float64"
+
+
+def _floor(entry: OutputError, a: Array, feed: Feed) -> float:
+    """Where the reference is 0 everywhere, a unit in the last place of the inputs' magnitude is no difference."""
+    return magnitude(feed) * EPS[a.dtype.name] if entry.scale == 0 else 0.0
 
 
 def _nudged(value: Array, rng: np.random.Generator) -> Array:
-    if value.dtype.name not in LIMITS:  # bfloat16 is of no kind that numpy knows
+    if value.dtype.name not in LIMITS:
         return value
+    if value.dtype.name == "bfloat16":  # of no kind that numpy knows
+        step = np.where(rng.random(value.shape) < 0.5, 1 + 2.0**-7, 1 - 2.0**-8)
+        return np.asarray((value.astype(np.float64) * step).astype(value.dtype))
     up = rng.random(value.shape) < 0.5
     above, below = (np.nextafter(value, np.asarray(bound, value.dtype)) for bound in (np.inf, -np.inf))
     nudged: Array = np.where(up, above, below).astype(value.dtype)
     return nudged
 
 
-def _second_hearing(entries: list[OutputError], noise: Mapping[str, float]) -> list[OutputError]:
-    """Entries in doubt judged by the reference's own rounding."""
-    heard = []
-    for entry in entries:
-        allowed = NOISE_MULTIPLE * noise[entry.output]
-        if _in_doubt(entry) and entry.error <= allowed:
-            limit = allowed / entry.scale if entry.scale > 0 else allowed
-            entry = replace(entry, passed=True, limit=limit, note=ROUNDING)
-        heard.append(entry)
-    return heard
+def _worse(a: OutputError, b: OutputError) -> OutputError:
+    """Of two entries of an output on inputs of one kind."""
+    if a.passed != b.passed:
+        failed, other = (a, b) if not a.passed else (b, a)
+        return other if failed.note == SKIPPED else failed
+    return max(a, b, key=lambda entry: entry.strain)
 
 
-def _exact(reference: Subject, feed: Feed) -> dict[str, Array]:
-    """The outputs of the reference in float64; none where nothing here computes them."""
-    try:
-        return reference.exact(feed)
-    except Exception:  # an operator without an evaluator, not enough memory: then there is no last hearing
-        return {}
-
-
-def _last_hearing(
-    entries: list[OutputError], expected: Mapping[str, Array], found: Mapping[str, Array], exact: Mapping[str, Array]
-) -> list[OutputError]:
-    """Entries in doubt judged by how far the reference and the candidate are from the float64 outputs."""
-    heard = []
-    for entry in entries:
-        truth = exact.get(entry.output)
-        if _in_doubt(entry) and truth is not None and truth.shape == expected[entry.output].shape:
-            own, new = (
-                float(np.abs(outputs[entry.output].astype(np.float64) - truth).max()) for outputs in (expected, found)
-            )
-            if np.isfinite(own) and new <= ERROR_MULTIPLE * own:
-                entry = replace(entry, passed=True, note=NEARLY)
-        heard.append(entry)
-    return heard
+def _differ(a: Array, b: Array | None) -> bool:
+    """Whether two outputs of a model on different inputs differ by more than rounding."""
+    if b is None or a.shape != b.shape:
+        return True
+    if a.dtype.name not in LIMITS:
+        return not np.array_equal(a, b)
+    entry = facts("", "", a, b)
+    return bool(entry.note) or entry.error > LIMITS[a.dtype.name] * entry.scale
 
 
 def _fault(results: list[OutputError]) -> str:
@@ -194,16 +266,14 @@ def _steady(first: Mapping[str, Array], varying: set[str]) -> list[str]:
     return [f"the reference gives the same {which} on all inputs, within the limit: that the models agree says little"]
 
 
-def _only_rounding(results: list[OutputError]) -> list[str]:
+def _only_rounding(results: tuple[OutputError, ...]) -> list[str]:
     """A warning that names the outputs which passed on no inputs but by the second hearing."""
-    sound = {entry.output for entry in results if entry.passed and entry.note not in (ROUNDING, NEARLY)}
-    names = sorted({entry.output for entry in results if entry.note in (ROUNDING, NEARLY)} - sound)
+    sound = {entry.output for entry in results if entry.passed and entry.note != ROUNDING}
+    names = sorted({entry.output for entry in results if entry.note == ROUNDING} - sound)
     return [f"{', '.join(names)} agrees only within the reference's own rounding, on all inputs"] if names else []
 
 
-def _open(
-    reference: Subject, seed: int, given: Mapping[str, tuple[int, ...]], progress: Callable[[str], None]
-) -> tuple[Runner, Shapes, dict[str, Array]]:
+def _open(reference: Subject, inputs: Inputs, progress: Progress) -> tuple[Runner, Choice, dict[str, Array]]:
     """The first runner, with the first way to fill in dynamic sizes, that runs the reference; and what it gave."""
     causes = []
     specs = reference.specs()
@@ -211,13 +281,15 @@ def _open(
         progress(f"running the reference in {engine.name}")
         try:
             runner = engine.open()
+        except VerificationError:
+            raise
         except Exception as error:
             causes.append(f"{engine.name}: {_line(error)}")
             continue
-        for shapes in shape_choices(specs, given):
+        for choice in inputs.choices(specs):
             try:
-                return runner, shapes, runner.run(_first(specs, shapes, seed))
-            except UsageError:
+                return runner, choice, runner.run(next(choice.feeds())[1])
+            except (UsageError, VerificationError):
                 raise
             except Exception as error:
                 causes.append(f"{engine.name}: {_line(error)}")
@@ -239,51 +311,12 @@ def _aligned(candidate: Subject, runner: Runner, reference: Subject, first: Mapp
     return Aligned(engine.open(), own, list(first))
 
 
-def _all_feeds(reference: Subject, specs: list[InputSpec], used: Shapes, seed: int) -> Iterator[tuple[str, Feed]]:
+def _all_feeds(reference: Subject, choice: Choice) -> Iterator[tuple[str, Feed]]:
     """Inputs of all kinds, and those that came with the reference."""
-    yield from feeds(specs, used, seed)
+    yield from choice.feeds()
     given = reference.given()
-    if given is not None and {name: value.shape for name, value in given.items()} == used:
+    if given is not None and {name: value.shape for name, value in given.items()} == choice.shapes:
         yield "given", given
-
-
-def _first(specs: list[InputSpec], shapes: Shapes, seed: int) -> Feed:
-    return next(feeds(specs, shapes, seed))[1]
-
-
-def compare(
-    expected: Mapping[str, Array], found: Mapping[str, Array], kind: str, limit: float | None = None, size: float = 0.0
-) -> list[OutputError]:
-    """One entry for each output of the reference.
-
-    Where that is 0 everywhere, a unit in the last place of `size`, the magnitude of the inputs, is no difference.
-    """
-    return [_compare(name, kind, value, found.get(name), limit, size) for name, value in expected.items()]
-
-
-def _compare(name: str, kind: str, a: Array, b: Array | None, limit: float | None, size: float) -> OutputError:
-    if b is None:
-        return OutputError(name, kind, float("inf"), 0.0, 0.0, False, "the output is missing")
-    if a.shape != b.shape or a.dtype != b.dtype:
-        note = f"{a.dtype.name}{list(a.shape)} expected, {b.dtype.name}{list(b.shape)} found"
-        return OutputError(name, kind, float("inf"), 0.0, 0.0, False, note)
-    if a.size == 0:
-        return OutputError(name, kind, 0.0, 0.0, 0.0, True, EMPTY)
-    if a.dtype.name not in LIMITS:
-        share = float(np.mean(a != b))
-        return OutputError(name, kind, share, 1.0, INTEGER_LIMIT, share <= INTEGER_LIMIT)
-    allowed = LIMITS[a.dtype.name] if limit is None else limit
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    if not np.isfinite(x).all():
-        return OutputError(name, kind, 0.0, 0.0, allowed, False, SKIPPED)
-    scale = float(np.abs(x).max())
-    if not np.isfinite(y).all():
-        return OutputError(
-            name, kind, float("inf"), scale, allowed, False, "NaN or infinity where the reference is finite"
-        )
-    error = float(np.abs(x - y).max())
-    floor = size * EPS[a.dtype.name] if scale == 0 else 0.0
-    return OutputError(name, kind, error, scale, allowed, error <= allowed * scale + floor)
 
 
 def _line(error: Exception) -> str:

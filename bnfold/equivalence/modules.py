@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
+from ..errors import VerificationError
+from .device import Device
 from .inputs import Array, Feed, InputSpec
 from .subject import Engine
 
@@ -25,8 +28,16 @@ class ModuleSubject:
 
     named = False
 
-    def __init__(self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> None:
-        self.module, self.name = module, type(module).__name__
+    def __init__(
+        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None,
+        device: Device | None = None,
+    ) -> None:  # fmt: skip
+        """`device`: run a copy there; where the module is, by default."""
+        if device is not None and device.name == "tensorrt":
+            raise VerificationError("device tensorrt: torch modules do not run there; export them to ONNX first")
+        if device is not None and device.name == "cuda" and not torch.cuda.is_available():
+            raise VerificationError("device cuda: torch finds no card, or is built without CUDA")
+        self.module, self.name, self.device = module, type(module).__name__, device
         leaves, self.layout = tree_flatten((tuple(args), dict(kwargs or {})))
         paths = [path for path, _ in tree_flatten_with_path((tuple(args), dict(kwargs or {})))[0]]
         parameters = list(inspect.signature(module.forward).parameters)
@@ -48,8 +59,9 @@ class ModuleSubject:
 
     def engines(self) -> Sequence[Engine]:
         """torch itself."""
-        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
-        return [Engine(f"torch ({device.type})", lambda: ModuleRunner(self, False))]
+        place = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        label = self.device.label if self.device is not None else {"cpu": "CPU"}.get(place.type, place.type)
+        return [Engine(f"torch ({label})", lambda: ModuleRunner(self, False))]
 
     def exact(self, feed: Feed) -> dict[str, Array]:
         """A copy of the module in float64."""
@@ -58,6 +70,12 @@ class ModuleSubject:
     def given(self) -> Feed | None:
         """The tensors that it was given with."""
         return {name: to_array(leaf) for name, leaf in zip(self.names, self.leaves, strict=True) if name}
+
+    def probe(self, engine: str) -> Any:
+        """What submodules return."""
+        from .moduleprobes import ModuleProbe
+
+        return ModuleProbe(self)
 
 
 class ModuleRunner:
@@ -71,13 +89,15 @@ class ModuleRunner:
             if wide:
                 raise
             self.module = subject.module
+        if subject.device is not None:
+            self.module.to(subject.device.name)
         if wide:
             self.module.double()
         self.name = subject.engines()[0].name
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """The tensors in what the module returns, in order, as output_0, output_1, ..."""
-        with torch.no_grad():
+        with torch.no_grad(), _multiplying(self.subject.device):
             values = [
                 self._tensor(feed[name], leaf) if name else leaf
                 for name, leaf in zip(self.subject.names, self.subject.leaves, strict=True)
@@ -88,10 +108,24 @@ class ModuleRunner:
         return {f"output_{i}": to_array(tensor) for i, tensor in enumerate(tensors)}
 
     def _tensor(self, value: Array, like: torch.Tensor) -> torch.Tensor:
-        tensor = from_array(value).to(like.device)
+        tensor = from_array(value).to(like.device if self.subject.device is None else self.subject.device.name)
         if tensor.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         return tensor.double() if self.wide and tensor.is_floating_point() else tensor
+
+
+@contextmanager
+def _multiplying(device: Device | None) -> Iterator[None]:
+    """float32 products of CUDA with all bits, or with TF32 where that was asked for."""
+    switches: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = bool(device is not None and device.tf32)
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
 
 
 def _computed(module: nn.Module) -> dict[int, Any]:

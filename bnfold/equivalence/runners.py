@@ -1,7 +1,8 @@
-"""What runs an ONNX model: onnxruntime with its optimisations off, or the reference evaluator of onnx."""
+"""What runs an ONNX model: onnxruntime on a device, or the reference evaluator of onnx."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +13,12 @@ import onnx.inliner
 from onnx import ModelProto, TensorProto, helper
 
 from ..errors import VerificationError
+from .device import Device, check_placement, placements, require
 from .inputs import Array, Feed, InputSpec
+
+CPU = Device()
+CARRIERS = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"})
+"""What may stand between an input and the table that it is looked up in."""
 
 
 class Runner(Protocol):
@@ -20,29 +26,61 @@ class Runner(Protocol):
 
     name: str
 
-    def __init__(self, path: Path) -> None: ...
-
     def run(self, feed: Feed) -> dict[str, Array]:
         """Outputs by name."""
 
 
 class OrtRunner:
-    """onnxruntime on the CPU, graph optimisations off: the reference must not be folded by another tool."""
+    """onnxruntime, its graph optimisations off by default: the reference must not be folded by another tool.
 
-    name = "onnxruntime (CPU, optimisations off)"
+    VerificationError where the device is not to be had, or where some of the model ran on another.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: Device = CPU, threads: int = 0) -> None:
         import onnxruntime as ort
 
+        require(device, ort.get_available_providers())
+        if device.name != "cpu" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        self.device, self.name = device, engine_name(device)
         options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if device.optimise else levels.ORT_DISABLE_ALL
         options.log_severity_level = 4
-        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        options.intra_op_num_threads = threads
+        self.profile = None if device.name == "cpu" else tempfile.TemporaryDirectory(prefix="bnfold-")
+        if self.profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(self.profile.name) / "run")
+        providers: list[Any] = device.providers()
+        self.session = ort.InferenceSession(str(path), options, providers=providers)
+        require(device, ort.get_available_providers(), self.session.get_providers())
         self.outputs = [output.name for output in self.session.get_outputs()]
 
     def run(self, feed: Feed) -> dict[str, Array]:
-        """Outputs by name."""
-        return _named(self.outputs, self.session.run(None, feed))
+        """Outputs by name. The first run on a device other than the CPU proves that the nodes ran there."""
+        if self.device.name == "cpu":
+            return _named(self.outputs, self.session.run(None, feed))
+        values = self._bound(feed)
+        if self.profile is not None:
+            check_placement(self.device, placements(Path(self.session.end_profiling())))
+            self.profile.cleanup()
+            self.profile = None
+        return _named(self.outputs, values)
+
+    def _bound(self, feed: Feed) -> list[Any]:
+        binding = self.session.io_binding()
+        for name, value in feed.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        for name in self.outputs:
+            binding.bind_output(name)
+        self.session.run_with_iobinding(binding)
+        return list(binding.copy_outputs_to_cpu())
+
+
+def engine_name(device: Device) -> str:
+    """What runs a model there, for people."""
+    return f"onnxruntime ({device.label}, optimisations {'on' if device.optimise else 'off'})"
 
 
 class ReferenceRunner:
@@ -83,10 +121,24 @@ def _named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Array]:
 def input_specs(model: ModelProto) -> list[InputSpec]:
     """The inputs that a caller must give."""
     defaults = {t.name for t in model.graph.initializer}
-    return [_spec(value) for value in model.graph.input if value.name not in defaults]
+    rows = _rows(model)
+    return [_spec(value, rows.get(value.name)) for value in model.graph.input if value.name not in defaults]
 
 
-def _spec(value: onnx.ValueInfoProto) -> InputSpec:
+def _rows(model: ModelProto) -> dict[str, int]:
+    """How many entries the tables have that tensors are looked up in: whole numbers must lie below."""
+    sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    found: dict[str, int] = {}
+    for node in reversed(model.graph.node):
+        if node.op_type == "Gather" and sizes.get(node.input[0]):
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            found[node.input[1]] = min(found.get(node.input[1], 1 << 31), sizes[node.input[0]][axis])
+        elif node.op_type in CARRIERS and node.output[0] in found:
+            found[node.input[0]] = min(found.get(node.input[0], 1 << 31), found[node.output[0]])
+    return found
+
+
+def _spec(value: onnx.ValueInfoProto, rows: int | None = None) -> InputSpec:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
         raise VerificationError(f"input {value.name!r} is no tensor of known rank, so no inputs can be made up for it")
@@ -95,4 +147,6 @@ def _spec(value: onnx.ValueInfoProto) -> InputSpec:
         dims.append(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or None)
     if tensor.elem_type == TensorProto.STRING:
         raise VerificationError(f"input {value.name!r} holds strings, so no inputs can be made up for it")
-    return InputSpec(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), tuple(dims))
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    high = 256 if dtype == np.uint8 else 8
+    return InputSpec(value.name, dtype, tuple(dims), max(1, high if rows is None else min(rows, 1 << 15)))

@@ -8,9 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from .device import Device
 from .inputs import Array, Feed, InputSpec
-from .runners import OrtRunner, ReferenceRunner, Runner
+from .locate import Probe
+from .runners import CPU, OrtRunner, ReferenceRunner, Runner, engine_name
 from .widen import widened, widened_feed
+
+_UNKNOWN = object()
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,20 @@ class Subject(Protocol):
     def given(self) -> Feed | None:
         """Inputs that came with the model."""
 
+    def probe(self, engine: str) -> Probe | None:
+        """A look at its inner tensors, as the runner of that name computes them; None where there is none."""
+
 
 class OnnxSubject:
     """An ONNX file."""
 
     named = True
 
-    def __init__(self, path: Path, specs: list[InputSpec] | None = None) -> None:
+    def __init__(self, path: Path, specs: list[InputSpec] | None = None, device: Device = CPU) -> None:
         """`specs`: its inputs, where they are known already."""
-        self.path, self.name, self._specs = path, path.name, specs
+        self.path, self.name, self.device = path, path.name, device
+        self._specs = specs
+        self._wide: object = _UNKNOWN
 
     def specs(self) -> list[InputSpec]:
         """The inputs that have no default."""
@@ -59,17 +68,28 @@ class OnnxSubject:
         return self._specs
 
     def engines(self) -> Sequence[Engine]:
-        """onnxruntime, then the reference evaluator of onnx."""
-        return [Engine(make.name, partial(make, self.path)) for make in (OrtRunner, ReferenceRunner)]
+        """onnxruntime on the device; on the CPU the reference evaluator of onnx too."""
+        first = Engine(engine_name(self.device), partial(OrtRunner, self.path, self.device))
+        if self.device.name != "cpu":
+            return [first]
+        return [first, Engine(ReferenceRunner.name, partial(ReferenceRunner, self.path))]
 
     def exact(self, feed: Feed) -> dict[str, Array]:
         """In float64, by the reference evaluator."""
-        model = widened(self.path)
-        return {} if model is None else ReferenceRunner(model).run(widened_feed(feed))
+        if self._wide is _UNKNOWN:
+            model = widened(self.path)
+            self._wide = None if model is None else ReferenceRunner(model)
+        return self._wide.run(widened_feed(feed)) if isinstance(self._wide, ReferenceRunner) else {}
 
     def given(self) -> Feed | None:
         """A file brings no inputs."""
         return None
+
+    def probe(self, engine: str) -> Probe | None:
+        """The tensors of the main graph."""
+        from .probes import OnnxProbe
+
+        return OnnxProbe(self.path, self.device, engine)
 
 
 @dataclass

@@ -12,10 +12,9 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from onnx.reference.op_run import OpRun
 
-Array = npt.NDArray[Any]
+Array = Any
 Pairs = list[tuple[int, int]]
 
 
@@ -79,7 +78,7 @@ class Conv(OpRun):
         for tap in taps(kernel):
             part = wide[(slice(None), slice(None), *slices(tap, out, strides, dilations))]
             # (g, o, c) @ (n, g, c, pixels) -> (n, g, o, pixels)
-            y += w[(..., *tap)].reshape(g, -1, c // g) @ part.reshape(n, g, c // g, -1)
+            y += w[(slice(None), slice(None), *tap)].reshape(g, -1, c // g) @ part.reshape(n, g, c // g, -1)
         y = y.reshape(n, w.shape[0], *out)
         return ((y if b is None else y + b.reshape(-1, *[1] * rank)).astype(x.dtype),)
 
@@ -104,7 +103,7 @@ class ConvTranspose(OpRun):
         flat = x.reshape(n, g, c // g, -1)
         for tap in taps(kernel):
             # (g, c, o) -> (g, o, c) @ (n, g, c, pixels) -> (n, g, o, pixels)
-            matrix = w[(..., *tap)].reshape(g, c // g, -1).transpose(0, 2, 1)
+            matrix = w[(slice(None), slice(None), *tap)].reshape(g, c // g, -1).transpose(0, 2, 1)
             place = (slice(None), slice(None), *slices(tap, sizes, strides, dilations))
             y[place] += (matrix @ flat).reshape(n, -1, *sizes)
         inner = tuple(slice(a, size - z) for (a, z), size in zip(around, whole, strict=True))

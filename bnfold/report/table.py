@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..plan import BatchNorm, Plan
+from .plots import profile
 
 if TYPE_CHECKING:
     from ..equivalence.check import Check, OutputError
@@ -64,16 +65,24 @@ def summary(plan: Plan) -> str:
 def check_table(check: Check) -> RenderableType:
     """The worst of each output over all kinds of inputs, and the verdict."""
     table = Table(title="verification", title_justify="left", header_style="bold")
-    for column in ("output", "inputs", "largest error", "reference", "relative", "limit", ""):
-        table.add_column(column, justify="left" if column in ("output", "inputs", "") else "right")
+    for column in ("output", "inputs", "largest error", "relative", "own error", "judged by", "value", "bound", ""):
+        table.add_column(column, justify="left" if column in ("output", "inputs", "judged by", "") else "right")
     for o in check.outputs:
-        numbers = (f"{o.error:.2e}", f"{o.scale:.2e}", f"{o.relative:.1e}", f"{o.limit:.0e}")
-        table.add_row(escape(o.output), o.kind, *numbers, _mark(o))
+        own = "" if o.own is None else f"{o.own:.1e}"
+        table.add_row(escape(o.output), o.kind, f"{o.error:.2e}", f"{o.relative:.1e}", own, *_hardest(o), _mark(o))
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in check.shapes.items())
     verdict = "passed" if check.passed else f"FAILED: {check.message}"
-    line = Text(f"{verdict} ({check.runner}; {shapes}; seed {check.seed})", "green" if check.passed else "red")
+    by = f"; {check.criterion}" if check.criterion else ""
+    line = Text(f"{verdict} ({check.runner}; {shapes}; seed {check.seed}{by})", "green" if check.passed else "red")
     notes = [Text(f"warning: {warning}", "yellow") for warning in check.warnings]
-    return Group(*([table] if check.outputs else []), *notes, line)
+    where = [Text(str(check.where)), *([profile(check.where)] if check.where.profile else [])] if check.where else []
+    return Group(*([table] if check.outputs else []), *notes, *where, line)
+
+
+def _hardest(output: OutputError) -> tuple[str, str, str]:
+    """The measure that comes closest to its bound."""
+    measure = max(output.measures, key=lambda measure: measure.strain, default=None)
+    return ("", "", "") if measure is None else (measure.name, f"{measure.value:.3g}", f"{measure.bound:.3g}")
 
 
 def _mark(output: OutputError) -> Text:

@@ -1,0 +1,222 @@
+"""What counts as the same output: an error no worse than the reference's own, or a fixed bound that a user gives.
+
+The question is not how far two outputs are apart, but whether the second is worse than the first: both are compared
+with the reference in float64, where it does not round. docs/judging.md has the measurement behind the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+from ..limits import MULTIPLE
+from .check import Measure, OutputError
+from .inputs import Array
+
+LIMITS = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest `error / scale` for an output of each type, where there is no float64 to compare with."""
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""A unit in the last place of numbers near 1."""
+INTEGER_LIMIT = 1e-3
+"""Share of the elements of an integer output (a label map, say) that may flip at ties."""
+PEAK = 2.0
+"""The largest error may be so many times as far beyond the reference's own as the root mean square."""
+FLOOR = (0.25, 1.0)
+"""Own errors, root mean square and largest, count as so many units in the last place of the largest output at least."""
+CLEAR = 0.1
+"""A difference of this share of the largest magnitude is no rounding, whatever else is measured."""
+SKIPPED = "skipped"
+"""Note of an entry where the reference is nowhere finite: nothing to compare with."""
+EMPTY = "empty"
+"""Note of an entry without elements."""
+BLOCK = 1 << 22
+"""Elements that are compared at a time: an output may be larger than what float64 copies of it leave room for."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """When an output passes.
+
+    By default its error against float64 may be `multiple` times the reference's own. The others take the place of that,
+    and where several are given all must hold: `limit`: the largest difference over the largest magnitude; `atol`,
+    `rtol`: every difference is at most `atol + rtol * |reference|`; `cosine`: the least cosine similarity of each
+    sample; `top_k`: the k largest entries of each sample are the same, for a share `agreement` of the samples.
+    """
+
+    multiple: float = MULTIPLE
+    limit: float | None = None
+    atol: float | None = None
+    rtol: float | None = None
+    cosine: float | None = None
+    top_k: int | None = None
+    agreement: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "atol", "rtol"):
+            value = getattr(self, name)
+            if value is not None and not (np.isfinite(value) and value >= 0):
+                raise UsageError(f"{name} {value}: a number from 0 up expected")
+        if not (np.isfinite(self.multiple) and self.multiple >= 1):
+            raise UsageError(f"multiple {self.multiple}: a number from 1 up expected")
+        if self.cosine is not None and not -1 <= self.cosine <= 1:
+            raise UsageError(f"cosine {self.cosine}: a similarity from -1 to 1 expected")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top-k {self.top_k}: a number from 1 up expected")
+        if not 0 < self.agreement <= 1:
+            raise UsageError(f"agreement {self.agreement}: a share above 0, up to 1, expected")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether a user gave bounds: then nothing is run to find out what the reference's own error is."""
+        return any(value is not None for value in (self.limit, self.atol, self.rtol, self.cosine, self.top_k))
+
+    def __str__(self) -> str:
+        if not self.fixed:
+            return f"error against float64 at most {self.multiple:g} times the reference's own"
+        parts = []
+        if self.limit is not None:
+            parts.append(f"largest difference at most {self.limit:g} of the largest magnitude")
+        if self.atol is not None or self.rtol is not None:
+            parts.append(f"differences at most {self.atol or 0:g} + {self.rtol or 0:g} * |reference|")
+        if self.cosine is not None:
+            parts.append(f"cosine similarity at least {self.cosine:g}")
+        if self.top_k is not None:
+            parts.append(f"the same top {self.top_k} for {self.agreement:.4g} of the samples")
+        return ", ".join(parts)
+
+    def measure(self, a: Array, b: Array, entry: OutputError, floor: float = 0.0) -> OutputError:
+        """An entry judged by fixed bounds; without any, by the limit of the type."""
+        limit = LIMITS[a.dtype.name] if not self.fixed else self.limit
+        found = list(self._measures(a, b)) if self.fixed else []
+        if limit is not None:
+            relative = entry.relative if entry.scale > 0 else 0.0 if entry.error <= floor else float("inf")
+            found.append(Measure("relative error", relative, limit))
+        return replace(entry, measures=tuple(found), passed=all(m.passed for m in found))
+
+    def _measures(self, a: Array, b: Array) -> Iterator[Measure]:
+        if self.atol is not None or self.rtol is not None:
+            yield Measure("tolerance", _tolerance(a, b, self.atol or 0.0, self.rtol or 0.0), 1.0)
+        x, y = (value.astype(np.float64).reshape(len(value) if value.ndim > 1 else 1, -1) for value in (a, b))
+        if self.cosine is not None:
+            yield Measure("cosine distance", _cosine_distance(x, y), 1 - self.cosine)
+        if self.top_k is not None:
+            yield Measure(f"top-{self.top_k} disagreement", _disagreement(x, y, self.top_k), 1 - self.agreement)
+
+
+def _tolerance(a: Array, b: Array, atol: float, rtol: float) -> float:
+    """The largest `|a - b| / (atol + rtol * |a|)`; 0 / 0 is no difference."""
+    worst = 0.0
+    for x, y in blocks(a, b):
+        error, allowed = np.abs(x - y), atol + rtol * np.abs(x)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = np.where(error == 0, 0.0, error / allowed)
+        worst = max(worst, float(np.nan_to_num(shares, nan=np.inf, posinf=np.inf).max(initial=0.0)))
+    return worst
+
+
+def _cosine_distance(a: Array, b: Array) -> float:
+    """The largest over samples; two samples of zeros are the same, and one beside another is not."""
+    norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    both = (norms[0] == 0) & (norms[1] == 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # of unit vectors |u - v|^2 / 2 = 1 - u.v, without the cancellation near 1
+        distance = ((a / norms[0][:, None] - b / norms[1][:, None]) ** 2).sum(1) / 2
+    return float(np.where(both, 0.0, np.nan_to_num(distance, nan=1.0)).max(initial=0.0))
+
+
+def _disagreement(a: Array, b: Array, k: int) -> float:
+    """The share of samples whose k largest entries lie elsewhere. Entries that tie for the last place may swap."""
+    if k > a.shape[1]:
+        raise UsageError(f"top-k {k}: an output has {a.shape[1]} entries for each sample")
+    last = np.partition(a, -k, axis=1)[:, -k]
+    chosen = np.argpartition(b, -k, axis=1)[:, -k:]
+    return float(np.mean((np.take_along_axis(a, chosen, 1) < last[:, None]).any(1)))
+
+
+def blocks(*values: Array) -> Iterator[tuple[Array, ...]]:
+    """Parts of arrays of one shape, flat and in float64."""
+    flat = [np.ravel(value) for value in values]
+    for start in range(0, max(1, flat[0].size), BLOCK):
+        yield tuple(value[start : start + BLOCK].astype(np.float64) for value in flat)
+
+
+def facts(name: str, kind: str, a: Array, b: Array | None) -> OutputError:
+    """What is so whatever the criterion: an entry with a note where no number decides, with the largest error else.
+
+    Elements where the reference itself is not finite are left out, as long as there are others.
+    """
+
+    def settled(note: str, passed: bool = False, error: float = float("inf")) -> OutputError:
+        return OutputError(name, kind, error, 0.0, passed, note)
+
+    if b is None:
+        return settled("the output is missing")
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return settled(f"{a.dtype.name}{list(a.shape)} expected, {b.dtype.name}{list(b.shape)} found")
+    if a.size == 0:
+        return settled(EMPTY, True, 0.0)
+    if a.dtype.name not in LIMITS:
+        share = float(np.mean(a != b))
+        return OutputError(
+            name, kind, share, 1.0, share <= INTEGER_LIMIT, "", (Measure("flips", share, INTEGER_LIMIT),)
+        )
+    error, scale, finite = 0.0, 0.0, False
+    for x, y in blocks(a, b):
+        known = np.isfinite(x)
+        if not np.isfinite(y[known]).all():
+            return settled("NaN or infinity where the reference is finite")
+        finite = finite or bool(known.any())
+        error = max(error, float(np.abs(x[known] - y[known]).max(initial=0.0)))
+        scale = max(scale, float(np.abs(x[known]).max(initial=0.0)))
+    return OutputError(name, kind, error, scale, False) if finite else settled(SKIPPED, False, 0.0)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of one output against float64: root mean square, largest, over elements that are finite everywhere."""
+
+    rms: float
+    peak: float
+
+    @classmethod
+    def of(cls, value: Array, exact: Array) -> Errors:
+        """`value`, `exact`: of one shape."""
+        total, count, peak = 0.0, 0, 0.0
+        for x, y in blocks(value, exact):
+            error = np.abs(x - y)
+            error = error[np.isfinite(error)]
+            total, count = total + float((error**2).sum()), count + error.size
+            peak = max(peak, float(error.max(initial=0.0)))
+        return cls(float(np.sqrt(total / max(1, count))), peak)
+
+
+def beside(entry: OutputError, a: Array, own: Errors, new: Errors, multiple: float) -> OutputError:
+    """An entry judged by the errors of the reference and of the candidate against float64."""
+    unit = EPS[a.dtype.name] * entry.scale
+    allowed = max(own.rms, FLOOR[0] * unit), max(own.peak, FLOOR[1] * unit)
+    measures = (
+        Measure("error ratio", _ratio(new.rms, allowed[0]), multiple),
+        Measure("peak ratio", _ratio(new.peak, allowed[1]), PEAK * multiple),
+        Measure("relative error", entry.relative, CLEAR),
+    )
+    passed = all(measure.passed for measure in measures) or entry.error == 0
+    return replace(entry, passed=passed, measures=measures, own=own.rms, found=new.rms)
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b > 0 else 0.0 if a == 0 else float("inf")
+
+
+def in_doubt(entry: OutputError) -> bool:
+    """Whether an entry failed by a number, and not because something is missing or not finite."""
+    return not entry.passed and not entry.note and bool(np.isfinite(entry.error)) and entry.measure("flips") is None
+
+
+def magnitude(feed: dict[str, Any]) -> float:
+    """The largest magnitude of the inputs, at least 1."""
+    parts = [np.abs(value.astype(np.float64)).max(initial=0.0) for value in feed.values() if value.dtype.name in LIMITS]
+    return float(max([1.0, *parts]))

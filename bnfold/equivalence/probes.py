@@ -1,0 +1,81 @@
+"""Inner tensors of ONNX models: the same file with more outputs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, ValueInfoProto
+
+from ..frontends.onnx.files import check, load
+from ..frontends.onnx.read import read
+from ..limits import LEFTOVERS
+from ..planner import gauges
+from .device import Device
+from .inputs import Array, Feed
+from .locate import Gauge
+from .runners import OrtRunner, ReferenceRunner, Runner
+from .widen import widened, widened_feed
+
+LARGE = 1 << 31
+"""Files from this size on are not looked into: a copy of all weights would be made."""
+
+
+class OnnxProbe:
+    """Inner tensors of the main graph of an ONNX file."""
+
+    def __init__(self, path: Path, device: Device, engine: str) -> None:
+        """`engine`: the name of the runner that judged it."""
+        self.path, self.device, self.engine = path, device, engine
+        self.model = onnx.load(path) if path.stat().st_size < LARGE else None
+        self.wide: ModelProto | None = None
+
+    def tensors(self) -> dict[str, str]:
+        """The outputs of nodes."""
+        if self.model is None:
+            return {}
+        return {
+            name: f"{node.op_type} {node.name}".strip()
+            for node in self.model.graph.node
+            for name in node.output
+            if name
+        }
+
+    def values(self, feed: Feed, names: Sequence[str]) -> Mapping[str, Array]:
+        """Some of them, as the model gives them."""
+        assert self.model is not None
+        with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+            path = Path(folder) / "probe.onnx"
+            onnx.save(_exposed(self.model, names), path)
+            runner: Runner = ReferenceRunner(path) if self.engine == ReferenceRunner.name else OrtRunner(
+                path, self.device
+            )  # fmt: skip
+            return runner.run(feed)
+
+    def exact(self, feed: Feed, names: Sequence[str]) -> Mapping[str, Array]:
+        """In float64."""
+        self.wide = self.wide or widened(self.path)
+        if self.wide is None:
+            return {}
+        found = ReferenceRunner(_exposed(self.wide, names)).run(widened_feed(feed))
+        return {name: value for name, value in found.items() if value.dtype == np.float64}
+
+    def gauges(self) -> Iterator[Mapping[str, Gauge]]:
+        """Those of each set of forms that a fold may leave."""
+        model = load(self.path)
+        bare = check(model, self.path.name, folder=self.path.parent)
+        graph = read(model, bare, self.path.name, self.path.parent, False, lambda name: False).graph
+        for leftovers in LEFTOVERS:
+            yield gauges(graph, leftovers=leftovers)
+
+
+def _exposed(model: ModelProto, names: Sequence[str]) -> ModelProto:
+    """A copy whose outputs are these tensors."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
+    copy.graph.output.extend(ValueInfoProto(name=name) for name in names)
+    return copy
