@@ -42,7 +42,9 @@ class Call:
         if inputs is None and not kwargs:
             if isinstance(model, ExportedProgram):
                 return cls(*_examples(model))
-            raise UsageError(f"{type(model).__name__}: example inputs are needed, as in bnfold.fold(module, (x,))")
+            raise UsageError(
+                f"{type(model).__name__}: example inputs are needed: --input 1x3x224x224, or bnfold.fold(module, (x,)) in Python"
+            )
         args = () if inputs is None else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
         return cls(args, dict(kwargs or {}))
 

@@ -378,3 +378,44 @@ def test_verify_takes_modules_and_files(here: Path) -> None:
         folded.last.weight[0, 0] += 0.05
     assert not bnfold.verify(m, folded, (X,)).passed
     assert not bnfold.verify(folded, "out.onnx", (X,)).passed
+
+
+# --- verify
+
+
+def test_files_of_every_kind_are_compared_with_each_other(here: Path) -> None:
+    net = network()
+    x = torch.randn(2, 3, 8, 8)
+    torch.save(net.state_dict(), "net.pt")
+    torch.export.save(torch.export.export(net, (x,)), "net.pt2")
+    torch.jit.trace(net, x).save("net.torchscript.pt")  # type: ignore[no-untyped-call]
+    done("fold", "net.pt", "-o", "folded.pt", *ARCH)
+    done("fold", "net.pt", "-o", "folded.safetensors", *ARCH)
+    done("export", "net.pt", "-o", "net.onnx", "--keep-bn", *ARCH)
+    files = ["net.pt", "net.pt2", "net.torchscript.pt", "folded.pt", "folded.safetensors", "net.onnx"]
+    for reference, candidate in [("net.pt", name) for name in files] + [(name, "folded.pt") for name in files]:
+        check = json.loads(done("verify", reference, candidate, "--json", *ARCH).stdout)
+        assert check["passed"], (reference, candidate)
+        assert (check["reference"], check["candidate"]) == (reference, candidate)
+    wrong = network()
+    with torch.no_grad():
+        wrong.get_parameter("last.weight")[1] *= 1.02
+    torch.save(wrong.state_dict(), "wrong.pt")
+    for reference in files:
+        result = run("verify", reference, "wrong.pt", "--json", *ARCH)
+        assert result.exit_code == 1, reference
+        assert "differs" in json.loads(result.stdout)["message"]
+
+
+def test_a_candidate_may_come_from_another_factory(here: Path) -> None:
+    torch.save(network().state_dict(), "net.pt")
+    Path("renamed.py").write_text(SOURCE.replace("class Net", "class Other"))
+    arguments = ["verify", "net.pt", "net.pt", *ARCH, "--candidate-arch", "renamed.py:Other"]
+    assert done(*arguments, "--json").exit_code == 0
+    assert "wide" in refused(2, *arguments, "--candidate-arch-args", '{"wide": 3}')
+
+
+def test_a_checkpoint_needs_to_know_its_network_for_verify_too(here: Path) -> None:
+    torch.save(network().state_dict(), "net.pt")
+    assert "--arch" in refused(2, "verify", "net.pt", "net.pt")
+    assert "--input" in refused(2, "verify", "net.pt", "net.pt", *ARCH[:2])

@@ -42,7 +42,8 @@ class Point:
 class Where:
     """Where two models part.
 
-    `tensor`, `op`: the first tensor at which they do, and what computes it; "" where all with a name in both agree.
+    `tensor`, `op`, `by`: the first tensor at which they do, and what computes it in the reference and in the candidate;
+    "" where all with a name in both agree.
     `agrees`: the last one before it. `kind`: the inputs. `profile`: errors along the network, in the reference's order.
     """
 
@@ -51,6 +52,7 @@ class Where:
     agrees: str
     kind: str
     profile: tuple[Point, ...]
+    by: str = ""
 
     def __str__(self) -> str:
         if not self.profile:
@@ -58,7 +60,8 @@ class Where:
         if not self.tensor:
             return f"all {len(self.profile)} tensors with a name in both models agree; they part behind {self.agrees}"
         before = f"; {self.agrees} still agrees" if self.agrees else "; it is the first tensor with a name in both"
-        return f"they part first at {self.tensor} ({self.op}) on {self.kind} inputs{before}"
+        op = self.op if self.by in ("", self.op) else f"{self.op}; in the candidate {self.by}"
+        return f"they part first at {self.tensor} ({op}) on {self.kind} inputs{before}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a report."""
@@ -86,7 +89,7 @@ def locate(
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Where:  # fmt: skip
     """The first tensor at which two models part on some inputs."""
-    ops, theirs = reference.tensors(), set(candidate.tensors())
+    ops, theirs = reference.tensors(), candidate.tensors()
     names = [name for name in ops if name in theirs]
     gauges = [{}, *reference.gauges()]
 
@@ -113,7 +116,8 @@ def locate(
     if first is None:
         return Where("", "", profile[-1].tensor if profile else "", kind, tuple(profile))
     before = profile[first - 1].tensor if first else ""
-    return Where(profile[first].tensor, profile[first].op, before, kind, tuple(profile))
+    parting = profile[first]
+    return Where(parting.tensor, parting.op, before, kind, tuple(profile), theirs[parting.tensor])
 
 
 def _first(profile: Sequence[Point], multiple: float) -> int | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,8 +42,6 @@ class OrtRunner:
         import onnxruntime as ort
 
         require(device, ort.get_available_providers())
-        if device.name != "cpu" and hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()
         self.device, self.name = device, engine_name(device)
         options = ort.SessionOptions()
         levels = ort.GraphOptimizationLevel
@@ -53,7 +53,10 @@ class OrtRunner:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self.profile.name) / "run")
         providers: list[Any] = device.providers()
-        self.session = ort.InferenceSession(str(path), options, providers=providers)
+        with redirect_stdout(sys.stderr):  # where it says what it could not load
+            if device.name != "cpu" and hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()
+            self.session = ort.InferenceSession(str(path), options, providers=providers)
         require(device, ort.get_available_providers(), self.session.get_providers())
         self.outputs = [output.name for output in self.session.get_outputs()]
 
