@@ -15,12 +15,14 @@ from .errors import BnfoldError, DataError, ModelError, OutputError, PlanError, 
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import FoldResult, export, fold, inspect, restore, verify
+    from .api import FoldResult, bench, export, fold, inspect, restore, verify
     from .equivalence.check import Check
+    from .equivalence.latency import Bench
     from .plan import BatchNorm, Plan
 
 __all__ = [
     "BatchNorm",
+    "Bench",
     "BnfoldError",
     "Check",
     "DataError",
@@ -32,6 +34,7 @@ __all__ = [
     "UsageError",
     "VerificationError",
     "__version__",
+    "bench",
     "export",
     "fold",
     "inspect",
@@ -41,9 +44,11 @@ __all__ = [
 
 _HOMES = {
     "BatchNorm": "plan",
+    "Bench": "equivalence.latency",
     "Check": "equivalence.check",
     "FoldResult": "api",
     "Plan": "plan",
+    "bench": "api",
     "export": "api",
     "fold": "api",
     "inspect": "api",

@@ -16,6 +16,7 @@ from .plan import Plan
 
 if TYPE_CHECKING:
     from .equivalence.check import Check
+    from .equivalence.latency import Bench
     from .torchfiles import TorchModel
 
 Progress = Callable[[str], None]
@@ -212,6 +213,46 @@ def verify(
         Device(device or "cpu", tf32, optimise) if device or tf32 or optimise else None,
     )  # fmt: skip
     return pair.judge(progress)
+
+
+def bench(
+    reference: Any,
+    candidate: Any,
+    inputs: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    tf32: bool = False,
+    optimise: bool = True,
+    threads: int | None = None,
+    seconds: float = 5.0,
+    rounds: int | None = None,
+    seed: int = 0,
+    shapes: Shapes | None = None,
+    arch: str | Callable[[], Any] | None = None,
+    arch_args: str | None = None,
+    candidate_arch: str | Callable[[], Any] | None = None,
+    candidate_arch_args: str | None = None,
+    trust_pickle: bool = False,
+    progress: Progress = lambda stage: None,
+) -> Bench:
+    """Latency of two models side by side: runs in turn, for `seconds` or for `rounds`, after a warm-up.
+
+    Models and other arguments: as for `verify`. Inputs are random, and lie on the device before the clock starts.
+    `optimise`: let onnxruntime change the graphs, as when serving. `threads`: of the CPU. Errors as for `verify`.
+    """
+    from .equivalence.device import Device
+    from .verifying import Pair, inputs_of
+
+    first = TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
+    second = first
+    if candidate_arch is not None:
+        second = replace(first, arch=candidate_arch, arch_args=candidate_arch_args)
+    pair = Pair(
+        reference, candidate, first, second, inputs_of(seed, shapes, (), None, None, 0.0, 1.0),
+        device=Device(device, tf32, optimise),
+    )  # fmt: skip
+    return pair.bench(seconds, rounds, threads or 0, progress)
 
 
 def export(

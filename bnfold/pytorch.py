@@ -43,7 +43,8 @@ class Call:
             if isinstance(model, ExportedProgram):
                 return cls(*_examples(model))
             raise UsageError(
-                f"{type(model).__name__}: example inputs are needed: --input 1x3x224x224, or bnfold.fold(module, (x,)) in Python"
+                f"{type(model).__name__}: example inputs are needed: --input 1x3x224x224, or in Python "
+                "bnfold.fold(module, (x,))"
             )
         args = () if inputs is None else tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
         return cls(args, dict(kwargs or {}))

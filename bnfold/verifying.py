@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from .equivalence.criterion import Criterion
 from .equivalence.device import Device
-from .equivalence.inputs import Inputs
+from .equivalence.inputs import Feed, Inputs, InputSpec
 from .equivalence.judge import judge
+from .equivalence.latency import Bench, race
 from .equivalence.subject import OnnxSubject, Subject
-from .errors import UsageError
+from .errors import UsageError, VerificationError
 from .kinds import kind_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,40 @@ class Pair:
     def subjects(self) -> tuple[Subject, Subject]:
         """Both models as something that has inputs and can be run."""
         return _subject(self.reference, self.first, self.device), _subject(self.candidate, self.second, self.device)
+
+    def bench(self, seconds: float, rounds: int | None, threads: int, progress: Progress = lambda stage: None) -> Bench:
+        """Latencies of both, on random inputs. See `bnfold.bench`."""
+        a, b = self.subjects()
+        with _quiet():
+            progress("loading")
+            specs = a.specs()
+            feed, (label, first) = _first_call(a, specs, self.inputs, threads)
+            own = feed if a.named and b.named else dict(zip([s.name for s in b.specs()], feed.values(), strict=True))
+            other, second = b.timed(own, threads)
+            progress("measuring")
+            times = race(first, second, seconds, rounds)
+        runner = label if label == other else f"{label} beside {other}"
+        shapes = {name: value.shape for name, value in feed.items()}
+        return Bench((_name(self.reference, a), _name(self.candidate, b)), runner, shapes, *times)
+
+
+def _first_call(
+    subject: Subject, specs: list[InputSpec], inputs: Inputs, threads: int
+) -> tuple[Feed, tuple[str, Callable[[], object]]]:
+    """The first inputs that the reference takes. VerificationError where there are none."""
+    cause: Exception | None = None
+    for choice in inputs.choices(specs):
+        feed = next(choice.feeds())[1]
+        try:
+            label, call = subject.timed(feed, threads)
+            call()
+            return feed, (label, call)
+        except VerificationError:
+            raise
+        except Exception as error:
+            cause = cause or error
+    said = " ".join(str(cause).split())[:300]
+    raise VerificationError(f"{subject.name} cannot be run ({said}); input shapes can be given with --shape")
 
 
 def _subject(model: Any, options: TorchOptions, device: Device | None) -> Subject:

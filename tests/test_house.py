@@ -19,7 +19,7 @@ PACKAGE = ROOT / "bnfold"
 STAGES = [
     {"version", "limits", "layers"},
     {"errors"},
-    {"files", "kinds", "data"},
+    {"files", "kinds", "data", "config"},
     {"graph", "affine"},
     {"gauge"},
     {"plan"},
@@ -32,6 +32,7 @@ STAGES = [
     {"verifying"},
     {"exporting"},
     {"api"},
+    {"testing"},
     {"cli", "__init__", "__main__"},
 ]
 """The direction in which a model flows: a part imports from its own stage and those above it, never from below."""
@@ -78,8 +79,9 @@ def test_the_algebra_knows_numpy_and_nothing_else() -> None:
 
 def test_public_names() -> None:
     assert sorted(bnfold.__all__) == [
-        "BatchNorm", "BnfoldError", "Check", "DataError", "FoldResult", "ModelError", "OutputError", "Plan",
-        "PlanError", "UsageError", "VerificationError", "__version__", "export", "fold", "inspect", "restore", "verify",
+        "BatchNorm", "Bench", "BnfoldError", "Check", "DataError", "FoldResult", "ModelError", "OutputError", "Plan",
+        "PlanError", "UsageError", "VerificationError", "__version__", "bench", "export", "fold", "inspect", "restore",
+        "verify",
     ]  # fmt: skip
     for name in bnfold.__all__:
         assert getattr(bnfold, name) is not None

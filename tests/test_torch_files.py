@@ -419,3 +419,24 @@ def test_a_checkpoint_needs_to_know_its_network_for_verify_too(here: Path) -> No
     torch.save(network().state_dict(), "net.pt")
     assert "--arch" in refused(2, "verify", "net.pt", "net.pt")
     assert "--input" in refused(2, "verify", "net.pt", "net.pt", *ARCH[:2])
+
+
+def test_inputs_may_have_the_names_of_python_functions(tmp_path: Path) -> None:
+    """nn.Sequential calls its own `input`, which a copied graph cannot; nor `filter`, `max` and the like."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, filter: torch.Tensor, max: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.norm(self.conv(filter)) + max
+            return found
+
+    x, y = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 6, 6)
+    for net, args in ((alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), (x,)), (alive(Net()), (x, y))):
+        folded = bnfold.fold(torch.export.export(net, args)).model
+        torch.export.save(folded, tmp_path / "net.pt2")
+        again = torch.export.load(tmp_path / "net.pt2").module()
+        assert error(net(*args), again(*args)) < 1e-5
+        assert bnfold.export(net, args, out=tmp_path / "net.onnx").plan.counts()["folded"] == 1

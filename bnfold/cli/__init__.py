@@ -12,6 +12,7 @@ from io import TextIOWrapper
 import click
 
 from .. import __version__
+from .bench import bench
 from .export import export
 from .fold import fold, inspect
 from .verify import verify
@@ -33,5 +34,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (inspect, fold, verify, export):
+for command in (inspect, fold, verify, bench, export):
     main.add_command(command)

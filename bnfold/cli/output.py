@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ import click
 from ..errors import BnfoldError, OutputError, UsageError
 
 if TYPE_CHECKING:
+    from ..config import PairSettings
     from ..equivalence.check import Check
     from ..plan import Plan
 
@@ -37,6 +38,83 @@ def write_report(path: Path | None, plan: Plan, check: Check | None, output: Pat
 
     with written(path) as temporary:
         temporary.write_text(to_json(report(plan, check, str(output) if output else None, verified=False)))
+
+
+def check_targets(targets: Sequence[Path], models: Sequence[Path]) -> None:
+    """Know before the work that reports can be written, none over another or over a model."""
+    from ..files import check_target
+
+    places = [path.resolve() for path in targets]
+    if len(set(places)) < len(places):
+        raise UsageError(f"{targets[0]}: two reports in the same file")
+    for target in targets:
+        for model in models:
+            check_target(target, model)
+
+
+def write_checks(
+    results: Sequence[tuple[PairSettings, Check | str]], html: Path | None, junit: Path | None, report: Path | None,
+    single: bool,
+) -> None:  # fmt: skip
+    """The reports of comparisons that were asked for."""
+    if report is not None:
+        _write(report, _checks_json(results, single))
+    if junit is not None:
+        from ..report.junit import to_junit
+
+        _write(junit, to_junit([(pair.name, check) for pair, check in results]))
+    if html is not None:
+        from ..report.page import to_html
+
+        _write(html, to_html([(pair.name, check, _norms(pair, check)) for pair, check in results]))
+
+
+def show_checks(results: Sequence[tuple[PairSettings, Check | str]], as_json: bool, single: bool) -> None:
+    """Verdicts as tables, or as JSON."""
+    if as_json:
+        click.echo(_checks_json(results, single), nl=False)
+        return
+    from ..report.table import check_table, pairs_table, show
+
+    for pair, check in results:
+        if not isinstance(check, str) and (single or not check.passed):
+            show(*([] if single else [pair.name]), check_table(check))
+    if not single:
+        show(pairs_table([(pair.name, check) for pair, check in results]))
+
+
+def _checks_json(results: Sequence[tuple[PairSettings, Check | str]], single: bool) -> str:
+    from ..report.data import to_json
+
+    plain = [
+        {"name": pair.name, "passed": False, "error": check}
+        if isinstance(check, str)
+        else {"name": pair.name, **check.to_dict()}
+        for pair, check in results
+    ]
+    if single:
+        return to_json({name: value for name, value in plain[0].items() if name != "name"})
+    return to_json({"passed": all(entry["passed"] for entry in plain), "pairs": plain})
+
+
+def _write(path: Path, text: str) -> None:
+    from ..files import written
+
+    with written(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _norms(pair: PairSettings, check: Check | str) -> Plan | None:
+    """What would become of every norm of a reference, for a report; None where that cannot be told."""
+    from ..api import inspect
+
+    if isinstance(check, str):
+        return None
+    names = ("inputs", "arch", "arch_args", "trust_pickle")
+    try:
+        return inspect(pair.arguments["reference"], **{n: pair.arguments[n] for n in names if n in pair.arguments})
+    except BnfoldError:
+        return None
 
 
 def show_result(plan: Plan, check: Check | None, as_json: bool, output: Path | None = None) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from ..errors import BnfoldError, UsageError
 from ..limits import MULTIPLE
-from .options import FILE, common, judging, loading, torch_options
-from .output import errors, progress_line
+from .options import FILE, common, judging, loading
+from .output import check_targets, errors, progress_line, show_checks, write_checks
+
+if TYPE_CHECKING:
+    from ..config import PairSettings
+    from ..equivalence.check import Check
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,18 +61,36 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise click.BadParameter(f"{text!r}: a number, or one for each channel, as 0.485,0.456,0.406") from None
 
 
+def reporting(command: F) -> F:
+    """Reports that a comparison may write."""
+    for option in (
+        click.option("--html", type=FILE, metavar="R.html", help="Write a page that needs nothing else to be seen."),
+        click.option("--junit", type=FILE, metavar="R.xml", help="Write JUnit XML, which CI systems show."),
+        click.option("--report", type=FILE, metavar="R.json", help="Write the verdict as JSON."),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
-@click.argument("reference", type=FILE)
-@click.argument("candidate", type=FILE)
+@click.argument("reference", type=FILE, required=False)
+@click.argument("candidate", type=FILE, required=False)
+@click.option("--config", type=FILE, metavar="FILE.toml",
+              help="Compare the pairs that bnfold.toml, or [tool.bnfold] of pyproject.toml, lists.")  # fmt: skip
 @comparing
 @judging
 @click.option("--candidate-arch", metavar="MODULE:NAME", help="As --arch, where the candidate needs another.")
 @click.option("--candidate-arch-args", metavar="JSON", help="Arguments for --candidate-arch.")
 @loading
+@reporting
 @common
 def verify(
-    reference: Path,
-    candidate: Path,
+    reference: Path | None,
+    candidate: Path | None,
+    config: Path | None,
+    html: Path | None,
+    junit: Path | None,
+    report: Path | None,
     as_json: bool,
     quiet: bool,
     debug: bool,
@@ -76,26 +100,55 @@ def verify(
 
     Both are ONNX files, exported programs (.pt2), TorchScript archives, or checkpoints with --arch, in any combination.
     Without fixed bounds (--limit, --atol, --rtol, --cosine, --top-k) the candidate may be --multiple times as far from
-    a float64 run of the reference as the reference itself.
+    a float64 run of the reference as the reference itself. With --config, options given here hold for every pair.
     """
     with errors(debug), progress_line(quiet or as_json) as progress:
-        from ..api import verify as run
+        pairs = _pairs(reference, candidate, config, given)
+        models = [Path(pair.arguments[key]) for pair in pairs for key in ("reference", "candidate")]
+        check_targets([path for path in (html, junit, report) if path is not None], models)
+        results = [(pair, _compared(pair, progress, alone=config is None)) for pair in pairs]
+        write_checks(results, html, junit, report, single=config is None)
+    show_checks(results, as_json, single=config is None)
+    sys.exit(0 if all(not isinstance(check, str) and check.passed for _, check in results) else 1)
 
-        check = run(reference, candidate, progress=progress, **torch_options(given), **_chosen(given))
-    if as_json:
-        from ..report.data import to_json
 
-        click.echo(to_json(check.to_dict()), nl=False)
-    else:
-        from ..report.table import check_table, show
+def _pairs(
+    reference: Path | None, candidate: Path | None, config: Path | None, given: dict[str, Any]
+) -> list[PairSettings]:
+    """What is to be compared: the pair of the command line, or those of a file, with what was said beside it."""
+    from ..config import PairSettings, read_config
 
-        show(check_table(check))
-    sys.exit(0 if check.passed else 1)
+    if config is None:
+        if reference is None or candidate is None:
+            raise UsageError("REFERENCE and CANDIDATE are needed, or --config FILE")
+        name = f"{reference.name} : {candidate.name}"
+        return [PairSettings(name, {"reference": reference, "candidate": candidate, **_chosen(given)})]
+    if reference is not None:
+        raise UsageError("--config names the models; REFERENCE and CANDIDATE cannot be given beside it")
+    context = click.get_current_context()
+    said = {
+        name: value
+        for name, value in _chosen(given).items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    return [PairSettings(pair.name, {**pair.arguments, **said}) for pair in read_config(config)]
+
+
+def _compared(pair: PairSettings, progress: Callable[[str], None], alone: bool) -> Check | str:
+    """The verdict on a pair; among several, the error that was in the way instead."""
+    from ..api import verify as run
+
+    try:
+        return run(progress=lambda stage: progress(f"{pair.name}: {stage}"), **pair.arguments)
+    except BnfoldError as error:
+        if alone:
+            raise
+        return str(error)
 
 
 def _chosen(given: dict[str, Any]) -> dict[str, Any]:
-    """Without a device, a module runs where it is."""
-    chosen = dict(given)
+    """Without a device, a module runs where it is; no inputs are None."""
+    chosen = {**given, "inputs": given["inputs"] or None}
     if chosen["device"] == "cpu" and not chosen["tf32"] and not chosen["optimise"]:
         chosen["device"] = ""
     return chosen

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from .locate import Where
 
 
+Counts = tuple[int, ...]
+HISTOGRAM = (-12.0, 0.0, 24)
+"""First and last power of ten, and the number of bins between them."""
+
+
 @dataclass(frozen=True)
 class Measure:
     """One number that a candidate is judged by: it passes up to and with `bound`.
@@ -41,7 +46,9 @@ class OutputError:
 
     `error`: the largest absolute difference. `scale`: the largest magnitude in the reference. Where the reference was
     run in float64 too, `own` and `found` are the root mean squares of its error and of the candidate's against that;
-    None elsewhere. `measures`: what `passed` rests on. `note`: what else there is to say.
+    None elsewhere. `measures`: what `passed` rests on. `note`: what else there is to say. `histogram`: how many
+    elements have an error of each size, in the reference (empty where there is no float64) and in the candidate: bins
+    of half a power of ten of the scale, from `HISTOGRAM[0]` up, the first with all below, the last with all above.
     """
 
     output: str
@@ -53,6 +60,7 @@ class OutputError:
     measures: tuple[Measure, ...] = ()
     own: float | None = None
     found: float | None = None
+    histogram: tuple[Counts, Counts] = ((), ())
 
     @property
     def relative(self) -> float:
@@ -75,7 +83,8 @@ class Check:
 
     `runner`: what ran both models. `shapes`: the input shapes used. `outputs`: one entry for each output and kind.
     `criterion`: what the verdict rests on, in words. `warnings`: what makes it worth less than it looks, in sentences.
-    `where`: where two models part that differ, when that was looked for.
+    `where`: where two models part that differ, when that was looked for. `names`, `operators`: of both models; how many
+    operators of each type, or modules that hold no others.
     """
 
     passed: bool
@@ -87,7 +96,8 @@ class Check:
     warnings: tuple[str, ...] = ()
     criterion: str = ""
     where: Where | None = None
-    names: tuple[str, str] = field(default=("", ""))
+    names: tuple[str, str] = ("", "")
+    operators: tuple[dict[str, int], dict[str, int]] = field(default_factory=lambda: ({}, {}))
 
     @property
     def worst(self) -> OutputError | None:
@@ -111,11 +121,13 @@ class Check:
             "worst": _entry(worst) if worst else None,
             "outputs": [_entry(output) for output in self.outputs],
             "where": self.where.to_dict() if self.where else None,
+            "operators": {"reference": self.operators[0], "candidate": self.operators[1]},
         }
 
 
 def _entry(output: OutputError) -> dict[str, Any]:
-    return plain({**asdict(output), "relative": output.relative})
+    entry = {name: value for name, value in asdict(output).items() if name != "histogram"}
+    return plain({**entry, "relative": output.relative})
 
 
 def plain(data: dict[str, Any]) -> dict[str, Any]:

@@ -7,14 +7,14 @@ with the reference in float64, where it does not round. docs/judging.md has the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import UsageError
 from ..limits import MULTIPLE
-from .check import Measure, OutputError
+from .check import HISTOGRAM, Counts, Measure, OutputError
 from .inputs import Array
 
 LIMITS = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
@@ -95,7 +95,8 @@ class Criterion:
         if limit is not None:
             relative = entry.relative if entry.scale > 0 else 0.0 if entry.error <= floor else float("inf")
             found.append(Measure("relative error", relative, limit))
-        return replace(entry, measures=tuple(found), passed=all(m.passed for m in found))
+        seen: tuple[Counts, Counts] = ((), Errors.of(b, a, entry.scale).histogram)
+        return replace(entry, measures=tuple(found), passed=all(m.passed for m in found), histogram=seen)
 
     def _measures(self, a: Array, b: Array) -> Iterator[Measure]:
         if self.atol is not None or self.rtol is not None:
@@ -181,17 +182,28 @@ class Errors:
 
     rms: float
     peak: float
+    histogram: Counts = field(default=(), compare=False)
 
     @classmethod
-    def of(cls, value: Array, exact: Array) -> Errors:
-        """`value`, `exact`: of one shape."""
+    def of(cls, value: Array, exact: Array, scale: float = 0.0) -> Errors:
+        """`value`, `exact`: of one shape. `scale`: the magnitude that the histogram is relative to."""
         total, count, peak = 0.0, 0, 0.0
+        bins = np.zeros(HISTOGRAM[2], np.int64)
         for x, y in blocks(value, exact):
             error = np.abs(x - y)
             error = error[np.isfinite(error)]
             total, count = total + float((error**2).sum()), count + error.size
             peak = max(peak, float(error.max(initial=0.0)))
-        return cls(float(np.sqrt(total / max(1, count))), peak)
+            if scale > 0:
+                bins += _binned(error / scale)
+        return cls(float(np.sqrt(total / max(1, count))), peak, tuple(bins.tolist()) if scale > 0 else ())
+
+
+def _binned(relative: Array) -> Array:
+    low, high, count = HISTOGRAM
+    with np.errstate(divide="ignore"):
+        place = (np.log10(relative) - low) * count / (high - low)
+    return np.bincount(np.clip(place, 0, count - 1).astype(np.int64), minlength=count)
 
 
 def beside(entry: OutputError, a: Array, own: Errors, new: Errors, multiple: float) -> OutputError:
@@ -204,7 +216,8 @@ def beside(entry: OutputError, a: Array, own: Errors, new: Errors, multiple: flo
         Measure("relative error", entry.relative, CLEAR),
     )
     passed = all(measure.passed for measure in measures) or entry.error == 0
-    return replace(entry, passed=passed, measures=measures, own=own.rms, found=new.rms)
+    seen = (own.histogram, new.histogram)
+    return replace(entry, passed=passed, measures=measures, own=own.rms, found=new.rms, histogram=seen)
 
 
 def _ratio(a: float, b: float) -> float:

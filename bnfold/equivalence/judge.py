@@ -94,10 +94,21 @@ def judge(
             if not entry.passed and entry.note != SKIPPED and failing is None:
                 failing = kind, feed
         varying |= {name for name in expected if name not in varying and _differ(first[name], expected.get(name))}
-    check = verdict(_fault(list(entries.values())))
+    check = replace(verdict(_fault(list(entries.values()))), operators=_operators(reference, candidate))
     if failing is None or check.passed or not locating:
         return check
     return replace(check, where=_where(reference, candidate, runner.name, *failing, criterion.multiple, progress))
+
+
+def _operators(*subjects: Subject) -> tuple[dict[str, int], dict[str, int]]:
+    """How many of each; nothing where a model cannot be counted."""
+    found = []
+    for subject in subjects:
+        try:
+            found.append(subject.operators())
+        except Exception:  # for people only, and no part of the verdict
+            found.append({})
+    return found[0], found[1]
 
 
 def _where(
@@ -138,14 +149,15 @@ class Hearing:
             entry = entries[i]
             a, b = expected[entry.output], found[entry.output]
             truth = exact.get(entry.output)
-            own = Errors.of(a, truth) if truth is not None and truth.shape == a.shape and _short(a) else None
+            known = truth is not None and truth.shape == a.shape and _short(a)
+            own = Errors.of(a, truth, entry.scale) if truth is not None and known else None
             if own is not None and own.peak > LIMITS[a.dtype.name] * entry.scale:
                 noise = noise or self._noise(feed, expected)
                 # outputs near 0 may have been far from it on the way: units in the last place of the inputs count
                 rounding = max(TRUST * noise[entry.output], UNITS * EPS[a.dtype.name] * magnitude(feed))
                 own = self._trusted(own, rounding, entry.output)
             if own is not None and truth is not None and entry.scale > 0:
-                entry = beside(entry, a, own, Errors.of(b, truth), self.criterion.multiple)
+                entry = beside(entry, a, own, Errors.of(b, truth, entry.scale), self.criterion.multiple)
             else:
                 entry = self.criterion.measure(a, b, entry, _floor(entry, a, feed))
             if in_doubt(entry) and not self.criterion.fixed:

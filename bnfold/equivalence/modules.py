@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,6 +72,18 @@ class ModuleSubject:
         """The tensors that it was given with."""
         return {name: to_array(leaf) for name, leaf in zip(self.names, self.leaves, strict=True) if name}
 
+    def timed(self, feed: Feed, threads: int) -> tuple[str, Callable[[], object]]:
+        """In torch, in eager mode."""
+        runner = ModuleRunner(self, False)
+        if threads:
+            torch.set_num_threads(threads)
+        return runner.name, runner.prepared(feed)
+
+    def operators(self) -> dict[str, int]:
+        """Modules that hold no others, by class."""
+        leaves = [module for module in self.module.modules() if not list(module.children())]
+        return dict(Counter(type(module).__name__ for module in leaves).most_common())
+
     def probe(self, engine: str) -> Any:
         """What submodules return."""
         from .moduleprobes import ModuleProbe
@@ -98,14 +111,32 @@ class ModuleRunner:
     def run(self, feed: Feed) -> dict[str, Array]:
         """The tensors in what the module returns, in order, as output_0, output_1, ..."""
         with torch.no_grad(), _multiplying(self.subject.device):
-            values = [
-                self._tensor(feed[name], leaf) if name else leaf
-                for name, leaf in zip(self.subject.names, self.subject.leaves, strict=True)
-            ]
-            args, kwargs = tree_unflatten(values, self.subject.layout)
+            args, kwargs = self._call(feed)
             leaves, _ = tree_flatten(self.module(*args, **kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return {f"output_{i}": to_array(tensor) for i, tensor in enumerate(tensors)}
+
+    def prepared(self, feed: Feed) -> Callable[[], object]:
+        """A call that runs the module on inputs that already are where it is, for timing."""
+        args, kwargs = self._call(feed)
+        device = self.subject.device
+        place = next((p.device.type for p in self.module.parameters()), "cpu")
+
+        def call() -> None:
+            with torch.inference_mode(), _multiplying(device):
+                self.module(*args, **kwargs)
+                if place == "cuda":
+                    torch.cuda.synchronize()
+
+        return call
+
+    def _call(self, feed: Feed) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        values = [
+            self._tensor(feed[name], leaf) if name else leaf
+            for name, leaf in zip(self.subject.names, self.subject.leaves, strict=True)
+        ]
+        args, kwargs = tree_unflatten(values, self.subject.layout)
+        return tuple(args), dict(kwargs)
 
     def _tensor(self, value: Array, like: torch.Tensor) -> torch.Tensor:
         tensor = from_array(value).to(like.device if self.subject.device is None else self.subject.device.name)

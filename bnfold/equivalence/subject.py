@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
+
+import onnx
 
 from .device import Device
 from .inputs import Array, Feed, InputSpec
@@ -42,6 +45,12 @@ class Subject(Protocol):
 
     def given(self) -> Feed | None:
         """Inputs that came with the model."""
+
+    def operators(self) -> dict[str, int]:
+        """How many there are of each type."""
+
+    def timed(self, feed: Feed, threads: int) -> tuple[str, Callable[[], object]]:
+        """What runs it, and a call that does; `threads`: of the CPU, 0 for as many as there are cores."""
 
     def probe(self, engine: str) -> Probe | None:
         """A look at its inner tensors, as the runner of that name computes them; None where there is none."""
@@ -84,6 +93,16 @@ class OnnxSubject:
     def given(self) -> Feed | None:
         """A file brings no inputs."""
         return None
+
+    def timed(self, feed: Feed, threads: int) -> tuple[str, Callable[[], object]]:
+        """In onnxruntime."""
+        runner = OrtRunner(self.path, self.device, threads)
+        return runner.name, runner.prepared(feed)
+
+    def operators(self) -> dict[str, int]:
+        """The nodes of the main graph by type."""
+        graph = onnx.load(self.path, load_external_data=False).graph
+        return dict(Counter(node.op_type for node in graph.node).most_common())
 
     def probe(self, engine: str) -> Probe | None:
         """The tensors of the main graph."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -14,6 +15,7 @@ from .plots import profile
 
 if TYPE_CHECKING:
     from ..equivalence.check import Check, OutputError
+    from ..equivalence.latency import Bench
 
 STYLES = {"folded": "green", "reduced": "yellow", "kept": "red"}
 SHOWN = 3
@@ -33,7 +35,7 @@ def plan_table(plan: Plan) -> RenderableType:
     for bn in plan.batch_norms:
         name = bn.name if bn.op_type == "BatchNormalization" else f"{bn.name} ({bn.op_type})"
         between = f"{bn.input} -> {bn.output}"
-        table.add_row(escape(name), escape(between), Text(_verdict(bn), STYLES[bn.verdict]), escape(_fate(bn)))
+        table.add_row(escape(name), escape(between), Text(verdict(bn), STYLES[bn.verdict]), escape(fate(bn)))
     for other in plan.others:
         between = f"{other.input} -> {other.output}"
         table.add_row(
@@ -42,11 +44,13 @@ def plan_table(plan: Plan) -> RenderableType:
     return Group(table, *notes, Text(summary(plan)))
 
 
-def _verdict(bn: BatchNorm) -> str:
+def verdict(bn: BatchNorm) -> str:
+    """In a word or two."""
     return f"{bn.verdict} to {bn.form}" if bn.verdict == "reduced" else bn.verdict
 
 
-def _fate(bn: BatchNorm) -> str:
+def fate(bn: BatchNorm) -> str:
+    """Where it went, or why it stayed."""
     parts = []
     if bn.into:
         more = f" and {len(bn.into) - SHOWN} more" if len(bn.into) > SHOWN else ""
@@ -77,6 +81,40 @@ def check_table(check: Check) -> RenderableType:
     notes = [Text(f"warning: {warning}", "yellow") for warning in check.warnings]
     where = [Text(str(check.where)), *([profile(check.where)] if check.where.profile else [])] if check.where else []
     return Group(*([table] if check.outputs else []), *notes, *where, line)
+
+
+def pairs_table(checks: Sequence[tuple[str, Check | str]]) -> RenderableType:
+    """One line for each pair of models: its verdict, and what comes closest to its bound."""
+    table = Table(title="pairs", title_justify="left", header_style="bold")
+    for column in ("pair", "", "closest to its bound", "value", "bound"):
+        table.add_column(column, justify="right" if column in ("value", "bound") else "left", overflow="fold")
+    failed = 0
+    for name, check in checks:
+        if isinstance(check, str):
+            table.add_row(escape(name), Text("error", "red"), escape(check))
+        else:
+            worst = check.worst
+            said = escape(f"{worst.output} on {worst.kind} inputs") if worst and check.passed else escape(check.message)
+            numbers = _hardest(worst)[1:] if worst else ("", "")
+            table.add_row(
+                escape(name), Text(*(("passed", "green") if check.passed else ("FAILED", "red"))), said, *numbers
+            )
+        failed += isinstance(check, str) or not check.passed
+    line = Text(f"{len(checks)} pairs, {failed} failed" if failed else f"{len(checks)} pairs, all passed")
+    return Group(table, line)
+
+
+def bench_table(bench: Bench) -> RenderableType:
+    """Both medians with their intervals, in milliseconds, and what they say."""
+    shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in bench.shapes.items())
+    table = Table(title=f"latency, {bench.rounds} rounds in turn ({bench.runner}; {shapes})", title_justify="left",
+                  header_style="bold")  # fmt: skip
+    for column in ("model", "median ms", "95 % from", "to"):
+        table.add_column(column, justify="left" if column == "model" else "right", overflow="fold")
+    for name, which in zip(bench.names, ("reference", "candidate"), strict=True):
+        found = bench.of(which)
+        table.add_row(escape(name), *(f"{value * 1e3:.3f}" for value in (found.median, found.low, found.high)))
+    return Group(table, Text(str(bench)))
 
 
 def _hardest(output: OutputError) -> tuple[str, str, str]:

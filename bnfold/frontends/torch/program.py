@@ -58,6 +58,8 @@ class _Work:
         self.program = self.source.capture.program
         self.module = copy.deepcopy(self.program.graph_module)
         self.graph = self.module.graph
+        for old, new in zip(self.program.graph_module.graph.nodes, self.graph.nodes, strict=True):
+            new.name = old.name  # a copy calls `input` input_1, since Python has a function of that name
         self.nodes = {node.name: node for node in self.graph.nodes}
         self.old = {node.name: node for node in self.program.graph.nodes}
         self.used = {node.name for node in self.graph.nodes if node.op == "placeholder" and node.users}
