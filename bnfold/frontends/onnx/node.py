@@ -36,6 +36,8 @@ class Context:
     """The operator that makes each tensor."""
     readers: dict[str, str] = field(default_factory=dict)
     """The operator that reads each tensor, the last of several."""
+    products: set[str] = field(default_factory=set)
+    """Tensors that are a product of data, or that one is made from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +100,14 @@ class Node:
         return not any(name and self.context.uses[name] for name in self.outputs[1:])
 
     def beside_layer(self, data: int = 0) -> bool:
-        """Whether it stands right behind or before a layer, or a constant or norm, and nothing else is there."""
+        """Whether it stands right behind or before a layer, or a constant or norm, and nothing else is there.
+
+        A number beside a product of data is left: runtimes know a GELU or a HardSwish by its nodes, and run it as one.
+        """
         context = self.context
         source, target = self.input(data), self.outputs[0]
+        if {source, target} & context.products:
+            return False
         before = context.makers.get(source, "") if context.uses[source] == 1 else ""
         behind = context.readers.get(target, "") if context.uses[target] == 1 else ""
         return before in BESIDE or behind in BESIDE

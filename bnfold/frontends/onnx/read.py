@@ -138,6 +138,7 @@ class _Reader:
         _pair_biases(views, context)
         context.makers.update((name, view.type) for view in views for name in view.outputs)
         context.readers.update((name, view.type) for view in views for name in view.inputs)
+        context.products.update(name for view in views if _of_data(view) for name in (*view.inputs, *view.outputs))
         place = len(self.source.scopes) - 1
         for view, node in zip(views, typed, strict=True):
             if view.type in BODIES:
@@ -273,6 +274,11 @@ def _view(node: gs.Node, index: int, context: Context, where: str) -> Node:
         node.attrs,
         context,
     )
+
+
+def _of_data(view: Node) -> bool:
+    """Whether it multiplies two things that were computed."""
+    return view.type == "Mul" and not any(view.constant(i) for i in range(len(view.inputs)))
 
 
 def _pair_biases(views: list[Node], context: Context) -> None:

@@ -1,0 +1,328 @@
+"""What the judge's limits come from, and what it misses.
+
+    python -m benchmarks.judging distribution
+    python -m benchmarks.judging power
+
+`distribution`: errors of folded networks against float64, over the original's own, for the networks of the zoo and
+those in models/. `power`: small faults, planted in the networks before they are folded; which share is caught, beside
+fixed limits that are in use elsewhere. A fault counts as visible where its effect in float64 is more than the error
+that the original makes anyway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+import bnfold
+from bnfold.equivalence.criterion import FLOOR, PEAK, Errors, beside, facts
+from bnfold.equivalence.inputs import KINDS, Array, Feed, feeds
+from bnfold.equivalence.judge import NOISE_MULTIPLE, NOISE_RUNS, _nudged
+from bnfold.equivalence.runners import OrtRunner
+from bnfold.equivalence.subject import OnnxSubject
+from bnfold.limits import MULTIPLE
+from tests.zoo import ZOO
+
+MODELS = Path(__file__).parents[1] / "models"
+PLACES = 6
+"""Faults of each type in each network."""
+FIXED = {"1e-3": 1e-3, "1e-4": 1e-4, "1e-5": 1e-5}
+"""Largest difference over largest magnitude."""
+
+
+def networks() -> Iterator[tuple[str, ModelProto]]:
+    """Every network, with gammas of one sign, and of both with zeros among them."""
+    for name in sorted(ZOO):
+        yield name, ZOO[name]()
+        yield f"{name} (both signs)", ZOO[name](signs="both", zero_gamma=0.1)
+    for path in sorted(MODELS.glob("*.onnx")):
+        yield path.stem, onnx.load(path)
+
+
+# --- the distribution
+
+
+def distribution(seeds: int = 2) -> None:
+    """Percentiles of both ratios."""
+    found: dict[str, list[float]] = defaultdict(list)
+    worst: list[tuple[float, str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("a.onnx", "b.onnx")]
+        for name, model in networks():
+            onnx.save(model, paths[0])
+            for leftovers in ("fast", "all"):
+                bnfold.fold(paths[0], out=paths[1], verify=False, leftovers=leftovers)
+                for seed in range(seeds):
+                    for entry in bnfold.verify(*paths, seed=seed).outputs:
+                        for measure in entry.measures[:2]:
+                            if measure.name.endswith("ratio") and "noise" not in measure.name:
+                                found[measure.name].append(measure.value)
+                                worst.append((measure.value, f"{measure.name}: {name}, {entry.kind}, {leftovers}"))
+            print(f"{name}: {max(v for v, _ in worst):.2f}", flush=True)
+    print(f"\n| | comparisons | median | 90 % | 99 % | 99.9 % | largest |\n|---|{'---:|' * 6}")
+    for name, values in found.items():
+        cells = " | ".join(f"{value:.2f}" for value in np.percentile(values, [50, 90, 99, 99.9, 100]))
+        print(f"| {name} | {len(values)} | {cells} |")
+    print("\n".join(f"{value:.2f} {where}" for value, where in sorted(worst, reverse=True)[:8]))
+
+
+# --- the power
+
+
+Fault = Callable[[ModelProto, np.random.Generator], bool]
+
+
+def _tensors(model: ModelProto) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def _layers(model: ModelProto) -> list[NodeProto]:
+    known = _tensors(model)
+    return [n for n in model.graph.node if n.op_type in ("Conv", "Gemm") and n.input[1] in known]
+
+
+def _norms(model: ModelProto) -> list[NodeProto]:
+    return [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+
+
+def _change(model: ModelProto, name: str, edit: Callable[[Array], None]) -> bool:
+    tensor = _tensors(model)[name]
+    before = numpy_helper.to_array(tensor)
+    value = before.copy()
+    edit(value)
+    tensor.CopyFrom(numpy_helper.from_array(value, name))
+    return not np.array_equal(before, value)
+
+
+def weight(model: ModelProto, rng: np.random.Generator) -> bool:
+    """One weight of a layer off by a hundredth."""
+    layer = _pick(_layers(model), rng)
+
+    def edit(value: Array) -> None:
+        value.flat[rng.integers(value.size)] *= 1.01
+
+    return layer is not None and _change(model, layer.input[1], edit)
+
+
+def swapped(model: ModelProto, rng: np.random.Generator) -> bool:
+    """Two output channels of a layer swapped."""
+    layer = _pick(_layers(model), rng)
+
+    def edit(value: Array) -> None:
+        if len(value) > 1:
+            pair = rng.choice(len(value), 2, replace=False)
+            value[pair] = value[pair[::-1]]
+
+    return layer is not None and _change(model, layer.input[1], edit)
+
+
+def epsilon(model: ModelProto, rng: np.random.Generator) -> bool:
+    """The eps of a norm ten times as large."""
+    norm = _pick(_norms(model), rng)
+    if norm is None:
+        return False
+    old = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
+    kept = [a for a in norm.attribute if a.name != "epsilon"]
+    del norm.attribute[:]
+    norm.attribute.extend([*kept, helper.make_attribute("epsilon", old * 10)])
+    return True
+
+
+def statistics(model: ModelProto, rng: np.random.Generator) -> bool:
+    """Mean and variance of another norm of the same width."""
+    norms = _norms(model)
+    sizes = {n.output[0]: _tensors(model)[n.input[3]].dims[0] for n in norms}
+    pairs = [(a, b) for a in norms for b in norms if a is not b and sizes[a.output[0]] == sizes[b.output[0]]]
+    if not pairs:
+        return False
+    a, b = pairs[rng.integers(len(pairs))]
+    a.input[3], a.input[4] = b.input[3], b.input[4]
+    return True
+
+
+def gamma(model: ModelProto, rng: np.random.Generator) -> bool:
+    """The sign of one gamma."""
+    norm = _pick(_norms(model), rng)
+
+    def edit(value: Array) -> None:
+        value.flat[rng.integers(value.size)] *= -1
+
+    return norm is not None and _change(model, norm.input[1], edit)
+
+
+def offset(model: ModelProto, rng: np.random.Generator) -> bool:
+    """One beta forgotten."""
+    norm = _pick(_norms(model), rng)
+
+    def edit(value: Array) -> None:
+        value.flat[rng.integers(value.size)] = 0
+
+    return norm is not None and _change(model, norm.input[2], edit)
+
+
+def border(model: ModelProto, rng: np.random.Generator) -> bool:
+    """A padded conv sees the edge repeated in place of zeros."""
+    padded = [n for n in _layers(model) if any(a.name == "pads" and any(a.ints) for a in n.attribute)]
+    layer = _pick(padded, rng)
+    if layer is None:
+        return False
+    pads = next(a for a in layer.attribute if a.name == "pads")
+    half = len(pads.ints) // 2
+    around = [0, 0, *pads.ints[:half], 0, 0, *pads.ints[half:]]
+    model.graph.initializer.append(numpy_helper.from_array(np.array(around, np.int64), "fault_pads"))
+    place = list(model.graph.node).index(layer)
+    pad = helper.make_node("Pad", [layer.input[0], "fault_pads"], ["fault_padded"], mode="edge")
+    layer.input[0] = "fault_padded"
+    pads.ints[:] = [0] * len(pads.ints)
+    model.graph.node.insert(place, pad)
+    return True
+
+
+def _pick(nodes: list[NodeProto], rng: np.random.Generator) -> NodeProto | None:
+    return nodes[rng.integers(len(nodes))] if nodes else None
+
+
+FAULTS: list[Fault] = [weight, swapped, epsilon, statistics, gamma, offset, border]
+
+
+@dataclass
+class Tally:
+    """Of one type of faults: how many, how many visible in float64, and how many of each were caught by what."""
+
+    planted: int = 0
+    visible: int = 0
+    clear: int = 0
+    caught: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    visibly: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    clearly: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    false: int = 0
+
+
+class Bench:
+    """A network, what it gives in float32 and in float64, and how much one unit in the last place changes."""
+
+    def __init__(self, path: Path) -> None:
+        subject = OnnxSubject(path)
+        specs = subject.specs()
+        shapes = {s.name: tuple(d if isinstance(d, int) else 2 for d in s.shape) for s in specs}
+        runner = OrtRunner(path)
+        self.feeds: dict[str, Feed] = dict(feeds(specs, shapes, 0))
+        self.plain = {kind: runner.run(feed) for kind, feed in self.feeds.items()}
+        self.exact = {kind: subject.exact(feed) for kind, feed in self.feeds.items()}
+        self.noise = {kind: self._noise(runner, feed, kind) for kind, feed in self.feeds.items()}
+
+    def _noise(self, runner: OrtRunner, feed: Feed, kind: str) -> dict[str, float]:
+        noise = dict.fromkeys(self.plain[kind], 0.0)
+        for i in range(NOISE_RUNS):
+            rng = np.random.default_rng([0, 1000 + i])
+            for name, value in runner.run({name: _nudged(value, rng) for name, value in feed.items()}).items():
+                noise[name] = max(noise[name], Errors.of(value, self.plain[kind][name]).peak)
+        return noise
+
+    def verdicts(self, candidate: Path) -> dict[str, bool]:
+        """Whether a model is caught, by each rule."""
+        runner = OrtRunner(candidate)
+        caught = dict.fromkeys(["judge", *FIXED], False)
+        for kind in KINDS:
+            found = runner.run(self.feeds[kind])
+            for name, a in self.plain[kind].items():
+                entry = facts(name, kind, a, found[name])
+                own, new = (Errors.of(value, self.exact[kind][name]) for value in (a, found[name]))
+                passed = beside(entry, a, own, new, MULTIPLE).passed
+                caught["judge"] |= not passed and entry.error > NOISE_MULTIPLE * self.noise[kind][name]
+                for label, limit in FIXED.items():
+                    caught[label] |= entry.relative > limit
+        return caught
+
+    def effect(self, faulty: Path) -> float:
+        """The largest change that a fault makes in float64, over the original's own error: root mean squares."""
+        subject, most = OnnxSubject(faulty), 0.0
+        for kind, feed in self.feeds.items():
+            changed = subject.exact(feed)
+            for name, exact in self.exact[kind].items():
+                own = Errors.of(self.plain[kind][name], exact).rms
+                floor = FLOOR[0] * 2.0**-23 * float(np.abs(exact).max())
+                most = max(most, Errors.of(changed[name], exact).rms / max(own, floor, 1e-300))
+        return most
+
+
+def power() -> None:
+    """A table of what is caught."""
+    tallies: dict[str, Tally] = {fault.__name__: Tally() for fault in FAULTS}
+    sound = Tally()
+    with tempfile.TemporaryDirectory() as folder:
+        original, faulty, folded = (Path(folder) / f"{name}.onnx" for name in ("original", "faulty", "folded"))
+        for name, model in networks():
+            onnx.save(model, original)
+            bench = Bench(original)
+            bnfold.fold(original, out=folded, verify=False)
+            sound.planted += 1
+            sound.false += bench.verdicts(folded)["judge"]
+            for which, fault in enumerate(FAULTS):
+                for place in range(PLACES):
+                    copy = ModelProto()
+                    copy.CopyFrom(model)
+                    if not fault(copy, np.random.default_rng([which, place])):
+                        continue
+                    onnx.save(copy, faulty)
+                    bnfold.fold(faulty, out=folded, verify=False)
+                    _count(tallies[fault.__name__], bench.effect(faulty), bench.verdicts(folded))
+            caught = sum(t.caught["judge"] for t in tallies.values())
+            print(f"{name}: {caught} of {sum(t.planted for t in tallies.values())}", flush=True)
+    _table(tallies, sound)
+
+
+def _count(tally: Tally, effect: float, verdicts: dict[str, bool]) -> None:
+    tally.planted += 1
+    tally.visible += effect > 1
+    tally.clear += effect > 2 * MULTIPLE
+    for rule, caught in verdicts.items():
+        tally.caught[rule] += caught
+        tally.visibly[rule] += caught and effect > 1
+        tally.clearly[rule] += caught and effect > 2 * MULTIPLE
+
+
+def _table(tallies: dict[str, Tally], sound: Tally) -> None:
+    rules = ["judge", *FIXED]
+    print(f"\n{sound.planted} sound networks, {sound.false} refused\n")
+    heads = [f"caught by {'the judge' if rule == 'judge' else f'limit {rule}'}" for rule in rules]
+    print(f"| fault | planted | {' | '.join(heads)} | above rounding | of these caught | above {2 * MULTIPLE:g} times "
+          f"rounding | of these caught |\n|---|{'---:|' * (len(rules) + 5)}")  # fmt: skip
+    total = Tally()
+    for tally in tallies.values():
+        total.planted += tally.planted
+        total.visible += tally.visible
+        total.clear += tally.clear
+        for rule in rules:
+            total.caught[rule] += tally.caught[rule]
+            total.visibly[rule] += tally.visibly[rule]
+            total.clearly[rule] += tally.clearly[rule]
+    for name, tally in [*tallies.items(), ("all", total)]:
+        said = FAULT_NAMES.get(name, name)
+        shares = " | ".join(_share(tally.caught[rule], tally.planted) for rule in rules)
+        above = f"{tally.visible} | {_share(tally.visibly['judge'], tally.visible)}"
+        print(f"| {said} | {tally.planted} | {shares} | {above}"
+              f" | {tally.clear} | {_share(tally.clearly['judge'], tally.clear)} |")  # fmt: skip
+
+
+FAULT_NAMES = {fault.__name__: (fault.__doc__ or "").strip().rstrip(".") for fault in FAULTS}
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["distribution", "power"])
+    chosen = parser.parse_args().what
+    print(f"multiple {MULTIPLE:g}, peak {PEAK * MULTIPLE:g}, floors {FLOOR}")
+    {"distribution": distribution, "power": power}[chosen]()

@@ -1,0 +1,1 @@
+"""Scripts for machines that are not everyone's."""
