@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,9 +93,10 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    @contextmanager
-    def writing(self) -> Iterator[bool]:
-        """Whether to write; the others wait until the first process has."""
-        yield self.first
-        if self.count > 1:
-            dist.barrier()
+    def shared(self, value: Any) -> Any:
+        """What the first process has, in all of them."""
+        if self.count == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0, device=self.device if self.device.type == "cuda" else None)
+        return held[0]
