@@ -11,12 +11,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import BnfoldError, DataError, ModelError, OutputError, PlanError, UsageError, VerificationError
+from .errors import (
+    BnfoldError,
+    DataError,
+    ModelError,
+    OutputError,
+    PlanError,
+    TrainingError,
+    UsageError,
+    VerificationError,
+)
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import FoldResult, export, fold, inspect, restore, verify
+    from .api import FoldResult, export, fold, inspect, restore, retrain, verify
     from .equivalence.check import Check
+    from .lrn.curves import plot_history
+    from .lrn.retrain import RetrainResult
     from .plan import BatchNorm, Plan
 
 __all__ = [
@@ -29,13 +40,17 @@ __all__ = [
     "OutputError",
     "Plan",
     "PlanError",
+    "RetrainResult",
+    "TrainingError",
     "UsageError",
     "VerificationError",
     "__version__",
     "export",
     "fold",
     "inspect",
+    "plot_history",
     "restore",
+    "retrain",
     "verify",
 ]
 
@@ -44,10 +59,13 @@ _HOMES = {
     "Check": "equivalence.check",
     "FoldResult": "api",
     "Plan": "plan",
+    "RetrainResult": "lrn.retrain",
     "export": "api",
     "fold": "api",
     "inspect": "api",
+    "plot_history": "lrn.curves",
     "restore": "api",
+    "retrain": "api",
     "verify": "api",
 }
 

@@ -14,6 +14,7 @@ import click
 from .. import __version__
 from .export import export
 from .fold import fold, inspect
+from .retrain import retrain
 from .verify import verify
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -33,5 +34,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (inspect, fold, verify, export):
+for command in (inspect, fold, verify, export, retrain):
     main.add_command(command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Loop:
         self.optimiser.load_state_dict(content["optimiser"])
         self.at = Position.from_dict(content["position"])
         checkpoints.set_random_state(content["random"][self.ranks.rank], self.train.device)
-        self.at.history.resumed = self.at.epoch * self.steps + self.at.step
+        self.at.history.resumed = self._number
 
     def _begin(self) -> None:
         """Measure the network as it is, and make the first order."""
@@ -88,11 +88,11 @@ class Loop:
         self._close(started)
 
     def _step(self, rows: torch.Tensor) -> None:
-        at, number = self.at, self.at.epoch * self.steps + self.at.step
+        at, number = self.at, self._number
         for group in self.optimiser.param_groups:
             group["lr"] = rate(number, self.recipe.epochs * self.steps, self.recipe)
         measured = self.objective(self.wrapped, self.train.batch(rows))
-        loss, right, seen = self.ranks.total([float(measured.loss), measured.right, measured.seen])
+        loss, right, seen = self.ranks.total([float(measured.loss.detach()), measured.right, measured.seen])
         loss /= self.ranks.count
         if not math.isfinite(loss):
             raise TrainingError(self._diverged(f"the loss is {loss}", number))
@@ -107,7 +107,7 @@ class Loop:
         at = self.at
         self.ranks.average_statistics(self.net)
         if not all(bool(torch.isfinite(t).all()) for t in self.net.state_dict().values()):
-            raise TrainingError(self._diverged("the weights hold NaN or infinities", (at.epoch + 1) * self.steps))
+            raise TrainingError(self._diverged("the weights hold NaN or infinities", self._number))
         loss, accuracy = self._validate()
         at.epoch += 1
         trained = at.right / at.seen if at.seen else None
@@ -148,6 +148,8 @@ class Loop:
                     more = (float(found.loss) * len(rows), found.right, found.seen)
                     sums = [a + b for a, b in zip(sums, more, strict=True)]
         loss, right, seen = self.ranks.total(sums)
+        if not math.isfinite(loss):
+            raise TrainingError(self._diverged(f"the validation loss is {loss}", self._number))
         return loss / len(self.validation), right / seen if seen else None
 
     def _save(self) -> None:
@@ -166,6 +168,11 @@ class Loop:
             }
             checkpoints.save(self.saving.folder, content)
 
+    @property
+    def _number(self) -> int:
+        """How many steps were made."""
+        return self.at.epoch * self.steps + self.at.step
+
     def _diverged(self, what: str, number: int) -> str:
         """What to say of numbers that are no numbers, at a step counted from 0."""
         where = f"epoch {self.at.epoch + 1}, step {self.at.step + 1}: {what}"
@@ -175,5 +182,5 @@ class Loop:
                 "data; are the inputs scaled as in training, and the statistics filled (bnfold calibrate)?"
             )
         kept = f"; the last good checkpoint stays in {self.saving.folder}" if self.saving.folder else ""
-        lower = replace(self.recipe, lr=self.recipe.lr / 10).lr
-        return f"{where}; the learning rate {self.recipe.lr:g} is too high: try --lr {lower:g}, or a longer warmup{kept}"
+        lr = self.recipe.lr
+        return f"{where}; the learning rate {lr:g} is too high: try {lr / 10:g} (--lr), or a longer warmup{kept}"

@@ -51,15 +51,15 @@ class Ranks:
         synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return synced
 
-    def wrapped(self, module: nn.Module, unused: bool) -> nn.Module:
-        """The network with gradients averaged over all processes. `unused`: some parameters may get no gradient."""
+    def wrapped(self, module: nn.Module) -> nn.Module:
+        """The network with gradients averaged over all processes; those of auxiliary outputs may get none."""
         if self.count == 1:
             return module
         return DistributedDataParallel(
             module,
             device_ids=[self.device.index] if self.device.type == "cuda" and self.device.index is not None else None,
             broadcast_buffers=False,
-            find_unused_parameters=unused,
+            find_unused_parameters=True,
         )
 
     def part(self, order: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -88,18 +87,16 @@ def _run(
     saving: Saving, resume: bool, progress: Progress,
 ) -> tuple[History, dict[str, torch.Tensor]]:  # fmt: skip
     """What happened, and the state_dict at the end."""
-    several = _several_outputs(net, feeds[0])
     net = ranks.prepared(net)
     objective = Objective(recipe, net, teacher)
     try:
-        wrapped = ranks.wrapped(net, several)
+        wrapped = ranks.wrapped(net)
         loop = Loop(recipe, net, wrapped, objective, *feeds, ranks, saving, progress)
-        stored = None
         if saving.folder is not None and resume:
             stored = ranks.shared(checkpoints.load(saving.folder) if ranks.first else None)
-        if stored is not None and saving.folder is not None:
-            checkpoints.check_same(saving.folder, stored["identity"], saving.identity or {})
-            loop.go_on(stored)
+            if stored is not None:
+                checkpoints.check_same(saving.folder, stored["identity"], saving.identity or {})
+                loop.go_on(stored)
         known = feeds[0].samples.labels is not None
         loop.at.history.accuracy_of = "labels" if known else "teacher" if teacher is not None else ""
         loop.at.history.notes = (*_notes(loop), *ranks.notes())
@@ -114,24 +111,6 @@ def _notes(loop: Loop) -> tuple[str, ...]:
     if not over:
         return ()
     return (f"{over} of {len(loop.train)} samples, others each time, are left out of an epoch: no full batch",)
-
-
-def _several_outputs(net: nn.Module, train: Feed) -> bool:
-    """Whether a network answers with more than a tensor: parts of it may then get no gradient."""
-    batch = train.batch(torch.arange(1))
-    probe = copy.deepcopy(net).train()
-    found: list[Any] = []
-    probe.register_forward_hook(lambda module, given, answer: found.append(answer))
-    return not isinstance(found[0], torch.Tensor) if _tried(probe, batch) else True
-
-
-def _tried(net: nn.Module, batch: Any) -> bool:
-    try:
-        with torch.no_grad():
-            batch.run(net)
-    except Exception:
-        return False
-    return True
 
 
 def _device(device: str | torch.device) -> torch.device:
