@@ -20,27 +20,52 @@ SETTINGS = (
 @click.command()
 @click.argument("model", type=FILE)
 @click.option("-o", "--output", type=FILE, required=True, metavar="OUT", help="Where to write the checkpoint.")
-@click.option("--data", type=FILE, required=True, metavar="D",
-              help="Samples to train on: .npz, .npy, a folder of images, or a folder with one folder for each class.")
+@click.option(
+    "--data",
+    type=FILE,
+    required=True,
+    metavar="D",
+    help="Samples to train on: .npz, .npy, a folder of images, or a folder with one folder for each class.",
+)
 @click.option("--validation", type=FILE, metavar="D", help="Samples to measure on, which are not trained on.")
-@click.option("--labels", is_flag=True, default=None, help="Learn the classes in the data; the default without --teacher.")
-@click.option("--teacher", type=FILE, metavar="FILE",
-              help="Learn from the network as it was: a checkpoint that --arch fits too. Needs no classes.")
+@click.option(
+    "--labels", is_flag=True, default=None, help="Learn the classes in the data; the default without --teacher."
+)
+@click.option(
+    "--teacher",
+    type=FILE,
+    metavar="FILE",
+    help="Learn from the network as it was: a checkpoint that --arch fits too. Needs no classes.",
+)
 @click.option("--temperature", type=float, help="Compare classes at this temperature (KL), not outputs (MSE).")
-@click.option("--feature", "feature_names", multiple=True, metavar="NAME",
-              help="Compare what this module gives as well. Repeatable.")
+@click.option(
+    "--feature",
+    "feature_names",
+    multiple=True,
+    metavar="NAME",
+    help="Compare what this module gives as well. Repeatable.",
+)
 @click.option("--epochs", type=int, default=2, show_default=True, help="Passes over the data.")
 @click.option("--lr", type=float, default=0.05, show_default=True, help="The highest learning rate.")
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Samples in a step.")
 @click.option("--momentum", type=float, default=0.9, show_default=True, help="Nesterov's momentum.")
-@click.option("--weight-decay", type=float, default=1e-4, show_default=True, help="For weights; biases and norms have none.")
-@click.option("--warmup", type=float, default=0.05, show_default=True, help="Part of the steps in which the rate rises.")
-@click.option("--patience", type=int, metavar="N",
-              help="Stop after N epochs without a lower validation loss, and take the best.")
-@click.option("--checkpoint", type=FILE, metavar="DIR", help="Save the run here after every epoch, and go on from there.")
+@click.option(
+    "--weight-decay", type=float, default=1e-4, show_default=True, help="For weights; biases and norms have none."
+)
+@click.option(
+    "--warmup", type=float, default=0.05, show_default=True, help="Part of the steps in which the rate rises."
+)
+@click.option(
+    "--patience", type=int, metavar="N", help="Stop after N epochs without a lower validation loss, and take the best."
+)
+@click.option(
+    "--checkpoint", type=FILE, metavar="DIR", help="Save the run here after every epoch, and go on from there."
+)
 @click.option("--checkpoint-steps", type=int, metavar="N", help="Save it after every N steps as well.")
 @click.option("--no-resume", "resume", flag_value=False, default=True, help="Start anew, whatever is in --checkpoint.")
-@click.option("--mean", "means", type=float, multiple=True, help="Subtracted from pixels in [0, 1]. Once, or per channel.")
+@click.option(
+    "--mean", "means", type=float, multiple=True, help="Subtracted from pixels in [0, 1]. Once, or per channel."
+)
 @click.option("--std", "stds", type=float, multiple=True, help="Divides them then. Once, or for each channel.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of order, dropout and the like.")
