@@ -107,7 +107,8 @@ def load(folder: Path) -> dict[str, Any] | None:
             raise ValueError(f"schema {content['schema']}, {SCHEMA} expected")
     except Exception as error:
         raise UsageError(
-            f"{path}: no checkpoint of a run that can be read ({one_line(error)}); resume=False (--no-resume) starts anew"
+            f"{path}: no checkpoint of a run that can be read ({one_line(error)}); resume=False (--no-resume) starts "
+            "anew"
         ) from error
     return dict(content)
 

@@ -46,6 +46,8 @@ def plot_history(history: History, path: str | PathLike[str]) -> None:
 
 
 def _draw(axes: Axes, history: History, column: str, title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for name, label in ((column, "training"), (f"validation_{column}", "validation")):
         points = history.column(name)
         if points:
@@ -54,5 +56,5 @@ def _draw(axes: Axes, history: History, column: str, title: str) -> None:
         axes.axvline(history.best, linestyle=":", color="grey", label="kept")
     axes.set_xlabel("epoch")
     axes.set_title(title)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()

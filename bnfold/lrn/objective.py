@@ -90,7 +90,7 @@ class Objective:
         """
         if logits.shape != wanted.shape:
             raise UsageError(
-                f"the teacher gives {tuple(wanted.shape)} and the network {tuple(logits.shape)}; the same shape expected"
+                f"the teacher gives {tuple(wanted.shape)}, the network {tuple(logits.shape)}; the same shape expected"
             )
         heat = self.recipe.temperature
         if heat is None:

@@ -48,7 +48,7 @@ class Ranks:
         """The network with batch norms that see the whole batch of all processes, where torch can do that."""
         if self.count == 1 or self.device.type != "cuda":
             return module
-        synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        synced: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return synced
 
     def wrapped(self, module: nn.Module) -> nn.Module:
@@ -75,7 +75,7 @@ class Ranks:
         return [float(value) for value in tensor]
 
     def average_statistics(self, module: nn.Module) -> None:
-        """Make running statistics the mean over all processes. They are linear in those of the batches, so it is exact."""
+        """Make running statistics the mean over all processes; exact, as they are linear in those of the batches."""
         if self.count == 1:
             return
         for norm in module.modules():

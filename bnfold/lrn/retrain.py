@@ -143,8 +143,8 @@ def _feeds(
     train = feed(data, net, ranks.device, pixels, recipe.labels and taught)
     if not taught and (train.samples.labels is None or not recipe.labels):
         raise DataError(
-            f"{train.samples.source}: no classes in it, and no teacher; give the classes as an array 'y' or as folders, "
-            "or the network as it was before the change as the teacher"
+            f"{train.samples.source}: no classes in it, and no teacher; give the classes as an array 'y' or as "
+            "folders, or the network as it was before the change as the teacher"
         )
     if len(train) < 2 * ranks.count:
         raise DataError(f"{train.samples.source}: {len(train)} samples; at least 2 expected for each process")

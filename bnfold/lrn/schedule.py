@@ -44,6 +44,6 @@ def optimiser(module: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 
 def order(count: int, seed: int, epoch: int) -> torch.Tensor:
-    """The numbers of all samples in the order of an epoch, int64 (count,): by seed and epoch, the same for all ranks."""
+    """The numbers of all samples in the order of an epoch, int64 (count,): by seed and epoch, the same in all ranks."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(count, generator=generator)
