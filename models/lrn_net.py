@@ -1,9 +1,8 @@
-"""A small network with local response normalisation, in the order of cuda-convnet and AlexNet: conv, ReLU, LRN, pool."""
+"""A small network with local response normalisation (LRN) behind its first two convolutions and their ReLUs."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
-
 
 ALPHA = 0.1
 

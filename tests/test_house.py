@@ -79,8 +79,8 @@ def test_the_algebra_knows_numpy_and_nothing_else() -> None:
 def test_public_names() -> None:
     assert sorted(bnfold.__all__) == [
         "BatchNorm", "BnfoldError", "Check", "DataError", "FoldResult", "ModelError", "OutputError", "Plan",
-        "PlanError", "RetrainResult", "TrainingError", "UsageError", "VerificationError", "__version__", "export", "fold",
-        "inspect", "plot_history", "restore", "retrain", "verify",
+        "PlanError", "RetrainResult", "TrainingError", "UsageError", "VerificationError", "__version__", "export",
+        "fold", "inspect", "plot_history", "restore", "retrain", "verify",
     ]  # fmt: skip
     for name in bnfold.__all__:
         assert getattr(bnfold, name) is not None
