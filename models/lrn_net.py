@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-ALPHA = 0.1
+ALPHA = 2.0
 
 
 class LrnNet(nn.Module):
