@@ -42,8 +42,9 @@ class Net(nn.Sequential):
 SCOPE: dict[str, Any] = {"__name__": "nets"}
 exec(SOURCE, SCOPE)
 DIGITS = load_digits()
-X = (DIGITS.images[:, None] / 16).astype(np.float32)
-Y = DIGITS.target.astype(np.int64)
+MIXED = np.random.default_rng(0).permutation(len(DIGITS.target))
+X = (DIGITS.images[MIXED, None] / 16).astype(np.float32)
+Y = DIGITS.target[MIXED].astype(np.int64)
 TRAIN, TEST = {"x": X[:1200], "y": Y[:1200]}, {"x": X[1200:], "y": Y[1200:]}
 SMALL = {"x": X[:330], "y": Y[:330]}
 State = dict[str, torch.Tensor]
@@ -91,6 +92,13 @@ def stopping(step: str) -> Callable[[str], None]:
     return progress
 
 
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    """A network that was trained for a little while."""
+    model: nn.Module = bnfold.retrain(network(), TRAIN, epochs=3).model
+    return model
+
+
 # Learning
 
 
@@ -113,8 +121,7 @@ def test_the_loss_falls_and_the_accuracy_rises() -> None:
     assert states_equal(copy_of(net), before)
 
 
-def test_a_teacher_needs_no_labels() -> None:
-    teacher = bnfold.retrain(network(), TRAIN, epochs=3).model
+def test_a_teacher_needs_no_labels(teacher: nn.Module) -> None:
     result = bnfold.retrain(network(1), TRAIN["x"], validation=TEST["x"], teacher=teacher, epochs=3)
     start, end = result.history.epochs[0], result.history.epochs[-1]
     assert result.history.accuracy_of == "teacher"
@@ -130,10 +137,9 @@ def test_a_teacher_needs_no_labels() -> None:
 
 @pytest.mark.parametrize("given", [{"temperature": 4.0}, {"distil": "features", "feature_names": ("4", "5")},
                                    {"labels": True}])  # fmt: skip
-def test_other_ways_to_learn_from_a_teacher(given: dict[str, Any]) -> None:
-    teacher = bnfold.retrain(network(), SMALL, epochs=2).model
+def test_other_ways_to_learn_from_a_teacher(teacher: nn.Module, given: dict[str, Any]) -> None:
     hooks = [len(m._forward_hooks) for m in teacher.modules()]
-    result = bnfold.retrain(network(1), SMALL, validation=SMALL, teacher=teacher, epochs=4, **given)
+    result = bnfold.retrain(network(1), TRAIN, validation=TEST, teacher=teacher, epochs=3, **given)
     found = [loss for _, loss in result.history.column("validation_loss")]
     assert found[-1] < 0.6 * found[0]
     assert [len(m._forward_hooks) for m in teacher.modules()] == hooks
@@ -228,7 +234,7 @@ def test_every_epoch_has_another_order_of_all_samples() -> None:
     assert not torch.equal(first, second)
     assert torch.equal(first, order(50, 0, 0))
     parts = [Ranks(rank, 3, torch.device("cpu")).part(first).tolist() for rank in range(3)]
-    assert sorted(sum(parts, [])) == list(range(50))
+    assert sorted(number for part in parts for number in part) == list(range(50))
 
 
 def test_a_last_batch_that_is_not_full_is_left_out_and_said() -> None:
@@ -365,7 +371,7 @@ def test_teachers_that_do_not_fit() -> None:
 
 
 def test_modules_of_other_kinds() -> None:
-    assert "TorchScript" in said(UsageError, torch.jit.script(network()))  # type: ignore[no-untyped-call]
+    assert "TorchScript" in said(UsageError, torch.jit.script(nn.Linear(64, 10)))  # type: ignore[no-untyped-call]
     assert "str or path" in said(UsageError, 3) or "int found" in said(UsageError, 3)
 
 
@@ -454,8 +460,8 @@ def test_the_command_takes_folders_of_images(here: Path) -> None:
         folder = Path("images") / str(Y[i])
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray((X[i, 0] * 255).astype(np.uint8)).resize((16, 16)).save(folder / f"{i}.png")
-    done = run("in.pt", "-o", "out.pt", *ARCH, "--data", "images", "--input", "1x1x8x8", "--mean", "0.5", "--std", "0.5",
-               "--batch-size", "16")  # fmt: skip
+    done = run("in.pt", "-o", "out.pt", *ARCH, "--data", "images", "--input", "1x1x8x8", "--mean", "0.5",
+               "--std", "0.5", "--batch-size", "16")  # fmt: skip
     assert done.exit_code == 0, done.output
 
 
