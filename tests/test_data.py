@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,8 @@ def test_batches_cover_all_samples_once() -> None:
 
 @pytest.mark.parametrize("name", ["y", "label", "labels", "target", "targets"])
 def test_an_npz_file_with_classes(tmp_path: Path, name: str) -> None:
-    np.savez(tmp_path / "d.npz", **{"images": X, name: Y})
+    arrays: dict[str, Any] = {"images": X, name: Y}
+    np.savez(tmp_path / "d.npz", **arrays)
     samples = open_data(tmp_path / "d.npz", labels=True)
     assert samples.labels is not None
     assert np.array_equal(samples.labels, Y)
