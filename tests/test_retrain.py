@@ -368,6 +368,27 @@ def test_teachers_that_do_not_fit() -> None:
     assert "the teacher gives (64, 5), the network (64, 10)" in said(UsageError, teacher=small)
     text = said(UsageError, teacher=network(), distil="features", feature_names=["conv9"])
     assert "the network has no module 'conv9'" in text
+    net = network()
+    net.spare = nn.Linear(2, 2)
+    net.forward = lambda x: nn.Sequential(*list(net)[:-1])(x)  # type: ignore[assignment, call-overload]
+    assert "spare is a module of" in said(UsageError, net, teacher=net, distil="features", feature_names=["spare"])
+
+
+def test_buffers_may_hold_infinities() -> None:
+    net = network()
+    net.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
+    assert bnfold.retrain(net, SMALL, epochs=1).history.epochs[-1].loss is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_a_gpu(tmp_path: Path) -> None:
+    net = network()
+    with pytest.raises(Stop):
+        bnfold.retrain(net, TRAIN, device="cuda", epochs=3, checkpoint=tmp_path, progress=stopping("epoch 3/3"))
+    result = bnfold.retrain(net, TRAIN, device="cuda", epochs=3, checkpoint=tmp_path, validation=None)
+    assert next(result.model.parameters()).device.type == "cpu"
+    assert result.history.epochs[-1].accuracy is not None
+    assert result.history.epochs[-1].accuracy > 0.8
 
 
 def test_modules_of_other_kinds() -> None:

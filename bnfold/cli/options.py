@@ -32,12 +32,20 @@ def reading(command: F) -> F:
 
 
 def pytorch(command: F) -> F:
-    """Options for models of PyTorch."""
+    """Options for folding models of PyTorch."""
+    for option in (
+        click.option("--ignore-hooks", is_flag=True, help="No forward hook needs to see the values as they are."),
+        click.option("--bake", is_flag=True, help="Make parametrizations and weight norm plain weights first."),
+    ):
+        command = option(command)
+    return network(command)
+
+
+def network(command: F) -> F:
+    """Options for reading models of PyTorch."""
     for option in (
         click.option("--trust-pickle", is_flag=True,
                      help="Read files that run code when they are read. Only for files whose source you trust."),
-        click.option("--ignore-hooks", is_flag=True, help="No forward hook needs to see the values as they are."),
-        click.option("--bake", is_flag=True, help="Make parametrizations and weight norm plain weights first."),
         click.option("--input", "inputs", multiple=True, metavar="1x3x224x224[:float32]",
                      help="Shape and type of an input, in the order of forward's arguments. Repeatable."),
         click.option("--arch-args", metavar="JSON", help="Arguments for --arch: a list or an object."),
@@ -49,9 +57,9 @@ def pytorch(command: F) -> F:
 
 
 def torch_options(given: dict[str, Any]) -> dict[str, Any]:
-    """What `pytorch` parsed, as the API takes it; taken out of `given`."""
+    """What `pytorch` or `network` parsed, as the API takes it; taken out of `given`."""
     names = ("arch", "arch_args", "bake", "ignore_hooks", "trust_pickle")
-    return {"inputs": given.pop("inputs") or None, **{name: given.pop(name) for name in names}}
+    return {"inputs": given.pop("inputs") or None, **{name: given.pop(name) for name in names if name in given}}
 
 
 def judging(command: F) -> F:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from .options import FILE, common, pytorch, torch_options
+from .options import FILE, common, network, torch_options
 from .output import check_report, errors, progress_line
 
 SETTINGS = (
@@ -71,7 +71,7 @@ SETTINGS = (
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of order, dropout and the like.")
 @click.option("--curves", type=FILE, metavar="R.png", help="Draw loss and accuracy by epoch.")
 @click.option("--report", "report_file", type=FILE, metavar="R.json", help="Write what every epoch gave as JSON.")
-@pytorch
+@network
 @common
 def retrain(
     model: Path,
@@ -90,12 +90,12 @@ def retrain(
     Folders of images become inputs of the size that --input says; arrays are taken as they are.
     """
     options = torch_options(given)
+    given["labels"] = given["labels"] or None
     given["distil"] = "features" if given["feature_names"] else "outputs"
     with errors(debug):
         check_report(report_file, output, model)
         _check_curves(curves, output, model)
         pixels = _pixels(options.pop("inputs"), means, stds)
-        options = {name: options[name] for name in ("arch", "arch_args", "trust_pickle")}
         with progress_line(quiet or as_json) as progress:
             from ..api import retrain as run
 

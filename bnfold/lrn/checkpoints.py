@@ -51,6 +51,14 @@ class Position:
         return cls(**{**data, "history": History.from_dict(data["history"])})
 
 
+def seed(number: int, device: torch.device) -> None:
+    """Seed torch's random generators that a run uses, and no other."""
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(number)
+
+
 def random_state(device: torch.device) -> list[torch.Tensor]:
     """The states of torch's random generators that a run uses."""
     states = [torch.get_rng_state()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from .checkpoints import Position
 from .feed import Feed
 from .history import Epoch
 from .objective import Objective
-from .ranks import Ranks
+from .ranks import Norm, Ranks
 from .recipe import Recipe
 from .schedule import optimiser, order, rate
 
@@ -106,7 +106,7 @@ class Loop:
         """After the last step of an epoch: measure, decide whether to go on, save."""
         at = self.at
         self.ranks.average_statistics(self.net)
-        if not all(bool(torch.isfinite(t).all()) for t in self.net.state_dict().values()):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in self._changing()):
             raise TrainingError(self._diverged("the weights hold NaN or infinities", self._number))
         loss, accuracy = self._validate()
         at.epoch += 1
@@ -121,6 +121,13 @@ class Loop:
         at.order = order(len(self.train), self.recipe.seed, at.epoch)
         self._save()
 
+    def _changing(self) -> Iterator[torch.Tensor]:
+        """What training changes: other tensors of a network, masks for example, may hold infinities."""
+        yield from (parameter for parameter in self.net.parameters() if parameter.requires_grad)
+        for norm in self.net.modules():
+            if isinstance(norm, Norm):
+                yield from norm.buffers(recurse=False)
+
     def _judge(self, epoch: int, loss: float | None) -> None:
         """Keep the weights of the best epoch so far, where the recipe wants that."""
         if self.recipe.patience is None or loss is None:
@@ -128,7 +135,7 @@ class Loop:
         self.at.waited += 1
         if loss < self.at.best:
             state = self.net.state_dict()
-            self.at.kept = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+            self.at.kept = {name: tensor.cpu().clone() for name, tensor in state.items()}
             self.at.best, self.at.waited, self.at.history.best = loss, 0, epoch
 
     def _tired(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -28,10 +27,11 @@ class Measured:
 
 
 class Taps:
-    """What modules of a network gave in its last call, by qualified name; inside a with block."""
+    """What modules of a network gave in its last call, by qualified name, until `close`."""
 
     def __init__(self, net: nn.Module, names: Sequence[str], whose: str) -> None:
         self.seen: dict[str, torch.Tensor] = {}
+        self.whose = whose
         found = dict(net.named_modules())
         for name in names:
             if name not in found:
@@ -44,10 +44,14 @@ class Taps:
 
         return hook
 
-    def __enter__(self) -> Taps:
-        return self
+    def taken(self, name: str) -> torch.Tensor:
+        """What a module gave, which is then forgotten. UsageError where it was not called."""
+        if name not in self.seen:
+            raise UsageError(f"feature_names: {name} is a module of {self.whose} that is not called")
+        return self.seen.pop(name)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
 
@@ -64,7 +68,7 @@ class Objective:
         """Take the hooks off."""
         for taps in (self.own, self.wanted):
             if taps is not None:
-                taps.__exit__(None, None, None)
+                taps.close()
 
     def __call__(self, net: nn.Module, batch: Batch) -> Measured:
         """The loss of a batch, and how often the class with the largest logit is right, or is that of the teacher."""
@@ -101,11 +105,11 @@ class Objective:
 
     def _features(self) -> torch.Tensor | float:
         """The mean over tapped modules of the squared difference over the teacher's mean square."""
-        if self.wanted is None or not self.wanted.seen:
+        if self.wanted is None or not self.recipe.feature_names:
             return 0.0
         terms = []
-        for name, wanted in self.wanted.seen.items():
-            own = self.own.seen[name]
+        for name in self.recipe.feature_names:
+            wanted, own = self.wanted.taken(name), self.own.taken(name)
             if own.shape != wanted.shape:
                 raise UsageError(
                     f"feature_names: {name} gives {tuple(own.shape)}, and {tuple(wanted.shape)} in the teacher"

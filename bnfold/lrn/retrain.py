@@ -75,7 +75,7 @@ def retrain(
     saving = _saving(checkpoint, checkpoint_steps, recipe, ranks, net, master, feeds)
     cuda = [where.index] if where.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed + ranks.rank)
+        checkpoints.seed(seed + ranks.rank, where)
         history, state = _run(recipe, net, master, feeds, ranks, saving, resume, progress)
     result = module if inplace else copied(module)
     result.load_state_dict(state)
