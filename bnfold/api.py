@@ -252,6 +252,7 @@ def retrain(
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     warmup: float = 0.05,
+    clip: float | None = 1.0,
     seed: int = 0,
     checkpoint: str | PathLike[str] | None = None,
     checkpoint_steps: int | None = None,
@@ -273,12 +274,12 @@ def retrain(
     the arrays that its forward has arguments for. `pixels`: what images become.
 
     What is learned: with `labels` (an array named y, or a folder for each class) the cross entropy; with a `teacher`,
-    the network as it was before the change (a module, or the path of its checkpoint), the mean squared difference of
-    the outputs, or with a `temperature` the KL divergence between their classes; with `distil="features"` also the
-    relative squared difference of what the modules in `feature_names` give. `labels` None: without a teacher only.
+    the network as it was before the change (a module, or the path of its checkpoint), the squared difference of the
+    outputs over the square of the teacher's, or with a `temperature` the KL divergence between their classes; with
+    `distil="features"` also that relative difference of what the modules in `feature_names` give. `labels` None: without a teacher only.
 
     How: stochastic gradient descent with Nesterov's momentum; the rate rises over the part `warmup` of all steps to
-    `lr` and falls as a cosine; `weight_decay` is for weights, not for biases and norms; frozen parameters stay. A last
+    `lr` and falls as a cosine; a gradient longer than `clip` is shortened to it (None: never); `weight_decay` is for weights, not for biases and norms; frozen parameters stay. A last
     batch that is not full is left out, and every epoch has another order. `patience`: stop when the validation loss has
     not fallen for so many epochs, and take the weights of the best one, which may be those before the first step;
     without it the last weights are the result.
@@ -300,7 +301,7 @@ def retrain(
     return retrain_model(
         model, data, teacher, None if out is None else Path(fspath(out)), options, validation=validation, labels=labels,
         distil=distil, feature_names=feature_names, temperature=temperature, epochs=epochs, lr=lr,
-        batch_size=batch_size, momentum=momentum, weight_decay=weight_decay, warmup=warmup, seed=seed,
+        batch_size=batch_size, momentum=momentum, weight_decay=weight_decay, warmup=warmup, clip=clip, seed=seed,
         checkpoint=checkpoint, checkpoint_steps=checkpoint_steps, resume=resume, patience=patience, inplace=inplace,
         device=device, pixels=pixels, progress=progress,
     )  # fmt: skip

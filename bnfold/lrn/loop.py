@@ -98,6 +98,8 @@ class Loop:
             raise TrainingError(self._diverged(f"the loss is {loss}", number))
         self.optimiser.zero_grad()
         measured.loss.backward()  # type: ignore[no-untyped-call]
+        if self.recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
         self.optimiser.step()
         at.loss, at.right, at.seen = at.loss + loss, at.right + right, at.seen + seen
         self.progress(f"epoch {at.epoch + 1}/{self.recipe.epochs}, step {at.step + 1}/{self.steps}, loss {loss:.4g}")

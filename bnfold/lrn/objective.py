@@ -88,7 +88,7 @@ class Objective:
         return Measured(loss, int((logits.argmax(1) == target).sum()), target.numel())
 
     def _distance(self, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """The mean squared difference, or with a temperature T: T^2 KL(teacher / T || student / T) over axis 1.
+        """The relative squared difference, or with a temperature T: T^2 KL(teacher / T || student / T) over axis 1.
 
         Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.
         """
@@ -98,13 +98,13 @@ class Objective:
             )
         heat = self.recipe.temperature
         if heat is None:
-            return F.mse_loss(logits, wanted)
+            return _relative(logits, wanted)
         own, other = F.log_softmax(logits / heat, 1), F.log_softmax(wanted / heat, 1)
         divergence = F.kl_div(own, other, reduction="none", log_target=True).sum(1).mean()
         return divergence * heat * heat
 
     def _features(self) -> torch.Tensor | float:
-        """The mean over tapped modules of the squared difference over the teacher's mean square."""
+        """The mean over tapped modules of the relative squared difference."""
         if self.wanted is None or not self.recipe.feature_names:
             return 0.0
         terms = []
@@ -114,5 +114,10 @@ class Objective:
                 raise UsageError(
                     f"feature_names: {name} gives {tuple(own.shape)}, and {tuple(wanted.shape)} in the teacher"
                 )
-            terms.append(F.mse_loss(own, wanted) / wanted.square().mean().clamp_min(TINY))
+            terms.append(_relative(own, wanted))
         return torch.stack(terms).mean()
+
+
+def _relative(own: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The mean squared difference over the mean square of what is wanted, so that one rate suits all networks."""
+    return F.mse_loss(own, wanted) / wanted.square().mean().clamp_min(TINY)

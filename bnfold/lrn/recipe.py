@@ -9,6 +9,8 @@ from ..errors import UsageError
 
 WARMUP = 0.05
 """Part of all steps in which the learning rate rises to its peak."""
+CLIP = 1.0
+"""The longest gradient; one that is longer is shortened, as the first ones after a change to a network often are."""
 DISTIL = ("outputs", "features")
 
 
@@ -28,6 +30,7 @@ class Recipe:
     distil: str = DISTIL[0]
     temperature: float | None = None
     feature_names: tuple[str, ...] = ()
+    clip: float | None = CLIP
 
     def check(self) -> Recipe:
         """The recipe itself; UsageError where a number is out of its range."""
@@ -41,6 +44,7 @@ class Recipe:
             ("seed", self.seed >= 0, "0 or more"),
             ("patience", self.patience is None or self.patience >= 1, "1 or more, or None"),
             ("distil", self.distil in DISTIL, " or ".join(DISTIL)),
+            ("clip", self.clip is None or self.clip > 0, "a number above 0, or None"),
             ("temperature", self.temperature is None or 0 < self.temperature < float("inf"), "a number above 0"),
         )
         for name, fine, wanted in within:

@@ -20,7 +20,7 @@ from .history import History
 from .loop import Loop, Progress, Saving
 from .objective import Objective
 from .ranks import Ranks
-from .recipe import WARMUP, Recipe
+from .recipe import CLIP, WARMUP, Recipe
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def retrain(
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     warmup: float = WARMUP,
+    clip: float | None = CLIP,
     seed: int = 0,
     checkpoint: str | PathLike[str] | None = None,
     checkpoint_steps: int | None = None,
@@ -62,7 +63,7 @@ def retrain(
     _check(module, teacher, temperature, distil)
     recipe = Recipe(
         epochs, lr, batch_size, momentum, weight_decay, warmup, seed, patience,
-        teacher is None if labels is None else labels, distil, temperature, tuple(feature_names),
+        teacher is None if labels is None else labels, distil, temperature, tuple(feature_names), clip,
     ).check()  # fmt: skip
     if patience is not None and validation is None:
         raise UsageError("patience: needs validation data, which tell when to stop")
