@@ -276,13 +276,14 @@ def retrain(
     What is learned: with `labels` (an array named y, or a folder for each class) the cross entropy; with a `teacher`,
     the network as it was before the change (a module, or the path of its checkpoint), the squared difference of the
     outputs over the square of the teacher's, or with a `temperature` the KL divergence between their classes; with
-    `distil="features"` also that relative difference of what the modules in `feature_names` give. `labels` None: without a teacher only.
+    `distil="features"` also that relative difference of what the modules in `feature_names` give. `labels` None:
+    without a teacher only.
 
     How: stochastic gradient descent with Nesterov's momentum; the rate rises over the part `warmup` of all steps to
-    `lr` and falls as a cosine; a gradient longer than `clip` is shortened to it (None: never); `weight_decay` is for weights, not for biases and norms; frozen parameters stay. A last
-    batch that is not full is left out, and every epoch has another order. `patience`: stop when the validation loss has
-    not fallen for so many epochs, and take the weights of the best one, which may be those before the first step;
-    without it the last weights are the result.
+    `lr` and falls as a cosine; a gradient longer than `clip` is shortened to it (None: never); `weight_decay` is for
+    weights, not for biases and norms; frozen parameters stay. A last batch that is not full is left out, and every
+    epoch has another order. `patience`: stop when the validation loss has not fallen for so many epochs, and take the
+    weights of the best one, which may be those before the first step; without it the last weights are the result.
 
     `checkpoint`: a folder that gets a checkpoint after every epoch, and after every `checkpoint_steps` steps. The same
     call goes on from there (`resume`), and ends with exactly the same weights as without the stop, as far as the

@@ -13,7 +13,7 @@ from .output import check_report, errors, progress_line
 
 SETTINGS = (
     "epochs", "lr", "batch_size", "momentum", "weight_decay", "warmup", "seed", "patience", "labels", "distil",
-    "feature_names", "temperature",
+    "feature_names", "temperature", "clip",
 )  # fmt: skip
 
 
@@ -37,7 +37,11 @@ SETTINGS = (
     metavar="FILE",
     help="Learn from the network as it was: a checkpoint that --arch fits too. Needs no classes.",
 )
-@click.option("--temperature", type=float, help="Compare classes at this temperature (KL), not outputs (MSE).")
+@click.option(
+    "--temperature",
+    type=float,
+    help="Compare classes at this temperature (KL divergence), not outputs (relative squared difference).",
+)
 @click.option(
     "--feature",
     "feature_names",
@@ -55,6 +59,7 @@ SETTINGS = (
 @click.option(
     "--warmup", type=float, default=0.05, show_default=True, help="Part of the steps in which the rate rises."
 )
+@click.option("--clip", type=float, default=1.0, show_default=True, help="Gradients longer than this are shortened.")
 @click.option(
     "--patience", type=int, metavar="N", help="Stop after N epochs without a lower validation loss, and take the best."
 )
