@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from bnfold.errors import BnfoldError, DataError, TrainingError, UsageError
 from bnfold.lrn.history import Epoch, History
 from bnfold.lrn.ranks import Ranks
 from bnfold.lrn.recipe import Recipe
+from bnfold.lrn.retrain import retrain as loop_of
 from bnfold.lrn.schedule import groups, order, rate
 
 SOURCE = """
@@ -207,6 +209,16 @@ def test_a_network_with_several_inputs_and_outputs() -> None:
 
 
 # The recipe
+
+
+def test_all_doors_have_the_same_defaults() -> None:
+    inner, outer = (inspect.signature(f).parameters for f in (loop_of, bnfold.retrain))
+    assert {n: p.default for n, p in inner.items() if n != "module"}.items() <= {
+        n: p.default for n, p in outer.items()
+    }.items()
+    options = {option.name: option.default for option in main.commands["retrain"].params}
+    for name in ("epochs", "lr", "batch_size", "momentum", "weight_decay", "warmup", "clip", "seed", "device"):
+        assert options[name] == outer[name].default
 
 
 def test_the_rate_rises_and_falls_as_a_cosine() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -75,7 +76,7 @@ def retrain(
     feeds = _feeds(net, data, validation, recipe, ranks, pixels, master is not None)
     saving = _saving(checkpoint, checkpoint_steps, recipe, ranks, net, master, feeds)
     cuda = [where.index] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), torch.cuda.device(where) if cuda else nullcontext():
         checkpoints.seed(seed + ranks.rank, where)
         history, state = _run(recipe, net, master, feeds, ranks, saving, resume, progress)
     result = module if inplace else copied(module)
