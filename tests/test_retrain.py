@@ -213,7 +213,7 @@ def test_a_network_with_several_inputs_and_outputs() -> None:
 
 def test_all_doors_have_the_same_defaults() -> None:
     inner, outer = (inspect.signature(f).parameters for f in (loop_of, bnfold.retrain))
-    assert {n: p.default for n, p in inner.items() if n != "module"}.items() <= {
+    assert {n: p.default for n, p in inner.items() if n not in ("module", "progress")}.items() <= {
         n: p.default for n, p in outer.items()
     }.items()
     options = {option.name: option.default for option in main.commands["retrain"].params}
