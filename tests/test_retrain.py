@@ -525,6 +525,19 @@ def test_a_folded_checkpoint_is_retrained_in_its_folded_form(here: Path) -> None
     assert isinstance(back[1], nn.Identity)
 
 
+def test_the_command_says_when_it_stopped_and_went_on(here: Path) -> None:
+    wrong = {"x": SMALL["x"], "y": (SMALL["y"] + 1) % 10}
+    np.savez("wrong.npz", **wrong)
+    given = ("in.pt", *ARCH, "--data", "train.npz", "--validation", "wrong.npz", "--epochs", "9", "--patience", "1",
+             "--lr", "0.3", "--checkpoint", "run")  # fmt: skip
+    first, second = run(*given, "-o", "a.pt"), run(*given, "-o", "b.pt")
+    assert "stopped early" in first.stdout
+    assert "went on" not in first.stdout
+    assert "went on after" in second.stdout
+    a, b = (torch.load(name, weights_only=True)["state_dict"] for name in ("a.pt", "b.pt"))
+    assert states_equal(a, b)
+
+
 # Slow: processes that are killed, and several at once
 
 KILLED = """

@@ -156,9 +156,9 @@ def _show(text: str | None, result: Any, output: Path) -> None:
         click.echo(text, nl=False)
         return
     from ..report.table import show
-    from ..report.training import history_table
+    from ..report.training import history_lines, history_table
 
     show(history_table(result.history))
-    for note in result.history.notes:
-        click.echo(note)
+    for line in history_lines(result.history):
+        click.echo(line)
     click.echo(f"wrote {output}")

@@ -45,6 +45,18 @@ def history_table(history: History) -> Table:
     return table
 
 
+def history_lines(history: History) -> list[str]:
+    """What a reader should know besides the table."""
+    lines = list(history.notes)
+    if history.resumed:
+        lines.append(f"went on after {history.resumed} steps of an earlier run")
+    if history.stopped:
+        lines.append("stopped early: the validation loss fell no further")
+    if history.best == 0:
+        lines.append("the network before the first step was the best, so it is the result")
+    return lines
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
