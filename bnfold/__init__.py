@@ -11,13 +11,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import BnfoldError, DataError, ModelError, OutputError, PlanError, UsageError, VerificationError
+from .errors import (
+    BnfoldError,
+    DataError,
+    ModelError,
+    OutputError,
+    PlanError,
+    TrainingError,
+    UsageError,
+    VerificationError,
+)
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import FoldResult, bench, export, fold, inspect, restore, verify
+    from .api import FoldResult, bench, export, fold, inspect, restore, retrain, verify
     from .equivalence.check import Check
     from .equivalence.latency import Bench
+    from .lrn.curves import plot_history
+    from .lrn.retrain import RetrainResult
     from .plan import BatchNorm, Plan
 
 __all__ = [
@@ -31,6 +42,8 @@ __all__ = [
     "OutputError",
     "Plan",
     "PlanError",
+    "RetrainResult",
+    "TrainingError",
     "UsageError",
     "VerificationError",
     "__version__",
@@ -38,7 +51,9 @@ __all__ = [
     "export",
     "fold",
     "inspect",
+    "plot_history",
     "restore",
+    "retrain",
     "verify",
 ]
 
@@ -48,11 +63,14 @@ _HOMES = {
     "Check": "equivalence.check",
     "FoldResult": "api",
     "Plan": "plan",
+    "RetrainResult": "lrn.retrain",
     "bench": "api",
     "export": "api",
     "fold": "api",
     "inspect": "api",
+    "plot_history": "lrn.curves",
     "restore": "api",
+    "retrain": "api",
     "verify": "api",
 }
 

@@ -15,8 +15,10 @@ from .limits import LEFTOVERS, MULTIPLE, PRECISION_LIMIT
 from .plan import Plan
 
 if TYPE_CHECKING:
+    from .data import Pixels
     from .equivalence.check import Check
     from .equivalence.latency import Bench
+    from .lrn.retrain import RetrainResult
     from .torchfiles import TorchModel
 
 Progress = Callable[[str], None]
@@ -314,6 +316,78 @@ def restore(module: Any, path: str | PathLike[str]) -> Any:
     if not isinstance(state, Checkpoint):
         raise UsageError(f"{fspath(path)}: a checkpoint expected, {type(state).__name__} found")
     return rebuild(module, state, fspath(path))
+
+
+def retrain(
+    model: Any,
+    data: Any,
+    *,
+    validation: Any = None,
+    teacher: Any = None,
+    labels: bool | None = None,
+    distil: str = "outputs",
+    feature_names: Iterable[str] = (),
+    temperature: float | None = None,
+    epochs: int = 2,
+    lr: float = 0.05,
+    batch_size: int = 64,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    warmup: float = 0.05,
+    clip: float | None = 1.0,
+    seed: int = 0,
+    checkpoint: str | PathLike[str] | None = None,
+    checkpoint_steps: int | None = None,
+    resume: bool = True,
+    patience: int | None = None,
+    inplace: bool = False,
+    device: Any = "cpu",
+    pixels: Pixels | None = None,
+    out: str | PathLike[str] | None = None,
+    arch: str | Callable[[], Any] | None = None,
+    arch_args: str | None = None,
+    trust_pickle: bool = False,
+    progress: Progress = lambda stage: None,
+) -> RetrainResult:
+    """Train a PyTorch network a little after a change to it, as from LRN to BN. The module is left alone.
+
+    `model`: a torch.nn.Module, or the path of a checkpoint with `arch`. `data`, `validation`: what `calibrate` takes:
+    paths of .npz, .npy or folders of images, arrays, mappings of names to arrays; a network with several inputs gets
+    the arrays that its forward has arguments for. `pixels`: what images become.
+
+    What is learned: with `labels` (an array named y, or a folder for each class) the cross entropy; with a `teacher`,
+    the network as it was before the change (a module, or the path of its checkpoint), the squared difference of the
+    outputs over the square of the teacher's, or with a `temperature` the KL divergence between their classes; with
+    `distil="features"` also that relative difference of what the modules in `feature_names` give. `labels` None:
+    without a teacher only.
+
+    How: stochastic gradient descent with Nesterov's momentum; the rate rises over the part `warmup` of all steps to
+    `lr` and falls as a cosine; a gradient longer than `clip` is shortened to it (None: never); `weight_decay` is for
+    weights, not for biases and norms; frozen parameters stay. A last batch that is not full is left out, and every
+    epoch has another order. `patience`: stop when the validation loss has not fallen for so many epochs, and take the
+    weights of the best one, which may be those before the first step; without it the last weights are the result.
+
+    `checkpoint`: a folder that gets a checkpoint after every epoch, and after every `checkpoint_steps` steps. The same
+    call goes on from there (`resume`), and ends with exactly the same weights as without the stop, as far as the
+    device computes the same twice: a CPU does, with the same number of threads. `seed` decides everything random;
+    random numbers of the caller are left alone. `inplace`: the module itself gets the weights, at the end.
+
+    Where torch.distributed is initialised, each process calls this with the same data and gets its own part of them;
+    `batch_size` is that of a process. Batch norms are synchronised on CUDA only.
+
+    `out`: where to write the checkpoint, in the layout of the model's. Raises UsageError, ModelError, OutputError,
+    DataError (data that do not fit the network), TrainingError (the loss is NaN; the last checkpoint stays).
+    """
+    from .retraining import retrain_model
+
+    options = TorchOptions(arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
+    return retrain_model(
+        model, data, teacher, None if out is None else Path(fspath(out)), options, validation=validation, labels=labels,
+        distil=distil, feature_names=feature_names, temperature=temperature, epochs=epochs, lr=lr,
+        batch_size=batch_size, momentum=momentum, weight_decay=weight_decay, warmup=warmup, clip=clip, seed=seed,
+        checkpoint=checkpoint, checkpoint_steps=checkpoint_steps, resume=resume, patience=patience, inplace=inplace,
+        device=device, pixels=pixels, progress=progress,
+    )  # fmt: skip
 
 
 def _check_leftovers(leftovers: str) -> None:

@@ -4,6 +4,7 @@
     |-- UsageError          the call or the command line is wrong                    (exit code 2)
     |-- ModelError          the model cannot be read, or is not a valid model         (exit code 1)
     |-- DataError           the data cannot be read, or do not fit the model        (exit code 1)
+    |-- TrainingError       a training run gives no usable network                  (exit code 1)
     |-- OutputError         the result cannot be written where it was asked for       (exit code 1)
     |-- VerificationError   the folded model is not equivalent, or could not be run   (exit code 1)
     `-- PlanError           a plan does not fit the model that it is applied to       (exit code 1)
@@ -38,6 +39,10 @@ class ModelError(BnfoldError):
 
 class DataError(BnfoldError):
     """Data that cannot be read, hold no numbers, or do not fit the model."""
+
+
+class TrainingError(BnfoldError):
+    """A training run that gives NaN or infinities."""
 
 
 class OutputError(BnfoldError):

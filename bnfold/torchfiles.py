@@ -134,7 +134,7 @@ def opened(
             "package.module:factory or --arch path/to/net.py:Net, and its inputs with --input 1x3x224x224"
         )
     module = _built(given.arch, given.arch_args)
-    if save.folded_form(loaded) is None:
+    if save.placed_in(loaded) is None:
         files.fill(module, loaded, str(path))
     else:
         module = save.restore(module, loaded, str(path))

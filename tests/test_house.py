@@ -26,11 +26,12 @@ STAGES = [
     {"planner", "absorb"},
     {"frontends"},
     {"equivalence"},
+    {"lrn"},
     {"report"},
     {"onnxmodels", "pytorch"},
     {"torchfiles"},
     {"verifying"},
-    {"exporting"},
+    {"exporting", "retraining"},
     {"api"},
     {"testing"},
     {"cli", "__init__", "__main__"},
@@ -80,8 +81,8 @@ def test_the_algebra_knows_numpy_and_nothing_else() -> None:
 def test_public_names() -> None:
     assert sorted(bnfold.__all__) == [
         "BatchNorm", "Bench", "BnfoldError", "Check", "DataError", "FoldResult", "ModelError", "OutputError", "Plan",
-        "PlanError", "UsageError", "VerificationError", "__version__", "bench", "export", "fold", "inspect", "restore",
-        "verify",
+        "PlanError", "RetrainResult", "TrainingError", "UsageError", "VerificationError", "__version__", "bench",
+        "export", "fold", "inspect", "plot_history", "restore", "retrain", "verify",
     ]  # fmt: skip
     for name in bnfold.__all__:
         assert getattr(bnfold, name) is not None
@@ -124,7 +125,7 @@ def test_links_of_the_documents_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("command", ["inspect", "fold", "verify", "export"])
+@pytest.mark.parametrize("command", ["inspect", "fold", "verify", "export", "retrain"])
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0

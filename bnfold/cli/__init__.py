@@ -15,6 +15,7 @@ from .. import __version__
 from .bench import bench
 from .export import export
 from .fold import fold, inspect
+from .retrain import retrain
 from .verify import verify
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -34,5 +35,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (inspect, fold, verify, bench, export):
+for command in (inspect, fold, verify, bench, export, retrain):
     main.add_command(command)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import FILE, common, judging, loading
+from .options import FILE, common, judging, network
 from .output import errors, progress_line
 
 
@@ -25,7 +25,7 @@ from .output import errors, progress_line
 @judging
 @click.option("--candidate-arch", metavar="MODULE:NAME", help="As --arch, where the candidate needs another.")
 @click.option("--candidate-arch-args", metavar="JSON", help="Arguments for --candidate-arch.")
-@loading
+@network
 @common
 def bench(
     reference: Path, candidate: Path, no_optimise: bool, as_json: bool, quiet: bool, debug: bool, **given: Any

@@ -32,17 +32,17 @@ def reading(command: F) -> F:
 
 
 def pytorch(command: F) -> F:
-    """Options for models of PyTorch that are folded."""
+    """Options for folding models of PyTorch."""
     for option in (
         click.option("--ignore-hooks", is_flag=True, help="No forward hook needs to see the values as they are."),
         click.option("--bake", is_flag=True, help="Make parametrizations and weight norm plain weights first."),
     ):
         command = option(command)
-    return loading(command)
+    return network(command)
 
 
-def loading(command: F) -> F:
-    """Options for files of PyTorch."""
+def network(command: F) -> F:
+    """Options for reading models of PyTorch."""
     for option in (
         click.option("--trust-pickle", is_flag=True,
                      help="Read files that run code when they are read. Only for files whose source you trust."),
@@ -57,7 +57,7 @@ def loading(command: F) -> F:
 
 
 def torch_options(given: dict[str, Any]) -> dict[str, Any]:
-    """What `pytorch` parsed, as the API takes it; taken out of `given`."""
+    """What `pytorch` or `network` parsed, as the API takes it; taken out of `given`."""
     names = ("arch", "arch_args", "bake", "ignore_hooks", "trust_pickle")
     return {"inputs": given.pop("inputs") or None, **{name: given.pop(name) for name in names if name in given}}
 

@@ -164,6 +164,8 @@ def errors(debug: bool) -> Iterator[None]:
             raise
         click.echo("bnfold: not enough memory for this model", err=True)
         sys.exit(1)
+    except click.ClickException:
+        raise
     except Exception as error:  # a fault of bnfold itself: still one line
         if debug:
             raise

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from ..errors import BnfoldError, UsageError
 from ..limits import MULTIPLE
-from .options import FILE, common, judging, loading
+from .options import FILE, common, judging, network
 from .output import check_targets, errors, progress_line, show_checks, write_checks
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def reporting(command: F) -> F:
 @judging
 @click.option("--candidate-arch", metavar="MODULE:NAME", help="As --arch, where the candidate needs another.")
 @click.option("--candidate-arch-args", metavar="JSON", help="Arguments for --candidate-arch.")
-@loading
+@network
 @reporting
 @common
 def verify(
@@ -120,7 +120,7 @@ def _pairs(
 
     if config is None:
         if reference is None or candidate is None:
-            raise UsageError("REFERENCE and CANDIDATE are needed, or --config FILE")
+            raise click.UsageError("REFERENCE and CANDIDATE are needed, or --config FILE")
         name = f"{reference.name} : {candidate.name}"
         return [PairSettings(name, {"reference": reference, "candidate": candidate, **_chosen(given)})]
     if reference is not None:

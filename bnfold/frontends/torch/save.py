@@ -77,16 +77,9 @@ def _save_safetensors(
     save_file(tensors, out, metadata={"format": "pt", **kept, KEY: json.dumps(dict(placed))})
 
 
-def folded_form(state: Checkpoint) -> dict[str, str] | None:
-    """What `bnfold fold` took out of the network of a checkpoint, None for any other checkpoint."""
-    metadata = getattr(_inner(state), "_metadata", {}) or {}
-    found: dict[str, str] | None = json.loads(state.metadata[KEY]) if KEY in state.metadata else metadata.get(KEY)
-    return found
-
-
 def restore(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
     """Give a freshly made network the folded form that a checkpoint has, and its tensors; the module itself."""
-    placed = folded_form(state)
+    placed = placed_in(state)
     if placed is None:
         raise ModelError(f"{where}: not a checkpoint that bnfold folded (nothing in it says what was taken out)")
     for path, kind in placed.items():
@@ -96,6 +89,13 @@ def restore(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
 
     fill(module, state, where)
     return module
+
+
+def placed_in(state: Checkpoint) -> dict[str, str] | None:
+    """Which modules others took the place of, as a checkpoint of bnfold says; None where it says nothing."""
+    metadata = getattr(_inner(state), "_metadata", {}) or {}
+    found: dict[str, str] | None = json.loads(state.metadata[KEY]) if KEY in state.metadata else metadata.get(KEY)
+    return found
 
 
 def _inner(state: Checkpoint) -> Any:

@@ -1,0 +1,1 @@
+"""LRN to BN: find, swap, calibrate, retrain."""
