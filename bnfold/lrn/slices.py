@@ -181,7 +181,7 @@ def rewritten(owner: nn.Module, graph: fx.Graph, found: Sequence[Slice]) -> tupl
         names.append(_free(made, names))
         made.add_module(names[-1], one.module)
         with graph.inserting_after(one.node):
-            call = graph.call_module(names[-1], (one.source,))
+            call = graph.create_node("call_module", names[-1], (one.source,))
         one.node.replace_all_uses_with(call)
         for node in reversed(one.inner):
             if not node.users:
@@ -221,24 +221,20 @@ def with_dropouts(owner: nn.Module, graph: fx.Graph) -> tuple[dict[str, nn.Modul
     nodes = list(graph.nodes)
     if len(other) != len(nodes):
         return {}, False
+    different = [node for node, twin in zip(nodes, other, strict=True) if _plain(node) != _plain(twin)]
+    if any(node.target not in DROPOUTS for node in different):
+        return {}, False
     made: dict[str, nn.Module] = {}
-    same = True
-    for node, twin in zip(nodes, other, strict=True):
-        if node.target is not twin.target and node.target != twin.target:
-            same = False
-        elif _plain(node) != _plain(twin):
-            if node.target not in DROPOUTS:
-                same = False
-                continue
-            name = f"dropout_{len(made) + 1}"
-            p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-            made[name] = DROPOUTS[node.target](float(p))
-            with graph.inserting_after(node):
-                call = graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
-            node.replace_all_uses_with(call)
-            graph.erase_node(node)
-    return made, same
+    for node in different:
+        name = f"dropout_{len(made) + 1}"
+        p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
+        made[name] = DROPOUTS[node.target](float(p))  # type: ignore[arg-type]
+        with graph.inserting_after(node):
+            call = graph.create_node("call_module", name, (node.args[0] if node.args else node.kwargs["input"],))
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
+    return made, True
 
 
 def _plain(node: fx.Node) -> str:
-    return f"{node.args} {node.kwargs}"
+    return f"{node.target} {node.args} {node.kwargs}"
