@@ -171,8 +171,3 @@ def chain(seen: Record, event: Event) -> Chain:
         between.insert(0, producer)
         at = producer
 
-
-def tensor_of(result: Any) -> torch.Tensor:
-    """What a layer gave, which is a single tensor."""
-    assert isinstance(result, torch.Tensor)
-    return result

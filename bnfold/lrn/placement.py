@@ -23,7 +23,8 @@ NORMS: dict[int, type[nn.modules.batchnorm._BatchNorm]] = {
 class Place:
     """A decision. `how`: "slot" (the norm replaces the LRN), "activation" or "conv" (it goes before, or behind, the
     module at `path`, and the LRN becomes an Identity). `behind`: what then lies between the norm and the LRN.
-    `slope`: of the activation below zero, None where there is none. `reason`: why it is not foldable.
+    `slope`: of the activation below zero, None where there is none. `folds`: the norm follows a convolution directly.
+    `reason`: why it does not, where that was asked for.
     """
 
     site: Site
@@ -32,12 +33,13 @@ class Place:
     dims: int
     behind: tuple[Event, ...] = ()
     slope: float | None = None
+    folds: bool = False
     reason: Reason | None = None
 
     @property
     def placement(self) -> str:
         """What the report says."""
-        return "in-place" if self.how == "slot" and (self.reason is not None or self.behind) else self.how
+        return "foldable" if self.folds else "in-place"
 
     def pooled(self, root: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """What the pooling between the norm and the LRN makes of values; it commutes with both."""
@@ -73,7 +75,7 @@ def decide(survey: Survey, site: Site, foldable: bool) -> Place:
     if reason is not None:
         return Place(site, "slot", site.name, dims, reason=reason)
     if not found.between:
-        return Place(site, "slot", site.name, dims)
+        return Place(site, "slot", site.name, dims, folds=True)
     return _before(survey.record, site, found, dims)
 
 
@@ -84,9 +86,9 @@ def _before(seen: Record, site: Site, found: Chain, dims: int) -> Place:
     slope = None if act is None else _slope(act)
     if act is not None and act.module is not None and _once(seen, act):
         start = found.between.index(act)
-        return Place(site, "activation", act.path, dims, found.between[start:], slope)
+        return Place(site, "activation", act.path, dims, found.between[start:], slope, folds=start == 0)
     if conv.module is not None and _once(seen, conv):
-        return Place(site, "conv", conv.path, dims, found.between, slope)
+        return Place(site, "conv", conv.path, dims, found.between, slope, folds=True)
     what = "is a function" if conv.module is None else "is used more than once"
     reason = Reason("no-place", f"the convolution before it {what}, and the activation has no module of its own",
                     conv.name, "use modules, one for each call")  # fmt: skip
