@@ -102,9 +102,7 @@ def _kept_positive(
     return torch.where(good, at[0], small[0]), torch.where(good, at[1], small[1])
 
 
-def _error(
-    x: torch.Tensor, target: torch.Tensor, at: tuple[torch.Tensor, torch.Tensor], slope: float
-) -> torch.Tensor:
+def _error(x: torch.Tensor, target: torch.Tensor, at: tuple[torch.Tensor, torch.Tensor], slope: float) -> torch.Tensor:
     return (_answer(x, *at, slope) - target).square().sum(0)
 
 

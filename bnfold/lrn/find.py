@@ -125,7 +125,9 @@ def _site(made: Lifted, seen: Record, path: str) -> Site:
 
 def _hidden(seen: Record, path: str, message: str) -> Site:
     """A call of local_response_norm in code that cannot be followed."""
-    events = [e for e in seen.events if e.owner == path and getattr(e.function, "__name__", "") == "local_response_norm"]
+    events = [
+        e for e in seen.events if e.owner == path and getattr(e.function, "__name__", "") == "local_response_norm"
+    ]
     event = events[0]
     names = ("input", "size", "alpha", "beta", "k")
     given = {"alpha": 1e-4, "beta": 0.75, "k": 1.0, **dict(zip(names, event.args, strict=False)), **event.kwargs}
@@ -170,4 +172,3 @@ def chain(seen: Record, event: Event) -> Chain:
             return Chain(event, None, tuple(between), private)
         between.insert(0, producer)
         at = producer
-

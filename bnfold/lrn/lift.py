@@ -132,9 +132,7 @@ def exchanged(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     """Put a module in the place of another, under every name that it has; the root, which may be the new one."""
     if root is old:
         return new
-    places = [
-        (inner, name) for inner in root.modules() for name, child in inner._modules.items() if child is old
-    ]
+    places = [(inner, name) for inner in root.modules() for name, child in inner._modules.items() if child is old]
     if not places:
         raise ModelError(f"{type(old).__name__}: not a part of {type(root).__name__}")
     for inner, name in places:

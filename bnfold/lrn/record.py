@@ -143,9 +143,7 @@ def is_layer(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, CONTAINERS)
 
 
-def record(
-    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], layers: Collection[str] = ()
-) -> Record:
+def record(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], layers: Collection[str] = ()) -> Record:
     """Run a network once and say what happened. `layers`: paths of further modules to take as a whole.
 
     The module runs in the mode that it is in; its hooks stay.

@@ -46,8 +46,14 @@ class Slice:
 
 
 def traced(owner: nn.Module) -> fx.Graph:
-    """The graph of the code of a module, in the mode that it is in. Raises whatever torch.fx trips over."""
-    return Tracer().trace(owner)
+    """The graph of the code of a module, in the mode that it is in. Raises whatever torch.fx trips over.
+
+    Nodes keep no module stack: it would name modules that others have taken the place of since.
+    """
+    graph = Tracer().trace(owner)
+    for node in graph.nodes:
+        node.meta.clear()
+    return graph
 
 
 def slices(owner: nn.Module, graph: fx.Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Slice]:

@@ -160,7 +160,7 @@ def _filled(norm: nn.modules.batchnorm._BatchNorm, where: Place, found: Gathered
     mean, var = found.moments.mean, found.moments.variance()
     root = (var + norm.eps).sqrt()
     xhat = (found.inputs - mean) / root
-    weak = where.site.k ** -where.site.beta if where.site.k > 0 else 1.0
+    weak = where.site.k**-where.site.beta if where.site.k > 0 else 1.0
     with torch.no_grad():
         assert norm.running_mean is not None
         assert norm.running_var is not None
