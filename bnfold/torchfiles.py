@@ -69,7 +69,7 @@ class TorchModel:
         else:
             before = copied(self.model) if form in ("checkpoint", "safetensors") else self.model
             folded, plan, check = fold_module(self.model, self.call, self.policy, self.options, judging, inplace)
-            placed = save.changes(before, folded) if form in ("checkpoint", "safetensors") else {}
+            placed = self._placed(save.changes(before, folded) if form in ("checkpoint", "safetensors") else {})
         if out is not None:
             progress("writing")
             with written(out) as temporary:
@@ -78,6 +78,10 @@ class TorchModel:
                 else:
                     self._write_module(folded, form, temporary, placed)
         return folded, plan, check
+
+    def _placed(self, changes: dict[str, str]) -> dict[str, str]:
+        """With those changes that the file had already."""
+        return {**((save.placed_in(self.state) or {}) if self.state is not None else {}), **changes}
 
     def _form(self, out: Path | None) -> str:
         """What `out` is to hold; UsageError where this model cannot become that."""
@@ -130,9 +134,16 @@ def opened(
             f"{path}: a checkpoint, which holds tensors and no network; say what makes it with --arch "
             "package.module:factory or --arch path/to/net.py:Net, and its inputs with --input 1x3x224x224"
         )
-    module = _built(given.arch, given.arch_args)
-    files.fill(module, loaded, str(path))
+    module = filled(built(given.arch, given.arch_args), loaded, str(path))
     return _ready(TorchModel(module, Call(), policy, _evaluating(options), path, loaded), given)
+
+
+def filled(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
+    """A network that was freshly made, with the modules and tensors of a checkpoint."""
+    if save.placed_in(state) is not None:
+        return save.restore(module, state, where)
+    files.fill(module, state, where)
+    return module
 
 
 def _evaluating(options: Options) -> Options:
@@ -140,7 +151,7 @@ def _evaluating(options: Options) -> Options:
     return Options(options.skip, True, options.bake, options.ignore_hooks)
 
 
-def _built(arch: str | Callable[[], Any], arguments: str | None) -> nn.Module:
+def built(arch: str | Callable[[], Any], arguments: str | None) -> nn.Module:
     made = files.build(arch, arguments) if isinstance(arch, str) else arch()
     if not isinstance(made, nn.Module):
         raise UsageError(f"arch: {type(made).__name__} found, a torch.nn.Module expected")

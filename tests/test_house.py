@@ -26,10 +26,11 @@ STAGES = [
     {"planner", "absorb"},
     {"frontends"},
     {"equivalence"},
+    {"lrn"},
     {"report"},
     {"onnxmodels", "pytorch"},
     {"torchfiles"},
-    {"exporting"},
+    {"exporting", "swapping"},
     {"api"},
     {"cli", "__init__", "__main__"},
 ]
@@ -77,9 +78,9 @@ def test_the_algebra_knows_numpy_and_nothing_else() -> None:
 
 def test_public_names() -> None:
     assert sorted(bnfold.__all__) == [
-        "BatchNorm", "BnfoldError", "Check", "DataError", "FoldResult", "ModelError", "OutputError", "Plan", "PlanError",
-        "UsageError", "VerificationError", "__version__", "export", "fold", "inspect", "restore",
-        "verify",
+        "BatchNorm", "BnfoldError", "CalibrationResult", "Check", "DataError", "FoldResult", "LrnSite", "ModelError",
+        "MovingAverageBatchNorm", "OutputError", "Plan", "PlanError", "SwapResult", "UsageError", "VerificationError",
+        "__version__", "calibrate", "export", "find_lrn", "fold", "inspect", "restore", "swap_lrn", "verify",
     ]  # fmt: skip
     for name in bnfold.__all__:
         assert getattr(bnfold, name) is not None
@@ -122,7 +123,7 @@ def test_links_of_the_documents_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("command", ["inspect", "fold", "verify", "export"])
+@pytest.mark.parametrize("command", ["inspect", "fold", "verify", "export", "swap-lrn", "calibrate"])
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0

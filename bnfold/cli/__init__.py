@@ -14,6 +14,7 @@ import click
 from .. import __version__
 from .export import export
 from .fold import fold, inspect
+from .lrn import calibrate, swap_lrn
 from .verify import verify
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -33,5 +34,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (inspect, fold, verify, export):
+for command in (inspect, fold, verify, swap_lrn, calibrate, export):
     main.add_command(command)

@@ -1,1 +1,1 @@
-"""From local response normalisation to batch norm: find, swap, fit, calibrate, retrain."""
+"""LRN to BN: find, swap, calibrate, retrain."""

@@ -30,7 +30,7 @@ from torch import distributed, nn
 from ..data import Pixels
 from ..errors import DataError, ModelError, UsageError
 from ..frontends.torch.fold import copied
-from .feed import Feed, feed
+from .batches import Feed, feed
 from .gather import run, watched
 from .moments import Moments, over_ranks, parallel
 from .state import State, Statistics, fingerprint, weights_of
@@ -274,7 +274,7 @@ def _variance(name: str, moments: Moments) -> torch.Tensor:
 def _joint(job: _Job, moving: bool) -> dict[str, int]:
     """All norms in one pass, each normalising with its batch; the number of values of each."""
     seen: list[tuple[str, Moments]] = []
-    counts = {name: 0 for name in job.norms}
+    counts = dict.fromkeys(job.norms, 0)
 
     def watch(name: str) -> Callable[..., None]:
         return lambda module, args: seen.append((name, _moments(name, args[0])))

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import DataError
 from ..frontends.torch.capture import one_line
-from .feed import Feed
+from .batches import Feed
 from .moments import Moments
 from .placement import Place
 

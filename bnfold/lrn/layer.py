@@ -4,9 +4,9 @@
             moving = decay * moving + (1 - decay) * batch, for the mean and the variance
     test:   y = (x - moving_mean) / sqrt(moving_var + eps) * gamma + beta
 
-`decay` is what tf.train.ExponentialMovingAverage and tf.contrib call it, tf.layers and Keras call it `momentum`; PyTorch's
-momentum is `1 - decay`. TensorFlow's unfused layer keeps the biased variance of the batch (tf.nn.moments), its fused one
-and PyTorch `m / (m - 1)` times that.
+`decay` is its name in tf.train.ExponentialMovingAverage and tf.contrib; tf.layers and Keras call it `momentum`, and
+PyTorch's momentum is `1 - decay`. TensorFlow's unfused layer keeps the biased variance of the batch (tf.nn.moments),
+its fused one and PyTorch `m / (m - 1)` times that.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class MovingAverageBatchNorm(nn.modules.batchnorm._BatchNorm):
         )
 
     def to_torch(self, space: int = 2) -> nn.modules.batchnorm._BatchNorm:
-        """The layer of PyTorch that answers the same in eval mode, over `space` dimensions: gamma 1, beta 0 where absent.
+        """The layer of PyTorch for `space` dimensions that answers the same in eval mode; an absent gamma is 1, beta 0.
 
         In train mode it normalises in the same way, and keeps unbiased variances.
         """

@@ -46,10 +46,7 @@ class Place:
         for event in self.behind:
             if operation(event) not in POOLS:
                 continue
-            if event.module is not None:
-                x = root.get_submodule(event.path).forward(x)
-            else:
-                x = _called(event, x)
+            x = _called(event, x) if event.module is None else root.get_submodule(event.path).forward(x)
         return x
 
 

@@ -14,7 +14,7 @@ from ..errors import ModelError, UsageError
 from ..frontends.torch.capture import one_line
 from ..frontends.torch.fold import copied
 from .affine_fit import Fit, fit, quality
-from .feed import Feed, feed
+from .batches import Feed, feed
 from .find import Site, Survey, arguments, survey
 from .gather import Gathered, gather, output_error
 from .lift import exchanged

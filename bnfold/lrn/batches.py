@@ -68,7 +68,7 @@ def feed(
     """Data for a network. `args`: example arguments, None where there are none; see `bnfold.data.open_data`.
 
     Arrays of several inputs go by the names of the arguments of forward. Floating arrays get the type of the network's
-    weights. UsageError for a batch size or a number of samples below 1, DataError where arrays and arguments do not fit.
+    weights. UsageError for a batch size or a number of samples below 1, DataError where arrays do not fit.
     """
     for name, value in (("batch_size", batch_size), ("samples", samples)):
         if value is not None and value < 1:
