@@ -152,6 +152,7 @@ def _evaluating(options: Options) -> Options:
 
 
 def built(arch: str | Callable[[], Any], arguments: str | None) -> nn.Module:
+    """The network that `arch` makes. UsageError where that is none."""
     made = files.build(arch, arguments) if isinstance(arch, str) else arch()
     if not isinstance(made, nn.Module):
         raise UsageError(f"arch: {type(made).__name__} found, a torch.nn.Module expected")

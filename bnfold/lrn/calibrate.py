@@ -6,9 +6,9 @@ Which method is right:
   and its own statistics are those of all values that it was given (Ioffe and Szegedy 2015, algorithm 2, where they are
   taken after training). One pass. Take it after training or retraining in train mode; batches should be as large as
   they were there.
-- population, layerwise: what inference needs. Each norm is calibrated on what it will be given at inference, behind norms
-  that are calibrated already. As many passes as norms. Take it when weights were not trained with these norms: after a
-  fold, a swap, quantization or an average of weights; the batch size does not matter.
+- population, layerwise: what inference needs. Each norm is calibrated on what it will be given at inference, behind
+  norms that are calibrated already. As many passes as norms. Take it when weights were not trained with these norms:
+  after a fold, a swap, quantization or an average of weights; the batch size does not matter.
 - moving: `running = decay * running + (1 - decay) * batch`, from the values that the norms have, as training updates
   them. PyTorch's momentum is `1 - decay`. Take it to reproduce a framework that did so.
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -28,58 +28,17 @@ import torch
 from torch import distributed, nn
 
 from ..data import Pixels
-from ..errors import DataError, ModelError, UsageError
+from ..errors import ModelError, UsageError
 from ..frontends.torch.fold import copied
 from .batches import Feed, feed
-from .gather import run, watched
-from .moments import Moments, over_ranks, parallel
+from .calibrate_report import Calibrated, CalibrationReport
+from .gather import run
+from .moments import parallel
+from .passes import Job, Norm, Progress, joint, layerwise, set_statistics, statistics
 from .state import State, Statistics, fingerprint, weights_of
 
-Progress = Callable[[str], None]
-Norm = nn.modules.batchnorm._BatchNorm
 METHODS = ("population", "moving")
 ORDERS = ("joint", "layerwise")
-EVERY = 20
-"""Batches between two writes of the state."""
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """One norm. `values`: of each channel, in its statistics. `shift`: how far its mean moved at most, in standard
-    deviations of before; `ratio`: the smallest and the largest new variance over the old one.
-    """
-
-    name: str
-    channels: int
-    values: int
-    shift: float
-    ratio: tuple[float, float]
-
-    def __str__(self) -> str:
-        low, high = self.ratio
-        return (
-            f"{self.name}: {self.channels} channels, {self.values} values of each; means moved by {self.shift:.3g} "
-            f"standard deviations at most, variances by factors of {low:.3g} to {high:.3g}"
-        )
-
-
-@dataclass(frozen=True)
-class CalibrationReport:
-    """What a calibration did. `unused`: norms that the network did not run, which keep what they had."""
-
-    method: str
-    order: str
-    samples: int
-    norms: tuple[Calibrated, ...]
-    unused: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"schema": 1, **asdict(self)}
-
-    def __str__(self) -> str:
-        lines = [f"{self.method}, {self.order}, {self.samples} samples", *map(str, self.norms)]
-        return "\n".join([*lines, *(f"{name}: not run by the network, left as it was" for name in self.unused)])
 
 
 @dataclass(frozen=True)
@@ -88,30 +47,6 @@ class CalibrationResult:
 
     model: nn.Module
     report: CalibrationReport
-
-
-@dataclass
-class _Job:
-    root: nn.Module
-    norms: dict[str, Norm]
-    feed: Feed
-    state: State
-    path: Path | None
-    decay: float
-    progress: Progress
-
-    def saved(self, batch: int, force: bool = False) -> None:
-        """Write the state every few batches."""
-        self.state.batch = batch
-        if self.path is not None and (force or batch % EVERY == 0):
-            self.state.save(self.path)
-
-    def batches(self, what: str) -> Iterator[tuple[int, tuple[Any, ...], dict[str, Any]]]:
-        """The batches that are left, by number."""
-        first, total = self.state.batch, len(self.feed.bounds())
-        for i, (args, kwargs) in enumerate(self.feed.batches(first), first):
-            self.progress(f"{what}batch {i + 1} of {total}")
-            yield i, args, kwargs
 
 
 def calibrate(
@@ -132,11 +67,12 @@ def calibrate(
 ) -> CalibrationResult:
     """Estimate the running mean and variance of every batch norm of a network anew; of a copy, unless `inplace`.
 
-    `data`: see `bnfold.data.open_data`; also tensors. `example_inputs`, `kwargs`: arguments that are not data, and which
-    are (the tensors); not needed for a network of one input. `method`, `order`, `decay`: see this module; "moving" knows
-    "joint" only. `resume`: a file for the state, from which a rerun with the same arguments goes on, and which goes when
-    all is done. Under torch.distributed every rank gives its own part of the data, and all get the statistics of all
-    ("joint": as of all batches of all ranks). Modes, dropout and everything else stay as they were.
+    `data`: see `bnfold.data.open_data`; also tensors. `example_inputs`, `kwargs`: the arguments, of which the tensors are
+    those that data take the place of; not needed for a network of one input. `method`, `order`, `decay`: see this
+    module; "moving" knows "joint" only. `resume`: a file for the state, from which a rerun with the same arguments goes
+    on, and which goes when all is done. Under torch.distributed every rank gives its own part of the data, and all get
+    the statistics of all ("joint": of all batches of all ranks); where one fails, the others wait for it. Modes,
+    dropout and everything else stay as they were.
 
     UsageError for arguments that do not fit, ModelError where there is no batch norm with running statistics, DataError
     for data that do not fit, hold or lead to NaN, or give a norm a single value.
@@ -148,17 +84,17 @@ def calibrate(
         tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,))  # fmt: skip
     batches = feed(root, data, given, dict(kwargs or {}), batch_size, samples, pixels)
     own = {name: inner for name, inner in root.named_modules() if name in norms and isinstance(inner, Norm)}
-    before = {name: _statistics(norm) for name, norm in own.items()}
+    before = {name: statistics(norm) for name, norm in own.items()}
     with _kept(root, own):
         order_of = _calls(root, own, batches)
         used = {name: own[name] for name in order_of}
         signature = _signature(root, batches, method, order, decay, list(used))
         path = _state_path(resume)
         state = State(signature) if path is None else State.load(path, signature)
-        job = _Job(root, used, batches, state, path, decay, progress)
-        values = _layerwise(job, order_of) if order == "layerwise" else _joint(job, method == "moving")
+        job = Job(root, used, batches, state, path, decay, progress)
+        values = layerwise(job, order_of) if order == "layerwise" else joint(job, method == "moving")
     for name, norm in used.items():
-        _set(norm, state.done[name])
+        set_statistics(norm, state.done[name])
     if path is not None:
         path.unlink(missing_ok=True)
     changed = tuple(_changed(name, used[name], before[name], values[name]) for name in used)
@@ -184,20 +120,6 @@ def _norms(module: nn.Module) -> list[str]:
     if not found:
         raise ModelError(f"{type(module).__name__}: no batch norm with running statistics in it")
     return found
-
-
-def _statistics(norm: Norm) -> Statistics:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    return norm.running_mean.detach().double().cpu(), norm.running_var.detach().double().cpu()
-
-
-def _set(norm: Norm, values: Statistics) -> None:
-    with torch.no_grad():
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.copy_(values[0])
-        norm.running_var.copy_(values[1])
 
 
 @contextmanager
@@ -257,101 +179,8 @@ def _state_path(resume: str | PathLike[str] | None) -> Path | None:
     return Path(fspath(resume) + rank)
 
 
-def _moments(name: str, x: torch.Tensor) -> Moments:
-    try:
-        return Moments.of(x)
-    except DataError as error:
-        raise DataError(f"{name}: of what goes into it on these data, {error}") from error
-
-
-def _variance(name: str, moments: Moments) -> torch.Tensor:
-    try:
-        return moments.variance()
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
-
-
-def _joint(job: _Job, moving: bool) -> dict[str, int]:
-    """All norms in one pass, each normalising with its batch; the number of values of each."""
-    seen: list[tuple[str, Moments]] = []
-    counts = dict.fromkeys(job.norms, 0)
-
-    def watch(name: str) -> Callable[..., None]:
-        return lambda module, args: seen.append((name, _moments(name, args[0])))
-
-    handles = [norm.register_forward_pre_hook(watch(name)) for name, norm in job.norms.items()]
-    state = job.state
-    if moving:
-        _check_ranks(job)
-        state.done = state.done or {name: _statistics(norm) for name, norm in job.norms.items()}
-    try:
-        for norm in job.norms.values():
-            norm.training = True
-        for i, args, kwargs in job.batches(""):
-            seen.clear()
-            run(job.root, args, kwargs)
-            for name, part in seen:
-                if moving:
-                    _average(job, name, over_ranks(part, job.feed.device))
-                state.moments.setdefault(name, Moments.empty(len(part.mean))).add(part)
-            job.saved(i + 1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name in job.norms:
-        total = over_ranks(state.moments[name], job.feed.device)
-        counts[name] = total.count
-        if not moving:
-            state.done[name] = total.mean, _variance(name, total)
-    return counts
-
-
-def _average(job: _Job, name: str, batch: Moments) -> None:
-    """`decay * running + (1 - decay) * batch`."""
-    mean, var = job.state.done[name]
-    new = batch.mean, _variance(name, batch)
-    job.state.done[name] = (
-        mean * job.decay + new[0] * (1 - job.decay),
-        var * job.decay + new[1] * (1 - job.decay),
-    )
-
-
-def _check_ranks(job: _Job) -> None:
-    """A moving average takes one step for each batch of all ranks together."""
-    if not parallel():
-        return
-    own = len(job.feed.bounds())
-    both = torch.tensor([own, -own], device=job.feed.device)
-    distributed.all_reduce(both, distributed.ReduceOp.MAX)
-    if int(both[0]) != -int(both[1]):
-        raise DataError(f"ranks have {-int(both[1])} to {int(both[0])} batches: a moving average needs as many on each")
-
-
-def _layerwise(job: _Job, calls: Mapping[str, int]) -> dict[str, int]:
-    """One norm after another, in the order of the network; the number of values of each."""
-    state, counts = job.state, {}
-    names = list(calls)
-    for name in names[: state.stage]:
-        _set(job.norms[name], state.done[name])
-        counts[name] = state.moments[name].count
-    for stage, name in list(enumerate(names))[state.stage :]:
-        norm = job.norms[name]
-        moments = state.moments.setdefault(name, Moments.empty(int(norm.num_features)))
-        for i, args, kwargs in job.batches(f"{name}: "):
-            for x in watched(job.root, norm, args, kwargs, calls[name], after=False):
-                moments.add(_moments(name, x))
-            job.saved(i + 1)
-        total = over_ranks(moments, job.feed.device)
-        state.moments[name], counts[name] = total, total.count
-        state.done[name] = total.mean, _variance(name, total)
-        _set(norm, state.done[name])
-        state.stage = stage + 1
-        job.saved(0, force=True)
-    return counts
-
-
 def _changed(name: str, norm: Norm, before: Statistics, values: int) -> Calibrated:
-    after = _statistics(norm)
+    after = statistics(norm)
     shift = ((after[0] - before[0]).abs() / (before[1] + norm.eps).sqrt()).max()
     ratio = (after[1] + norm.eps) / (before[1] + norm.eps)
     return Calibrated(name, int(norm.num_features), values, float(shift), (float(ratio.min()), float(ratio.max())))

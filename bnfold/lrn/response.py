@@ -127,7 +127,7 @@ def _curve(ratios: list[float]) -> tuple[float, float, float, float] | None:
 
     def bend(beta: float) -> float:
         (s1, l1), (s2, l2), (s3, l3) = points
-        u1, u2 = (math.exp((low - l3) / beta) for low in (l1, l2))
+        u1, u2 = math.exp((l1 - l3) / beta), math.exp((l2 - l3) / beta)
         return (u2 - u1) / (s2 - s1) - (1 - u1) / (s3 - s1)
 
     low, high = 0.02, 20.0

@@ -234,7 +234,7 @@ def with_dropouts(owner: nn.Module, graph: fx.Graph) -> tuple[dict[str, nn.Modul
     for node in different:
         name = f"dropout_{len(made) + 1}"
         p = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-        made[name] = DROPOUTS[node.target](float(p))  # type: ignore[arg-type]
+        made[name] = DROPOUTS[node.target](float(p))
         with graph.inserting_after(node):
             call = graph.create_node("call_module", name, (node.args[0] if node.args else node.kwargs["input"],))
         node.replace_all_uses_with(call)
