@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,15 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from .errors import UsageError
+from .errors import BnfoldError, UsageError
 from .files import check_target, written
 from .frontends.torch import load as files
 from .frontends.torch import save
 from .frontends.torch.fold import Options, copied
 from .frontends.torch.load import Checkpoint
 from .frontends.torch.specs import examples
-from .plan import Plan
+from .lrn.find import find_lrn
+from .plan import OtherNorm, Plan
 from .pytorch import (
     Call,
     Judging,
@@ -53,7 +54,7 @@ class TorchModel:
         """The plan."""
         if isinstance(self.model, ExportedProgram):
             return inspect_program(self.model, self.policy, self.options)
-        return inspect_module(self.model, self.call, self.policy, self.options)
+        return with_lrns(inspect_module(self.model, self.call, self.policy, self.options), self.model, self.call)
 
     def fold(
         self, out: Path | None, verify: bool, seed: int, inplace: bool, progress: Progress
@@ -149,6 +150,16 @@ def filled(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
 def _evaluating(options: Options) -> Options:
     """A network that comes from a file is in no mode yet, and is used for inference."""
     return Options(options.skip, True, options.bake, options.ignore_hooks)
+
+
+def with_lrns(plan: Plan, module: nn.Module, call: Call) -> Plan:
+    """A plan that lists the LRNs of a module too. Where they cannot be looked for, the plan as it is."""
+    try:
+        sites = find_lrn(module, call.args, call.kwargs)
+    except BnfoldError:
+        return plan
+    listed = [OtherNorm(s.name, "LRN", s.input, s.output) for s in sites]
+    return replace(plan, others=(*plan.others, *listed))
 
 
 def built(arch: str | Callable[[], Any], arguments: str | None) -> nn.Module:

@@ -67,9 +67,9 @@ def calibrate(
 ) -> CalibrationResult:
     """Estimate the running mean and variance of every batch norm of a network anew; of a copy, unless `inplace`.
 
-    `data`: see `bnfold.data.open_data`; also tensors. `example_inputs`, `kwargs`: the arguments, of which the tensors are
-    those that data take the place of; not needed for a network of one input. `method`, `order`, `decay`: see this
-    module; "moving" knows "joint" only. `resume`: a file for the state, from which a rerun with the same arguments goes
+    `data`: see `bnfold.data.open_data`; also tensors. `example_inputs`, `kwargs`: arguments; data take the place of the
+    tensors in them; not needed for a network of one input. `method`, `order`, `decay`: see this module; "moving" knows
+    "joint" only. `resume`: a file for the state, from which a rerun with the same arguments goes
     on, and which goes when all is done. Under torch.distributed every rank gives its own part of the data, and all get
     the statistics of all ("joint": of all batches of all ranks); where one fails, the others wait for it. Modes,
     dropout and everything else stay as they were.

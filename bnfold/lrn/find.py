@@ -10,6 +10,7 @@ from torch import nn
 
 from .lift import Lifted, lifted, ran
 from .record import Event, Record
+from .response import Response
 
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 RELUS = {"ReLU", "relu", "relu_", "LeakyReLU", "leaky_relu", "leaky_relu_"}
@@ -20,6 +21,10 @@ ACTIVATIONS = RELUS | {
 }  # fmt: skip
 POOLS = {"MaxPool1d", "MaxPool2d", "MaxPool3d", "max_pool1d", "max_pool2d", "max_pool3d", "AdaptiveMaxPool1d",
          "AdaptiveMaxPool2d", "AdaptiveMaxPool3d"}  # fmt: skip
+
+
+ARGUMENTS = ("input", "size", "alpha", "beta", "k")
+"""Those of torch.nn.functional.local_response_norm."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Site:
     `name`: the qualified name of its module, or of the one that it would become. `kind`: "module", "functional" (a call
     of local_response_norm), "handwritten", "within-channel" (its window lies in space, so that no batch norm takes its
     place). `conv`, `activation`: the convolution before it and what lies between, "" where there is none. `calls`: how
-    often the network runs it. `note`: why it cannot be exchanged, where that is so.
+    often the network runs it. `note`: why it cannot be exchanged, where that is so. `input`, `output`: what comes right
+    before it, and right after.
     """
 
     name: str
@@ -61,16 +67,13 @@ class Site:
     activation: str = ""
     calls: int = 1
     note: str = ""
+    input: str = ""
+    output: str = ""
     chains: tuple[Chain, ...] = field(default=(), repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {name: value for name, value in asdict_flat(self).items() if name != "chains"}
-
-
-def asdict_flat(site: Site) -> dict[str, Any]:
-    """The fields, without going into them."""
-    return {name: getattr(site, name) for name in site.__dataclass_fields__}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "chains"}
 
 
 @dataclass
@@ -112,32 +115,44 @@ def survey(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 def _site(made: Lifted, seen: Record, path: str) -> Site:
     found = made.found[path]
-    response = found.response
-    chains = tuple(chain(seen, event) for event in seen.of(path))
-    first = chains[0] if chains else None
-    return Site(
-        path, "within-channel" if response.within else found.kind, found.channels, response.size, response.alpha,
-        response.beta, response.k, first.conv.name if first and first.conv else "",
-        operation(first.activation) if first and first.activation else "", len(chains), chains=chains,
-    )  # fmt: skip
+    kind = "within-channel" if found.response.within else found.kind
+    return Site(path, kind, found.channels, *_numbers(found.response), **_around(seen, seen.of(path)))
 
 
 def _hidden(seen: Record, path: str, message: str) -> Site:
-    """A call of local_response_norm in code that cannot be followed."""
-    events = [
-        e for e in seen.events if e.owner == path and getattr(e.function, "__name__", "") == "local_response_norm"
-    ]
-    event = events[0]
-    names = ("input", "size", "alpha", "beta", "k")
-    given = {"alpha": 1e-4, "beta": 0.75, "k": 1.0, **dict(zip(names, event.args, strict=False)), **event.kwargs}
-    found = chain(seen, event)
-    return Site(
-        f"{path}.local_response_norm" if path else "local_response_norm", "functional",
-        int(seen.shapes[event.outputs[0]][1]), int(given["size"]), float(given["alpha"]), float(given["beta"]),
-        float(given["k"]), found.conv.name if found.conv else "",
-        operation(found.activation) if found.activation else "", len(events),
-        f"torch.fx cannot trace the forward of {path or 'the network'} ({message})", (found,),
-    )  # fmt: skip
+    """The calls of local_response_norm in code that cannot be followed."""
+    name = "local_response_norm"
+    events = [e for e in seen.events if e.owner == path and getattr(e.function, "__name__", "") == name]
+    first = events[0]
+    given = {"alpha": 1e-4, "beta": 0.75, "k": 1.0, **dict(zip(ARGUMENTS, first.args, strict=False)), **first.kwargs}
+    response = Response.of(*(given[argument] for argument in ARGUMENTS[1:]))
+    note = f"torch.fx cannot trace the forward of {path or 'the network'} ({message})"
+    channels = int(seen.shapes[first.outputs[0]][1])
+    label = f"{path}.{name}" if path else name
+    return Site(label, "functional", channels, *_numbers(response), note=note, **_around(seen, events))
+
+
+def _numbers(response: Response) -> tuple[int, float, float, float]:
+    return response.size, response.alpha, response.beta, response.k
+
+
+def _around(seen: Record, events: Sequence[Event]) -> dict[str, Any]:
+    """What a site says about the calls of an LRN and their surroundings."""
+    chains = tuple(chain(seen, event) for event in events)
+    if not chains:
+        return {"calls": 0}
+    first = chains[0]
+    conv = first.conv.name if first.conv else ""
+    act = operation(first.activation) if first.activation else ""
+    before, after = _neighbours(seen, first.event)
+    return {"conv": conv, "activation": act, "calls": len(chains), "input": before, "output": after, "chains": chains}
+
+
+def _neighbours(seen: Record, event: Event) -> tuple[str, str]:
+    """What makes the input of an LRN, and what reads its output first."""
+    producer = seen.producers.get(event.inputs[0]) if event.inputs else None
+    reader = next(iter(seen.readers[event.outputs[0]]), None)
+    return producer.name if producer else "the input", reader.name if reader else "the output"
 
 
 def operation(event: Event) -> str:

@@ -24,6 +24,8 @@ EVERY = 20
 
 @dataclass
 class Job:
+    """A calibration: the network, those of its norms that it runs, the data, and how far it got."""
+
     root: nn.Module
     norms: dict[str, Norm]
     feed: Feed
@@ -47,12 +49,14 @@ class Job:
 
 
 def statistics(norm: Norm) -> Statistics:
+    """What a norm has."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return norm.running_mean.detach().double().cpu(), norm.running_var.detach().double().cpu()
 
 
 def set_statistics(norm: Norm, values: Statistics) -> None:
+    """Give a norm its mean and variance, rounded to its type."""
     with torch.no_grad():
         assert norm.running_mean is not None
         assert norm.running_var is not None

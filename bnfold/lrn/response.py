@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 Function = Callable[[torch.Tensor], torch.Tensor]
-GRID = [10.0 ** (i / 4 - 2) for i in range(33)]
+GRID: list[float] = [10.0 ** (i / 4 - 2) for i in range(33)]
 """Magnitudes from 0.01 to 1e6 at which the answer is measured."""
 CHANGED = 1e-6
 EVERYWHERE_K = 1e-3
@@ -123,7 +123,7 @@ def _curve(ratios: list[float]) -> tuple[float, float, float, float] | None:
         return None
     top = next((i for i, r in enumerate(ratios) if r > 30 * ratios[0]), len(ratios) - 1)
     mid = min(range(top), key=lambda i: abs(math.log(ratios[i] ** 2 / (ratios[0] * ratios[top]))))
-    points = [(GRID[i] ** 2, math.log(ratios[i])) for i in (0, mid or 1, top)]
+    points = [(GRID[i] * GRID[i], math.log(ratios[i])) for i in (0, mid or 1, top)]
 
     def bend(beta: float) -> float:
         (s1, l1), (s2, l2), (s3, l3) = points
