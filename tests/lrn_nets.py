@@ -1,4 +1,4 @@
-"""Small networks with local response normalisation, in every style that people write it, and data that make it matter."""
+"""Small networks with local response normalisation, in every style that people write it, and data that it bends."""
 
 from __future__ import annotations
 

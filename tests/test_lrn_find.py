@@ -13,7 +13,19 @@ import bnfold
 from bnfold import DataError, ModelError
 from bnfold.lrn.response import Response, identify
 
-from .lrn_nets import ConvLrn, Functional, Inception, PoolLrn, Residual, Stubborn, Written, chain, images, sliced, strong
+from .lrn_nets import (
+    ConvLrn,
+    Functional,
+    Inception,
+    PoolLrn,
+    Residual,
+    Stubborn,
+    Written,
+    chain,
+    images,
+    sliced,
+    strong,
+)
 
 PARAMETERS = [(5, 1e-4, 0.75, 1.0), (5, 1e-4, 0.75, 2.0), (3, 0.5, 0.5, 0.01), (2, 1.0, 1.0, 1.0), (4, 2e-3, 0.75, 1.5)]
 
