@@ -46,7 +46,7 @@ def test_both_phases(scale: bool, offset: bool, unbiased: bool, decay: float, ep
     rng = np.random.default_rng(4)
     gamma, beta = rng.normal(1, 0.5, 5), rng.normal(0, 1, 5)
     formulas = _Formulas(gamma if scale else None, beta if offset else None, decay, eps, unbiased)
-    layer = MovingAverageBatchNorm(5, decay, eps, scale, offset, unbiased).double()
+    layer: Any = MovingAverageBatchNorm(5, decay, eps, scale, offset, unbiased).double()
     assert (layer.weight is not None, layer.bias is not None) == (scale, offset)
     with torch.no_grad():
         if scale:
@@ -69,16 +69,17 @@ def test_both_phases(scale: bool, offset: bool, unbiased: bool, decay: float, ep
 @pytest.mark.parametrize(("space", "kind"), [(1, nn.BatchNorm1d), (2, nn.BatchNorm2d), (3, nn.BatchNorm3d)])
 def test_from_and_to_torch(space: int, kind: type[nn.BatchNorm2d]) -> None:
     x = torch.randn(6, 4, *[3] * space)
-    norm = kind(4, eps=1e-3, momentum=0.01)
+    norm: Any = kind(4, eps=1e-3, momentum=0.01)
     norm(x)
     nn.init.normal_(norm.weight)
-    layer = MovingAverageBatchNorm.from_torch(norm)
+    layer: Any = MovingAverageBatchNorm.from_torch(norm)
     assert layer.decay == 0.99
     assert torch.allclose(layer(x), norm(x), atol=1e-5)
     assert torch.allclose(layer.running_var, norm.running_var, atol=1e-6)
-    back = layer.eval().to_torch(space)
+    back: Any = layer.eval().to_torch(space)
     assert type(back) is kind
-    assert (back.eps, back.momentum) == (1e-3, pytest.approx(0.01))
+    assert back.eps == 1e-3
+    assert back.momentum == pytest.approx(0.01)
     assert torch.equal(back(x), layer(x))
     assert all(torch.equal(value, layer.state_dict()[name]) for name, value in back.state_dict().items())
     bare = MovingAverageBatchNorm(4, scale=False, offset=False).eval()

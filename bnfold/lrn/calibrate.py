@@ -45,7 +45,7 @@ ORDERS = ("joint", "layerwise")
 class CalibrationResult:
     """The network with its new statistics, and what was done."""
 
-    model: nn.Module
+    model: Any
     report: CalibrationReport
 
 

@@ -181,7 +181,7 @@ def chain(seen: Record, event: Event) -> Chain:
         producer = seen.producers.get(value)
         if producer is not None and is_convolution(producer):
             return Chain(event, producer, tuple(between), private)
-        known = producer is not None and operation(producer) in ACTIVATIONS | POOLS
+        known = producer is not None and operation(producer) in ACTIVATIONS | POOLS | {"Identity"}
         if producer is None or not known or (len(producer.outputs) != 1):
             return Chain(event, None, tuple(between), private)
         between.insert(0, producer)

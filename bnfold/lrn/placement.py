@@ -83,7 +83,8 @@ def _before(seen: Record, site: Site, found: Chain, dims: int) -> Place:
     slope = None if act is None else _slope(act)
     if act is not None and act.module is not None and _once(seen, act):
         start = found.between.index(act)
-        return Place(site, "activation", act.path, dims, found.between[start:], slope, folds=start == 0)
+        pooled = any(operation(event) in POOLS for event in found.between[:start])
+        return Place(site, "activation", act.path, dims, found.between[start:], slope, folds=not pooled)
     if conv.module is not None and _once(seen, conv):
         return Place(site, "conv", conv.path, dims, found.between, slope, folds=True)
     what = "is a function" if conv.module is None else "is used more than once"

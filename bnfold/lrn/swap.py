@@ -32,7 +32,7 @@ FEW = 100
 class SwapResult:
     """The network with batch norms, and what was done. `placed`: the changed modules by path, for checkpoints."""
 
-    model: nn.Module
+    model: Any
     report: SwapReport
     placed: Mapping[str, str] = field(default_factory=dict)
 
