@@ -865,7 +865,8 @@ def test_every_error_says_its_exit_code() -> None:
         return [cls, *(below for child in cls.__subclasses__() for below in tree(child))]
 
     assert {cls.__name__: cls.exit_code for cls in tree(BnfoldError)} == {
-        "BnfoldError": 1, "UsageError": 2, "ModelError": 1, "OutputError": 1, "VerificationError": 1, "PlanError": 1,
+        "BnfoldError": 1, "UsageError": 2, "ModelError": 1, "DataError": 1, "OutputError": 1, "VerificationError": 1,
+        "PlanError": 1,
     }  # fmt: skip
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 
 STEPS = 25
+CLOSE = 1e-9
+"""A smaller gain, relative to the squared error, is none."""
 TINY = 1e-12
 
 
@@ -80,11 +82,14 @@ def _rectified(
     positive = (target > 0).to(x.dtype)
     for start in (_linear(x, target * positive, positive, small), small):
         at = _kept_positive(start, small)
-        for _ in range(STEPS):
+        for step in range(STEPS):
             loss = _error(x, target, at, slope)
             better = loss < error
+            settled = not bool((loss < error * (1 - CLOSE)).any())
             best = (torch.where(better, at[0], best[0]), torch.where(better, at[1], best[1]))
             error = torch.minimum(loss, error)
+            if settled and step > 2:
+                break
             active = x * at[0] + at[1] > 0
             weight = torch.where(active, torch.ones_like(x), torch.full_like(x, slope))
             new = _kept_positive(_linear(x, target, weight, small), small)

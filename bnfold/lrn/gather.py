@@ -17,7 +17,7 @@ from .batches import Feed
 from .moments import Moments
 from .placement import Place
 
-KEPT = 4_000_000
+KEPT = 1_000_000
 """Numbers that are kept of each side for a fit: values of a channel, times channels."""
 
 
