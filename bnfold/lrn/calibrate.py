@@ -181,6 +181,7 @@ def _state_path(resume: str | PathLike[str] | None) -> Path | None:
 
 def _changed(name: str, norm: Norm, before: Statistics, values: int) -> Calibrated:
     after = statistics(norm)
-    shift = ((after[0] - before[0]).abs() / (before[1] + norm.eps).sqrt()).max()
-    ratio = (after[1] + norm.eps) / (before[1] + norm.eps)
+    old = (before[1] + norm.eps).clamp_min(1e-30)
+    shift = ((after[0] - before[0]).abs() / old.sqrt()).max()
+    ratio = (after[1] + norm.eps) / old
     return Calibrated(name, int(norm.num_features), values, float(shift), (float(ratio.min()), float(ratio.max())))
