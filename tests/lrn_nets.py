@@ -14,7 +14,7 @@ def strong(module: nn.Module, seed: int = 0) -> nn.Module:
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for inner in module.modules():
-            if isinstance(inner, nn.modules.conv._ConvNd):
+            if isinstance(inner, nn.modules.conv._ConvNd | nn.Linear):
                 fan = inner.weight[0].numel()
                 inner.weight.copy_(torch.randn(inner.weight.shape, generator=g) * (2.5 / fan**0.5))
                 if inner.bias is not None:
