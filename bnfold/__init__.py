@@ -24,53 +24,83 @@ from .errors import (
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .api import FoldResult, bench, export, fold, inspect, restore, retrain, verify
+    from .api import (
+        FoldResult,
+        bench,
+        calibrate,
+        export,
+        find_lrn,
+        fold,
+        inspect,
+        restore,
+        retrain,
+        swap_lrn,
+        verify,
+    )
     from .equivalence.check import Check
     from .equivalence.latency import Bench
+    from .lrn.calibrate import CalibrationResult
     from .lrn.curves import plot_history
+    from .lrn.find import Site as LrnSite
+    from .lrn.layer import MovingAverageBatchNorm
     from .lrn.retrain import RetrainResult
+    from .lrn.swap import SwapResult
     from .plan import BatchNorm, Plan
 
 __all__ = [
     "BatchNorm",
     "Bench",
     "BnfoldError",
+    "CalibrationResult",
     "Check",
     "DataError",
     "FoldResult",
+    "LrnSite",
     "ModelError",
+    "MovingAverageBatchNorm",
     "OutputError",
     "Plan",
     "PlanError",
     "RetrainResult",
+    "SwapResult",
     "TrainingError",
     "UsageError",
     "VerificationError",
     "__version__",
     "bench",
+    "calibrate",
     "export",
+    "find_lrn",
     "fold",
     "inspect",
     "plot_history",
     "restore",
     "retrain",
+    "swap_lrn",
     "verify",
 ]
 
 _HOMES = {
     "BatchNorm": "plan",
     "Bench": "equivalence.latency",
+    "CalibrationResult": "lrn.calibrate",
     "Check": "equivalence.check",
     "FoldResult": "api",
+    "LrnSite": "lrn.find:Site",
+    "MovingAverageBatchNorm": "lrn.layer",
     "Plan": "plan",
     "RetrainResult": "lrn.retrain",
+    "SwapResult": "lrn.swap",
     "bench": "api",
+    "calibrate": "api",
     "export": "api",
+    "find_lrn": "api",
     "fold": "api",
     "inspect": "api",
     "plot_history": "lrn.curves",
     "restore": "api",
     "retrain": "api",
+    "swap_lrn": "api",
     "verify": "api",
 }
 
@@ -80,7 +110,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'bnfold' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    place, _, inner = _HOMES[name].partition(":")
+    return getattr(import_module(f".{place}", __name__), inner or name)
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from .data import Pixels
     from .equivalence.check import Check
     from .equivalence.latency import Bench
+    from .lrn.calibrate import CalibrationResult
+    from .lrn.find import Site
     from .lrn.retrain import RetrainResult
+    from .lrn.swap import SwapResult
     from .torchfiles import TorchModel
 
 Progress = Callable[[str], None]
@@ -316,6 +319,123 @@ def restore(module: Any, path: str | PathLike[str]) -> Any:
     if not isinstance(state, Checkpoint):
         raise UsageError(f"{fspath(path)}: a checkpoint expected, {type(state).__name__} found")
     return rebuild(module, state, fspath(path))
+
+
+def find_lrn(
+    model: Any,
+    inputs: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    arch: str | Callable[[], Any] | None = None,
+    arch_args: str | None = None,
+    trust_pickle: bool = False,
+) -> list[Site]:
+    """Every LRN of a PyTorch network, in the order in which they run; the network is left alone.
+
+    `model`: a torch.nn.Module, or the path of a checkpoint with `arch`. `inputs`, `kwargs`: arguments with which it can
+    be run; for `inputs` shapes in text will do. Found are nn.LocalResponseNorm, calls of
+    torch.nn.functional.local_response_norm, and hand-written ones: modules, and parts of a forward that torch.fx can
+    follow, which answer random inputs as an LRN does. LRN within channels is listed too. Raises DataError where the
+    network does not take the inputs, ModelError where it cannot be read or copied.
+    """
+    from .swapping import find_sites
+
+    return find_sites(model, TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle))
+
+
+def swap_lrn(
+    model: Any,
+    inputs: Any = None,
+    *,
+    data: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    placement: str = "foldable",
+    init: str = "fit",
+    drop_dropout: bool = False,
+    batch_size: int = 64,
+    samples: int | None = None,
+    pixels: Pixels | None = None,
+    seed: int = 0,
+    inplace: bool = False,
+    out: str | PathLike[str] | None = None,
+    arch: str | Callable[[], Any] | None = None,
+    arch_args: str | None = None,
+    trust_pickle: bool = False,
+    progress: Progress = lambda stage: None,
+) -> SwapResult:
+    """Put a batch norm in the place of every LRN of a PyTorch network, fitted to it on data. The module is left alone.
+
+    `model`: a torch.nn.Module, or the path of a checkpoint with `arch`. `inputs`, `kwargs`: arguments with which it can
+    be run; taken from the data where they are missing. `data`: paths of .npz, .npy or folders of images, arrays,
+    mappings of names to arrays. `pixels`: what images become. `samples`: how many of them to use.
+
+    `placement`: "foldable" makes `conv -> ReLU -> LRN` a `conv -> BN -> ReLU`, in which the norm folds into the
+    convolution, where the network allows that, and says why elsewhere; "in-place" puts it where the LRN was. `init`:
+    "fit" chooses gamma and beta by least squares, so that each norm answers on the data as the old LRN did; "standard"
+    takes 1 and 0. The running mean and variance are those of the data. `drop_dropout`: nn.Dropout becomes Identity.
+    `seed`: of the choice of values for the fit, where there are too many. `inplace`: change the module itself.
+
+    The result has the `model` and a `report` that prints and has `to_dict()`. Calls of local_response_norm in the code
+    of a forward make that module a torch.fx graph, under the same names. `out`: where to write the checkpoint, from
+    which `restore` and the other commands build the network again; .pt2 for an exported program.
+
+    Raises UsageError (arguments that do not fit; init="fit" without data), DataError (data that do not fit or hold
+    NaN), ModelError (no LRN, or one that cannot be reached), OutputError.
+    """
+    from .swapping import swap_model
+
+    options = TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
+    return swap_model(
+        model, options, None if out is None else Path(fspath(out)), data=data, placement=placement, init=init,
+        drop_dropout=drop_dropout, batch_size=batch_size, samples=samples, pixels=pixels, seed=seed, inplace=inplace,
+        progress=progress,
+    )  # fmt: skip
+
+
+def calibrate(
+    model: Any,
+    data: Any,
+    *,
+    inputs: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    method: str = "population",
+    order: str = "joint",
+    decay: float = 0.99,
+    batch_size: int = 64,
+    samples: int | None = None,
+    pixels: Pixels | None = None,
+    inplace: bool = False,
+    resume: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
+    arch: str | Callable[[], Any] | None = None,
+    arch_args: str | None = None,
+    trust_pickle: bool = False,
+    progress: Progress = lambda stage: None,
+) -> CalibrationResult:
+    """Estimate the running mean and variance of every batch norm of a PyTorch network anew. The module is left alone.
+
+    `model`: a torch.nn.Module, or the path of a checkpoint with `arch`. `data`, `pixels`, `samples`: as for `swap_lrn`.
+    `inputs`, `kwargs`: example arguments, needed only where forward takes some that are not data.
+
+    `method`: "population", the exact statistics of all values; or "moving", `running = decay * running + (1 - decay) *
+    batch` from what the norms have (PyTorch's momentum is 1 - decay). `order`: "joint", every norm normalises with its
+    batch meanwhile, as in training; or "layerwise", one norm after another on what it will be given at inference, in as
+    many passes: right where the weights were not trained with these norms. Variances have the factor m/(m-1).
+
+    `resume`: a file that keeps how far it got; a rerun of the same call goes on from there, and it goes at the end.
+    Under torch.distributed each rank gives its own part of the data, and all get the statistics of all. `inplace`:
+    change the module itself. `out`: where to write the checkpoint. Modes, dropout and everything else stay.
+
+    Raises UsageError, ModelError (no batch norm), DataError (data that do not fit, hold NaN, or give one value only),
+    OutputError.
+    """
+    from .swapping import calibrate_model
+
+    options = TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
+    return calibrate_model(
+        model, options, None if out is None else Path(fspath(out)), data=data, method=method, order=order, decay=decay,
+        batch_size=batch_size, samples=samples, pixels=pixels, inplace=inplace, resume=resume, progress=progress,
+    )  # fmt: skip
 
 
 def retrain(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from .errors import UsageError
+from .errors import BnfoldError, UsageError
 from .files import check_target, written
 from .frontends.torch import load as files
 from .frontends.torch import save
@@ -20,7 +20,8 @@ from .frontends.torch.fold import Options, copied
 from .frontends.torch.load import Checkpoint
 from .frontends.torch.specs import examples
 from .limits import LEFTOVERS, PRECISION_LIMIT
-from .plan import Plan
+from .lrn.find import find_lrn
+from .plan import OtherNorm, Plan
 from .pytorch import (
     Call,
     Judging,
@@ -56,7 +57,7 @@ class TorchModel:
         """The plan."""
         if isinstance(self.model, ExportedProgram):
             return inspect_program(self.model, self.policy, self.options)
-        return inspect_module(self.model, self.call, self.policy, self.options)
+        return with_lrns(inspect_module(self.model, self.call, self.policy, self.options), self.model, self.call)
 
     def fold(
         self, out: Path | None, verify: bool, seed: int, inplace: bool, progress: Progress
@@ -72,7 +73,7 @@ class TorchModel:
         else:
             before = copied(self.model) if form in ("checkpoint", "safetensors") else self.model
             folded, plan, check = fold_module(self.model, self.call, self.policy, self.options, judging, inplace)
-            placed = save.changes(before, folded) if form in ("checkpoint", "safetensors") else {}
+            placed = self._placed(save.changes(before, folded) if form in ("checkpoint", "safetensors") else {})
         if out is not None:
             progress("writing")
             with written(out) as temporary:
@@ -81,6 +82,10 @@ class TorchModel:
                 else:
                     self._write_module(folded, form, temporary, placed)
         return folded, plan, check
+
+    def _placed(self, changes: dict[str, str]) -> dict[str, str]:
+        """With those changes that the file had already."""
+        return {**((save.placed_in(self.state) or {}) if self.state is not None else {}), **changes}
 
     def _form(self, out: Path | None) -> str:
         """What `out` is to hold; UsageError where this model cannot become that."""
@@ -133,11 +138,7 @@ def opened(
             f"{path}: a checkpoint, which holds tensors and no network; say what makes it with --arch "
             "package.module:factory or --arch path/to/net.py:Net, and its inputs with --input 1x3x224x224"
         )
-    module = _built(given.arch, given.arch_args)
-    if save.placed_in(loaded) is None:
-        files.fill(module, loaded, str(path))
-    else:
-        module = save.restore(module, loaded, str(path))
+    module = filled(built(given.arch, given.arch_args), loaded, str(path))
     return _ready(TorchModel(module, Call(), policy, _evaluating(options), path, loaded), given)
 
 
@@ -152,12 +153,31 @@ def subject(model: Any, given: TorchOptions, device: Device | None) -> ModuleSub
     return ModuleSubject(module, found.call.args, found.call.kwargs, device)
 
 
+def filled(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
+    """A network that was freshly made, with the modules and tensors of a checkpoint."""
+    if save.placed_in(state) is not None:
+        return save.restore(module, state, where)
+    files.fill(module, state, where)
+    return module
+
+
 def _evaluating(options: Options) -> Options:
     """A network that comes from a file is in no mode yet, and is used for inference."""
     return Options(options.skip, True, options.bake, options.ignore_hooks)
 
 
-def _built(arch: str | Callable[[], Any], arguments: str | None) -> nn.Module:
+def with_lrns(plan: Plan, module: nn.Module, call: Call) -> Plan:
+    """A plan that lists the LRNs of a module too. Where they cannot be looked for, the plan as it is."""
+    try:
+        sites = find_lrn(module, call.args, call.kwargs)
+    except BnfoldError:
+        return plan
+    listed = [OtherNorm(s.name, "LRN", s.input, s.output) for s in sites]
+    return replace(plan, others=(*plan.others, *listed))
+
+
+def built(arch: str | Callable[[], Any], arguments: str | None) -> nn.Module:
+    """The network that `arch` makes. UsageError where that is none."""
     made = files.build(arch, arguments) if isinstance(arch, str) else arch()
     if not isinstance(made, nn.Module):
         raise UsageError(f"arch: {type(made).__name__} found, a torch.nn.Module expected")

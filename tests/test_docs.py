@@ -23,9 +23,10 @@ TABLE = PAGE[PAGE.index("## The rules") : PAGE.index("## Solving")]
 EXAMPLE = ROOT / "docs/examples/preactivation.py"
 
 
-def _codes() -> set[str]:
-    """The first argument of every `Reason(` in the source."""
-    text = "\n".join(path.read_text() for path in (ROOT / "bnfold").rglob("*.py"))
+def _codes(swap: bool = False) -> set[str]:
+    """The first argument of every `Reason(` in the source of folding, or of the swap of LRN."""
+    files = [path for path in (ROOT / "bnfold").rglob("*.py") if (path.parent.name == "lrn") == swap]
+    text = "\n".join(path.read_text() for path in files)
     return set(re.findall(r"Reason\(\s*\"([a-z0-9-]+)\"", text))
 
 
@@ -33,6 +34,12 @@ def test_every_reason_code_is_documented() -> None:
     listed = set(re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE[PAGE.index("## Reasons") :], re.M))
     assert listed == _codes()
     assert len(listed) > 15
+
+
+def test_every_reason_of_the_swap_is_documented() -> None:
+    listed = set(re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs/lrn.md").read_text(), re.M))
+    assert listed == _codes(swap=True)
+    assert len(listed) == 5
 
 
 def test_every_conflict_of_the_solvers_can_be_explained() -> None:

@@ -31,7 +31,7 @@ STAGES = [
     {"onnxmodels", "pytorch"},
     {"torchfiles"},
     {"verifying"},
-    {"exporting", "retraining"},
+    {"exporting", "retraining", "swapping"},
     {"api"},
     {"testing"},
     {"cli", "__init__", "__main__"},
@@ -80,9 +80,10 @@ def test_the_algebra_knows_numpy_and_nothing_else() -> None:
 
 def test_public_names() -> None:
     assert sorted(bnfold.__all__) == [
-        "BatchNorm", "Bench", "BnfoldError", "Check", "DataError", "FoldResult", "ModelError", "OutputError", "Plan",
-        "PlanError", "RetrainResult", "TrainingError", "UsageError", "VerificationError", "__version__", "bench",
-        "export", "fold", "inspect", "plot_history", "restore", "retrain", "verify",
+        "BatchNorm", "Bench", "BnfoldError", "CalibrationResult", "Check", "DataError", "FoldResult", "LrnSite",
+        "ModelError", "MovingAverageBatchNorm", "OutputError", "Plan", "PlanError", "RetrainResult", "SwapResult",
+        "TrainingError", "UsageError", "VerificationError", "__version__", "bench", "calibrate", "export", "find_lrn",
+        "fold", "inspect", "plot_history", "restore", "retrain", "swap_lrn", "verify",
     ]  # fmt: skip
     for name in bnfold.__all__:
         assert getattr(bnfold, name) is not None
@@ -125,7 +126,7 @@ def test_links_of_the_documents_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("command", ["inspect", "fold", "verify", "export", "retrain"])
+@pytest.mark.parametrize("command", sorted(main.commands))
 def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0

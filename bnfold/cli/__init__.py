@@ -15,6 +15,7 @@ from .. import __version__
 from .bench import bench
 from .export import export
 from .fold import fold, inspect
+from .lrn import calibrate, swap_lrn
 from .retrain import retrain
 from .verify import verify
 
@@ -35,5 +36,5 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-for command in (inspect, fold, verify, bench, export, retrain):
+for command in (inspect, fold, verify, bench, swap_lrn, calibrate, retrain, export):
     main.add_command(command)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..errors import UsageError
 from ..limits import LEFTOVERS, PRECISION_LIMIT
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,6 +73,38 @@ def judging(command: F) -> F:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def samples(command: F) -> F:
+    """Options of the commands that run a network over data."""
+    for option in (
+        click.option("--std", "stds", type=float, multiple=True, help="Divides them then. Once, or for each channel."),
+        click.option("--mean", "means", type=float, multiple=True,
+                     help="Subtracted from pixels in [0, 1]. Once, or for each channel."),
+        click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Use the first N samples only."),
+        click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True,
+                     help="Samples that are run at once."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def pixels(inputs: tuple[str, ...] | None, means: tuple[float, ...], stds: tuple[float, ...]) -> Any:
+    """What images become: of the size that --input names. UsageError where the numbers do not fit."""
+    from ..data import Pixels
+
+    size, channels = None, 3
+    if inputs:
+        from ..frontends.torch.specs import tensor
+
+        shape = tuple(tensor(inputs[0]).shape)
+        if len(shape) == 4:
+            channels, size = shape[1], (shape[2], shape[3])
+    if (means or stds) and channels not in (1, 3):
+        raise UsageError(f"--mean, --std: for images of 1 or 3 channels, --input has {channels}")
+    if any(len(values) not in (0, 1, channels) for values in (means, stds)) or 0 in stds:
+        raise UsageError("--mean, --std: one number or one for each channel expected, and no std of 0")
+    return Pixels(size, channels, mean=means or (0.0,), std=stds or (1.0,))
 
 
 def common(command: F) -> F:

@@ -20,6 +20,9 @@ from .load import Checkpoint
 
 FORMATS = {".pt2": "program", ".safetensors": "safetensors", ".pt": "checkpoint", ".pth": "checkpoint",
            ".ckpt": "checkpoint", ".ts": "script", ".torchscript": "script", ".onnx": "onnx"}  # fmt: skip
+NORMS: dict[str, type[nn.Module]] = {
+    "BatchNorm1d": nn.BatchNorm1d, "BatchNorm2d": nn.BatchNorm2d, "BatchNorm3d": nn.BatchNorm3d,
+}  # fmt: skip
 PLACED = {"Identity": nn.Identity, "Copy": Copy, "Nothing": Nothing}
 KEY = "bnfold"
 
@@ -120,11 +123,23 @@ def _made(kind: str, own: Mapping[str, torch.Tensor], old: nn.Module) -> nn.Modu
         return ChannelAffine(own.get("scale"), own.get("offset"))
     if kind == "ChannelClamp":
         return ChannelClamp(own["low"], own.get("high"))
+    if any(part in NORMS for part in kind.split("+")):
+        return _with_norm(kind, own, old)
     parts = OrderedDict[str, nn.Module]()
     if "norm.scale" in own or "norm.offset" in own:
         parts["norm"] = ChannelAffine(own.get("norm.scale"), own.get("norm.offset"))
     parts.update(old.named_children())
     return nn.Sequential(parts)
+
+
+def _with_norm(kind: str, own: Mapping[str, torch.Tensor], old: nn.Module) -> nn.Module:
+    """A batch norm in the place of a module, or beside it; an Identity where it has been folded since."""
+    start = "norm." if "+" in kind else ""
+    mean = own.get(f"{start}running_mean")
+    name = next(part for part in kind.split("+") if part in NORMS)
+    norm = nn.Identity() if mean is None else NORMS[name](len(mean))
+    parts = [("norm", norm) if part in NORMS else (part, old) for part in kind.split("+")]
+    return nn.Sequential(OrderedDict(parts)) if len(parts) > 1 else norm
 
 
 def _add_biases(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

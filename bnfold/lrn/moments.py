@@ -1,0 +1,81 @@
+"""Mean and variance per channel of values that come in parts: exact in any order, to rounding.
+
+Parts are merged by the formula of Chan, Golub and LeVeque (1979), in float64:
+
+    n = n_a + n_b,  d = mean_b - mean_a,  mean = mean_a + d n_b / n,  M2 = M2_a + M2_b + d^2 n_a n_b / n
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+from ..errors import DataError
+
+
+@dataclass
+class Moments:
+    """The number of values of each channel, their mean (C,), and the sum of squared differences to it (C,), float64."""
+
+    count: int
+    mean: torch.Tensor
+    m2: torch.Tensor
+
+    @classmethod
+    def empty(cls, channels: int) -> Moments:
+        """No values."""
+        return cls(0, torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, x: torch.Tensor) -> Moments:
+        """Of a tensor (N, C, *space). DataError where it holds NaN or infinity."""
+        rows = x.detach().double().transpose(0, 1).reshape(x.shape[1], -1)  # (N, C, *space) -> (C, N * space)
+        mean = rows.mean(1)
+        m2 = (rows - mean[:, None]).square().sum(1)
+        if not bool(torch.isfinite(mean + m2).all()):
+            bad = int(torch.nonzero(~torch.isfinite(mean + m2))[0])
+            raise DataError(f"channel {bad} holds NaN or infinity")
+        return cls(rows.shape[1], mean.cpu(), m2.cpu())
+
+    def add(self, other: Moments) -> None:
+        """Take up the values of another."""
+        if not other.count:
+            return
+        total = self.count + other.count
+        step = other.mean - self.mean
+        self.mean = self.mean + step * (other.count / total)
+        self.m2 = self.m2 + other.m2 + step.square() * (self.count * other.count / total)
+        self.count = total
+
+    def variance(self, unbiased: bool = True) -> torch.Tensor:
+        """`M2 / (n - 1)`, which is `n / (n - 1)` times the variance of the values, or `M2 / n`.
+
+        DataError where there are too few values.
+        """
+        if self.count < (2 if unbiased else 1):
+            raise DataError(f"{self.count} value for each channel: a variance needs two at least")
+        return self.m2 / (self.count - 1 if unbiased else self.count)
+
+
+def over_ranks(moments: Moments, device: torch.device) -> Moments:
+    """The moments of the values of all ranks of torch.distributed; the same where it does not run.
+
+    Two sums over the ranks: of `n` and `n mean`, then of `M2 + n (mean - mean of all)^2`.
+    """
+    if not parallel():
+        return moments
+    count = torch.tensor([float(moments.count)], dtype=torch.float64)
+    first = torch.cat([count, moments.mean * moments.count]).to(device)
+    distributed.all_reduce(first)
+    total = float(first[0])
+    mean = (first[1:] / max(total, 1.0)).cpu()
+    second = (moments.m2 + (moments.mean - mean).square() * moments.count).to(device)
+    distributed.all_reduce(second)
+    return Moments(round(total), mean, second.cpu())
+
+
+def parallel() -> bool:
+    """Whether several ranks of torch.distributed work together."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
