@@ -203,7 +203,6 @@ class Tally:
     caught: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     visibly: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     clearly: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    false: int = 0
 
 
 class Bench:
@@ -265,7 +264,8 @@ def power() -> None:
             bench = Bench(original)
             bnfold.fold(original, out=folded, verify=False)
             sound.planted += 1
-            sound.false += bench.verdicts(folded)["judge"]
+            for rule, refused in bench.verdicts(folded).items():
+                sound.caught[rule] += refused
             for which, fault in enumerate(FAULTS):
                 for place in range(PLACES):
                     copy = ModelProto()
@@ -292,7 +292,8 @@ def _count(tally: Tally, effect: float, verdicts: dict[str, bool]) -> None:
 
 def _table(tallies: dict[str, Tally], sound: Tally) -> None:
     rules = ["judge", *FIXED]
-    print(f"\n{sound.planted} sound networks, {sound.false} refused\n")
+    refused = ", ".join(f"{sound.caught[rule]} by {'the judge' if rule == 'judge' else rule}" for rule in rules)
+    print(f"\n{sound.planted} sound networks, refused: {refused}\n")
     heads = [f"caught by {'the judge' if rule == 'judge' else f'limit {rule}'}" for rule in rules]
     print(f"| fault | planted | {' | '.join(heads)} | above rounding | of these caught | above {2 * MULTIPLE:g} times "
           f"rounding | of these caught |\n|---|{'---:|' * (len(rules) + 5)}")  # fmt: skip
