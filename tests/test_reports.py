@@ -172,6 +172,24 @@ def test_the_page_in_a_browser(here: Path) -> None:
     assert red.sum() > 300  # the badge, the mark
 
 
+def test_fold_writes_the_page_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = CliRunner().invoke(main, ["fold", "model.onnx", "-o", "out.onnx", "--html", "r.html", "-q"])
+    assert done.exit_code == 0, done.output
+    text = page(Path("r.html").read_text())
+    assert "2 batch norms: 2 folded" in text
+    assert "model.onnx : out.onnx" in text
+    done = CliRunner().invoke(main, ["fold", "model.onnx", "-o", "out.onnx", "--html", "out.onnx", "-q"])
+    assert done.exit_code == 2
+    from bnfold.frontends.onnx import weights
+
+    right = weights._scaled
+    monkeypatch.setattr(weights, "_scaled", lambda *given: right(*given) * 1.01)
+    done = CliRunner().invoke(main, ["fold", "model.onnx", "-o", "new.onnx", "--html", "bad.html", "-q"])
+    assert done.exit_code == 1
+    assert "they part first at" in page(Path("bad.html").read_text())
+    assert not Path("new.onnx").exists()
+
+
 # --- pairs from a file
 
 
@@ -308,7 +326,7 @@ def test_assert_equivalent(here: Path) -> None:
 
 
 def options_in(text: str) -> set[str]:
-    return set(re.findall(r"--[a-z0-9-]+", text))
+    return set(re.findall(r"--[a-z][a-z0-9-]+", text))
 
 
 def test_the_action_calls_what_there_is() -> None:
@@ -344,3 +362,47 @@ def test_the_hook_calls_what_there_is() -> None:
     assert hook["entry"].split()[:2] == ["bnfold", "verify"]
     assert options_in(hook["entry"]) <= known
     assert re.search(hook["files"], "models/net.onnx")
+
+
+# --- docs/judging.md
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/judging.md").read_text(), re.S)
+
+
+def test_the_examples_of_the_document_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = blocks("toml")
+    (tmp_path / "bnfold.toml").write_text(text)
+    first, second = read_config(tmp_path / "bnfold.toml")
+    assert (first.name, first.arguments["seed"], second.arguments["top_k"]) == ("detector", 1, 5)
+    assert second.arguments["arch"] == f"{tmp_path / 'nets/classifier.py'}:Net"
+    action, hook = (yaml.safe_load(text)[0] for text in blocks("yaml"))
+    assert set(action["with"]) <= set(yaml.safe_load((ROOT / "action.yml").read_text())["inputs"])
+    assert hook["hooks"][0]["id"] == yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())[0]["id"]
+    monkeypatch.chdir(ROOT)
+    for code in blocks("python"):
+        exec(code, {})
+
+
+def test_the_document_names_every_option_of_the_command() -> None:
+    text = (ROOT / "docs/judging.md").read_text()
+    options = {name for option in main.commands["verify"].params for name in option.opts if name.startswith("--")}
+    known = {"--candidate-arch", "--candidate-arch-args", "--arch", "--arch-args", "--input", "--trust-pickle",
+             "--quiet", "--debug", "--help"}  # fmt: skip
+    assert {name for name in options - known if name not in text} == set()
+    assert options_in(text) - options <= {"--no-optimise"}
+
+
+def test_the_numbers_of_the_document_are_those_of_the_code() -> None:
+    from bnfold.equivalence.criterion import CLEAR, LIMITS, PEAK
+    from bnfold.equivalence.inputs import KINDS
+    from bnfold.equivalence.judge import NOISE_MULTIPLE
+    from bnfold.limits import MULTIPLE
+
+    text = (ROOT / "docs/judging.md").read_text()
+    assert f"at most **{MULTIPLE:g} times**" in text
+    assert f"at most {MULTIPLE * PEAK:g} times the reference's own largest" in text
+    assert (CLEAR, NOISE_MULTIPLE) == (0.1, 10)
+    assert (LIMITS["float32"], LIMITS["float16"], LIMITS["bfloat16"], LIMITS["float64"]) == (1e-4, 2e-2, 0.1, 1e-10)
+    assert all(f"`{kind}`" in text for kind in KINDS)

@@ -9,7 +9,7 @@ import click
 
 from ..errors import VerificationError
 from .options import FILE, common, judging, pytorch, reading, torch_options
-from .output import check_report, errors, progress_line, show_result, write_report
+from .output import check_report, errors, progress_line, show_result, write_page, write_report
 
 
 @click.command()
@@ -33,6 +33,7 @@ def inspect(model: Path, as_json: bool, quiet: bool, debug: bool, **given: Any) 
 @click.option(
     "--report", "report_file", type=FILE, metavar="R.json", help="Write the report as JSON, also when the check fails."
 )
+@click.option("--html", type=FILE, metavar="R.html", help="Write the report as a page, also when the check fails.")
 @click.option("--no-verify", is_flag=True, help="Write without running the models; the report says so.")
 @judging
 @reading
@@ -42,6 +43,7 @@ def fold(
     model: Path,
     output: Path,
     report_file: Path | None,
+    html: Path | None,
     no_verify: bool,
     as_json: bool,
     quiet: bool,
@@ -55,6 +57,7 @@ def fold(
     """
     with errors(debug):
         check_report(report_file, output, model)
+        check_report(html, output, model)
         try:
             with progress_line(quiet or as_json) as progress:
                 from ..api import fold as run
@@ -65,7 +68,9 @@ def fold(
         except VerificationError as error:
             if error.plan is not None:
                 write_report(report_file, error.plan, error.check, None)
+                write_page(html, error.plan, error.check, model, output)
                 show_result(error.plan, error.check, as_json)
             raise
         write_report(report_file, result.plan, result.check, output)
+        write_page(html, result.plan, result.check, model, output)
         show_result(result.plan, result.check, as_json, output)

@@ -40,6 +40,16 @@ def write_report(path: Path | None, plan: Plan, check: Check | None, output: Pat
         temporary.write_text(to_json(report(plan, check, str(output) if output else None, verified=False)))
 
 
+def write_page(path: Path | None, plan: Plan, check: Check | None, model: Path, output: Path) -> None:
+    """The report as a page, where one was asked for."""
+    if path is None:
+        return
+    from ..report.page import to_html
+
+    said = check if check is not None else "not verified (--no-verify)"
+    _write(path, to_html([(f"{model.name} : {output.name}", said, plan)]))
+
+
 def check_targets(targets: Sequence[Path], models: Sequence[Path]) -> None:
     """Know before the work that reports can be written, none over another or over a model."""
     from ..files import check_target

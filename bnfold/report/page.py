@@ -63,7 +63,7 @@ def _pair(name: str, check: Check | str, plan: Plan | None) -> str:
     state = _state(check)
     top = f"<h1>{escape(name)} <span class='badge {state}'>{state}</span></h1>"
     if isinstance(check, str):
-        return f"{top}<p>{escape(check)}</p>"
+        return f"{top}<p>{escape(check)}</p>" + (_norms(plan) if plan is not None else "")
     said = check.message or ("the candidate is the same function as the reference, to rounding" if check.passed else "")
     parts = [
         top,
