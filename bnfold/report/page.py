@@ -42,10 +42,15 @@ def to_html(entries: Sequence[Entry]) -> str:
     parts = [_pair(*entry) for entry in entries]
     if len(entries) > 1:
         parts.insert(0, _contents(entries, failed))
+    return whole(title, parts)
+
+
+def whole(title: str, parts: Sequence[str]) -> str:
+    """The page around some parts."""
     return (
         f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
         f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(parts)
+        + "\n".join(part for part in parts if part)
         + f"\n<p><small>made by bnfold {__version__}</small></p>\n</body></html>\n"
     )
 
@@ -56,7 +61,7 @@ def _state(check: Check | str) -> str:
 
 def _contents(entries: Sequence[Entry], failed: int) -> str:
     rows = [(name, (_state(check), _state(check))) for name, check, _ in entries]
-    return f"<h1>{len(entries)} pairs, {failed} failed</h1>" + _table(("pair", ""), rows)
+    return f"<h1>{len(entries)} pairs, {failed} failed</h1>" + table_html(("pair", ""), rows)
 
 
 def _pair(name: str, check: Check | str, plan: Plan | None) -> str:
@@ -79,10 +84,13 @@ def _pair(name: str, check: Check | str, plan: Plan | None) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[tuple[str, str] | str]], numbers: Sequence[int] = ()) -> str:
+Cell = tuple[str, str] | str
+
+
+def table_html(head: Sequence[str], rows: Iterable[Sequence[Cell]], numbers: Sequence[int] = ()) -> str:
     """Cells are text, or text with a class; the columns `numbers` are set to the right."""
 
-    def cell(tag: str, i: int, value: tuple[str, str] | str) -> str:
+    def cell(tag: str, i: int, value: Cell) -> str:
         text, kind = value if isinstance(value, tuple) else (value, "")
         classes = " ".join(filter(None, [kind, "n" if i in numbers else ""]))
         return f"<{tag}{f' class={chr(39)}{classes}{chr(39)}' if classes else ''}>{escape(text)}</{tag}>"
@@ -98,7 +106,7 @@ def _facts(check: Check) -> str:
         ("reference", check.names[0]), ("candidate", check.names[1]), ("run by", check.runner),
         ("criterion", check.criterion), ("inputs", shapes), ("seed", str(check.seed)),
     ]  # fmt: skip
-    return _table(("", ""), [row for row in rows if row[1]])
+    return table_html(("", ""), [row for row in rows if row[1]])
 
 
 def _outputs(outputs: Sequence[OutputError]) -> str:
@@ -112,7 +120,7 @@ def _outputs(outputs: Sequence[OutputError]) -> str:
         own = "" if o.own is None else f"{o.own:.2e}"
         mark = ("skipped", "reduced") if o.note == "skipped" else ("ok", "ok") if o.passed else ("differs", "differs")
         rows.append((o.output, o.kind, f"{o.error:.2e}", f"{o.relative:.1e}", own, *judged, mark))
-    return "<h2>Outputs</h2>" + _table(head, rows, (2, 3, 4, 6, 7))
+    return "<h2>Outputs</h2>" + table_html(head, rows, (2, 3, 4, 6, 7))
 
 
 def _histograms(outputs: Sequence[OutputError]) -> str:
@@ -207,7 +215,7 @@ def _norms(plan: Plan) -> str:
     head = ("batch norm", "between", "verdict", "went into / why it stayed")
     rows = [(bn.name, f"{bn.input} -> {bn.output}", (verdict(bn), bn.verdict), fate(bn)) for bn in plan.batch_norms]
     notes = "".join(f"<p class='reduced'>note: {escape(note)}</p>" for note in plan.notes)
-    return f"<h2>Batch norms</h2>{notes}<p>{escape(summary(plan))}</p>" + (_table(head, rows) if rows else "")
+    return f"<h2>Batch norms</h2>{notes}<p>{escape(summary(plan))}</p>" + (table_html(head, rows) if rows else "")
 
 
 def _operators(before: dict[str, int], after: dict[str, int]) -> str:
@@ -216,4 +224,4 @@ def _operators(before: dict[str, int], after: dict[str, int]) -> str:
     names = sorted({*before, *after}, key=lambda name: (-before.get(name, 0), name))
     rows = [(name, str(before.get(name, 0)), str(after.get(name, 0))) for name in names]
     rows.append(("all", str(sum(before.values())), str(sum(after.values()))))
-    return "<h2>Operators</h2>" + _table(("type", "reference", "candidate"), rows, (1, 2))
+    return "<h2>Operators</h2>" + table_html(("type", "reference", "candidate"), rows, (1, 2))
