@@ -106,7 +106,7 @@ def test_folding_onnx_never_imports_torch() -> None:
 
 
 def test_commands_of_the_readme_exist() -> None:
-    for command in re.findall(r"^\$ bnfold (\w+)", (ROOT / "README.md").read_text(), re.M):
+    for command in re.findall(r"^\$ bnfold ([\w-]+)", (ROOT / "README.md").read_text(), re.M):
         assert command in main.commands
 
 
