@@ -12,6 +12,7 @@ from .errors import UsageError
 from .files import check_target, written
 from .frontends.torch import load as files
 from .frontends.torch import save
+from .frontends.torch.fold import evaluated
 from .frontends.torch.load import Checkpoint
 from .frontends.torch.specs import examples
 from .lrn.batches import feed
@@ -93,10 +94,10 @@ def _opened(model: Any, options: TorchOptions) -> tuple[nn.Module, Checkpoint | 
                 f"{path}: a checkpoint, which holds tensors and no network; say what makes it with --arch "
                 "package.module:factory or --arch path/to/net.py:Net"
             )
-        return filled(built(options.arch, options.arch_args), loaded, str(path)).eval(), loaded
+        return evaluated(filled(built(options.arch, options.arch_args), loaded, str(path))), loaded
     if not isinstance(loaded, nn.Module) or type(loaded).__name__ == "RecursiveScriptModule":
         raise UsageError(f"{path}: its modules cannot be exchanged; a checkpoint with --arch expected")
-    return loaded.eval(), None
+    return evaluated(loaded), None
 
 
 def _write(
@@ -105,6 +106,6 @@ def _write(
 ) -> None:  # fmt: skip
     with written(out) as temporary:
         if form == "program":
-            save.save_program(module.eval(), args, kwargs, temporary)
+            save.save_program(evaluated(module), args, kwargs, temporary)
         else:
             save.save_checkpoint(module, placed, temporary, state)

@@ -16,7 +16,8 @@ from .errors import BnfoldError, UsageError
 from .files import check_target, written
 from .frontends.torch import load as files
 from .frontends.torch import save
-from .frontends.torch.fold import Options, copied
+from .frontends.torch.capture import one_line
+from .frontends.torch.fold import Options, copied, evaluated
 from .frontends.torch.load import Checkpoint
 from .frontends.torch.specs import examples
 from .limits import LEFTOVERS, PRECISION_LIMIT
@@ -149,7 +150,7 @@ def subject(model: Any, given: TorchOptions, device: Device | None) -> ModuleSub
     found = opened(model, given, (), PRECISION_LIMIT, LEFTOVERS[0])
     module = found.model.module() if isinstance(found.model, ExportedProgram) else found.model
     if given.eval or (found.path is not None and not isinstance(found.model, ExportedProgram)):
-        module = copied(module).eval()
+        module = evaluated(copied(module))
     return ModuleSubject(module, found.call.args, found.call.kwargs, device)
 
 
@@ -167,11 +168,13 @@ def _evaluating(options: Options) -> Options:
 
 
 def with_lrns(plan: Plan, module: nn.Module, call: Call) -> Plan:
-    """A plan that lists the LRNs of a module too. Where they cannot be looked for, the plan as it is."""
+    """A plan that lists the LRNs of a module too, or has a note where they could not be looked for."""
     try:
         sites = find_lrn(module, call.args, call.kwargs)
     except BnfoldError:
         return plan
+    except Exception as error:  # code of a user's that runs as a whole need not run in pieces
+        return replace(plan, notes=(*plan.notes, f"LRNs could not be looked for: {one_line(error)}"))
     listed = [OtherNorm(s.name, "LRN", s.input, s.output) for s in sites]
     return replace(plan, others=(*plan.others, *listed))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -162,3 +163,51 @@ def test_inspect_lists_them() -> None:
 def test_inputs_that_do_not_fit() -> None:
     with pytest.raises(DataError, match="cannot be run"):
         bnfold.find_lrn(chain().eval(), torch.zeros(2, 5, 8, 8))
+
+
+class Forgetful(nn.Module):
+    """Its `train` returns nothing, as that of some networks does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lrn = nn.Conv2d(3, 8, 3), nn.LocalResponseNorm(5)
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.lrn(torch.relu(self.conv(x)))
+        return found
+
+
+def test_a_train_that_returns_nothing_is_no_obstacle() -> None:
+    x = torch.randn(2, 3, 12, 12)
+    for net in (Forgetful(), nn.Sequential(Forgetful())):
+        net.eval()
+        assert len(bnfold.find_lrn(net, (x,))) == 1
+        assert len(bnfold.inspect(net, (x,)).others) == 1
+        swapped = bnfold.swap_lrn(net, (x,), data=np.asarray(x)).model
+        assert bnfold.fold(swapped, (x,)).plan.counts()["folded"] == 1
+
+
+def test_a_search_that_fails_does_not_break_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnfold import torchfiles
+
+    def broken(*arguments: object) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(torchfiles, "find_lrn", broken)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    plan = bnfold.inspect(net, (torch.randn(2, 3, 8, 8),))
+    assert plan.counts()["folded"] == 1
+    assert plan.notes == ("LRNs could not be looked for: no such thing",)
+
+
+def test_the_reasons_of_placement_are_documented() -> None:
+    import re
+    from pathlib import Path
+
+    root = Path(bnfold.__file__).parents[1]
+    text = "\n".join(path.read_text() for path in (root / "bnfold/lrn").glob("*.py"))
+    source = set(re.findall(r"Reason\(\s*\"([a-z0-9-]+)\"", text))
+    assert source == set(re.findall(r"^\| `([a-z0-9-]+)` \|", (root / "docs/lrn.md").read_text(), re.M))

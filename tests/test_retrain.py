@@ -574,6 +574,7 @@ def test_a_killed_process_loses_nothing(tmp_path: Path, wait: float) -> None:
 
 RANK = """
 import sys
+import time
 import torch
 import torch.distributed as dist
 torch.set_num_threads(1)
@@ -590,6 +591,8 @@ result = bnfold.retrain(
 history = result.history
 torch.save({{"state": result.model.state_dict(), "notes": list(history.notes), "resumed": history.resumed,
             "losses": [loss for _, loss in history.column("validation_loss")]}}, f"{folder}/{{name}}{{rank}}.pt")
+dist.barrier()
+time.sleep(rank == 0)  # gloo of the other process must not find its partner gone
 dist.destroy_process_group()
 """
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..errors import DataError, ModelError
 from ..frontends.torch.capture import one_line
-from ..frontends.torch.fold import copied
+from ..frontends.torch.fold import copied, evaluated
 from .record import CONTAINERS, Record, is_layer, record
 from .response import Response
 from .slices import lrn_of, rewritten, slices, traced, with_dropouts
@@ -49,7 +49,7 @@ def lifted(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
     ModelError where it cannot be copied, DataError where it cannot be run with these inputs.
     """
-    made = Lifted(copied(module).eval())
+    made = Lifted(evaluated(copied(module)))
     seen = ran(made.module, args, kwargs)
     _modules(made, seen)
     _functions(made, seen)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..data import Pixels
 from ..errors import DataError, UsageError
-from ..frontends.torch.fold import copied
+from ..frontends.torch.fold import copied, evaluated
 from . import checkpoints
 from .feed import Feed, check_labels, feed
 from .history import History
@@ -71,8 +71,8 @@ def retrain(
     if checkpoint_steps is not None and (checkpoint is None or checkpoint_steps < 1):
         raise UsageError("checkpoint_steps: 1 or more expected, and a folder in checkpoint")
     ranks = Ranks.found(where)
-    net = copied(module).to(where).eval()
-    master = None if teacher is None else copied(teacher).to(where).eval().requires_grad_(False)
+    net = evaluated(copied(module).to(where))
+    master = None if teacher is None else evaluated(copied(teacher).to(where)).requires_grad_(False)
     feeds = _feeds(net, data, validation, recipe, ranks, pixels, master is not None)
     saving = _saving(checkpoint, checkpoint_steps, recipe, ranks, net, master, feeds)
     cuda = [where.index] if where.type == "cuda" else []

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ..frontends.torch.fold import evaluated
 from .response import Response, identify
 
 DIVISIONS = {operator.truediv, torch.div, torch.true_divide, torch.divide, "div", "divide", "true_divide"}
@@ -83,7 +84,7 @@ def lrn_of(module: nn.Module, shape: torch.Size) -> Response | None:
     small = torch.Size((min(shape[0], 2), *shape[1:])) if len(shape) else shape
     for dtype in (torch.float64, torch.float32):
         try:
-            own = copy.deepcopy(module).cpu().to(dtype).eval().requires_grad_(False)
+            own = evaluated(copy.deepcopy(module).cpu().to(dtype)).requires_grad_(False)
         except (RuntimeError, TypeError):
             return None
         with torch.no_grad():

@@ -69,6 +69,12 @@ def ready(module: nn.Module, options: Options) -> nn.Module:
     return _baked(module) if options.bake else module
 
 
+def evaluated(module: nn.Module) -> nn.Module:
+    """The module itself, in eval mode: `train` of some classes forgets to return it."""
+    module.eval()
+    return module
+
+
 def copied(module: nn.Module) -> nn.Module:
     """A deep copy. ModelError where there is none."""
     try:
