@@ -440,3 +440,22 @@ def test_inputs_may_have_the_names_of_python_functions(tmp_path: Path) -> None:
         again = torch.export.load(tmp_path / "net.pt2").module()
         assert error(net(*args), again(*args)) < 1e-5
         assert bnfold.export(net, args, out=tmp_path / "net.onnx").plan.counts()["folded"] == 1
+
+
+def test_a_constant_in_place_of_a_norm_gets_a_name_of_its_own(tmp_path: Path) -> None:
+    """One call of the norm stays, and so does its module, whose name the constant of the other call cannot have."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm, self.last = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.last(self.norm(torch.tanh(self.norm(torch.tanh(self.stem(x))))))
+            return found
+
+    net, x = alive(Net(), zeros=False), torch.randn(2, 3, 8, 8)
+    result = bnfold.fold(torch.export.export(net, (x,)), leftovers="all")
+    assert sorted(bn.verdict for bn in result.plan.batch_norms) == ["kept", "reduced"]
+    torch.export.save(result.model, tmp_path / "net.pt2")
+    assert error(net(x), torch.export.load(tmp_path / "net.pt2").module()(x)) < 1e-5

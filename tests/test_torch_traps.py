@@ -365,6 +365,45 @@ def test_an_in_place_sum_of_the_input_itself() -> None:
     assert torch.equal(x, X)
 
 
+def test_an_in_place_activation_whose_result_is_dropped_stays_in_place() -> None:
+    """The code reads what it overwrote by the name of its input: made to leave that alone, it would do nothing."""
+
+    def run(s: Any, x: Tensor) -> Tensor:
+        x = s.stem(x)
+        y = s.b(x)
+        s.act(y)
+        return x + s.c(y)  # type: ignore[no-any-return]
+
+    m: Any = positive(net(run, stem=conv(), b=nn.BatchNorm2d(8), act=nn.ReLU(inplace=True), c=conv()))
+    result = folded(m, X)
+    assert result.model.act.inplace is True
+    assert codes(result) == {"b": "in-place"}
+
+
+def test_an_in_place_activation_that_is_read_by_both_names_stays_in_place() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        x = s.stem(x)
+        y = s.b(x)
+        z = s.act(y)
+        return x + s.c(z) + s.d(y)  # type: ignore[no-any-return]
+
+    act = nn.LeakyReLU(0.1, inplace=True)
+    m: Any = positive(net(run, stem=conv(), b=nn.BatchNorm2d(8), act=act, c=conv(), d=conv()))
+    assert folded(m, X).model.act.inplace is True
+
+
+def test_what_is_made_from_an_overwritten_value_is_meant_to_be() -> None:
+    """The second norm reads the sum behind the write: taking it out leaves nothing in danger, and no copy is needed."""
+
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.a(s.stem(x))
+        y += torch.sin(x)
+        return s.c(s.b(y))  # type: ignore[no-any-return]
+
+    m: Any = net(run, stem=conv(), a=nn.BatchNorm2d(8), b=nn.BatchNorm2d(8), c=conv(kernel=1))
+    assert fates(folded(m, X)) == {"a": "folded", "b": "folded"}
+
+
 def test_an_in_place_activation_that_nobody_minds_stays_in_place() -> None:
     m = net(lambda s, x: s.d(s.act(s.b(s.c(x)))), c=conv(), b=nn.BatchNorm2d(8), act=nn.ReLU(inplace=True), d=conv())
     assert folded(m, X).model.act.inplace is True

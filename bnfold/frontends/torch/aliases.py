@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from .capture import SEEN
+from .capture import RESULT, SEEN
 from .constants import op_name
 from .read import module_call
 
@@ -31,6 +31,7 @@ class Aliases:
         self.before = _Groups(self.nodes)
         self.after = _Groups(self.nodes)
         self.writes: list[tuple[fx.Node, fx.Node]] = []
+        self.sources: dict[fx.Node, list[fx.Node]] = {node: [] for node in self.nodes}
         constant: set[fx.Node] = set()
         for node in self.nodes:
             computed = node.op == "call_function" and all(inner in constant for inner in node.all_input_nodes)
@@ -39,12 +40,14 @@ class Aliases:
             for source, written in _shares(node):
                 self.before.join(node, source)
                 self.after.join(node, source)
+                self.sources[node].append(source)
                 if written:
                     self.writes.append((node, source))
             if self._vanishes(node):
                 for source in node.all_input_nodes:
                     if source not in constant:
                         self.after.join(node, source)
+                        self.sources[node].append(source)
 
     def _vanishes(self, node: fx.Node) -> bool:
         return node.op == "call_function" and module_call(node)[1] in self.gone
@@ -54,15 +57,23 @@ class Aliases:
         return [(node, target) for node, target in self.writes if self._hurts(node, target)]
 
     def _hurts(self, write: fx.Node, target: fx.Node) -> bool:
-        own, merged = self.before.root(target), self.after.root(target)
+        own, merged, later = self.before.root(target), self.after.root(target), self._made_from(write)
         for node in self.nodes:
-            if self.after.root(node) is not merged or self.before.root(node) is own:
+            if self.after.root(node) is not merged or self.before.root(node) is own or node in later:
                 continue
             if node.op in ("placeholder", "get_attr"):
                 return True
             if any(self._reads_later(user, write) for user in node.users):
                 return True
         return False
+
+    def _made_from(self, write: fx.Node) -> set[fx.Node]:
+        """What shares the memory that an in-place op wrote, and was made after it: that is meant to be written."""
+        found = {write}
+        for node in self.nodes[self.place[write] :]:
+            if any(source in found for source in self.sources[node]):
+                found.add(node)
+        return found
 
     def _reads_later(self, user: fx.Node, write: fx.Node) -> bool:
         return not self._vanishes(user) and (user.op == "output" or self.place[user] > self.place[write])
@@ -73,8 +84,10 @@ class Aliases:
         return {module_call(n)[1] for n in self.nodes if self._vanishes(n) and self.before.root(n) is own}
 
     def replaceable(self, write: fx.Node, target: fx.Node) -> bool:
-        """Whether nothing reads what an in-place op wrote but by its result."""
+        """Whether nothing reads what an in-place activation wrote but by its result, an alias in the trace."""
         own = self.before.root(target)
+        if any(op_name(user) != RESULT or module_call(user) != module_call(write) for user in write.users):
+            return False
         for node in self.nodes:
             if self.before.root(node) is own and node is not write:
                 later = any(u.op == "output" or self.place[u] > self.place[write] for u in node.users if u is not write)

@@ -23,6 +23,8 @@ from ...errors import ModelError
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 SEEN = "bnfold::seen"
 """An op that stands for a hook: nothing is known of it but that it needs the values as they are."""
+RESULT = "alias"
+"""An op that stands for what an in-place activation returns: others may read what it wrote by the name of its input."""
 
 
 @torch.library.custom_op(SEEN, mutates_args=())
@@ -66,7 +68,17 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], i
             functional = program.run_decompositions({})
         except Exception as error:  # whatever torch trips over, the caller needs to know it
             raise ModelError(f"torch.export cannot trace {type(module).__name__}: {one_line(error)}") from error
+    _without_aliases(functional.graph)
     return Capture(functional, program.graph, _tensors(functional), frozenset(added), hooked)
+
+
+def _without_aliases(graph: fx.Graph) -> None:
+    """Take out what is the same value by another name: it has the place of its reader, and not of the activation."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target is torch.ops.aten.alias.default:
+            node.replace_all_uses_with(node.args[0], delete_user_cb=lambda user: user.op != "output")
+            if not node.users:
+                graph.erase_node(node)
 
 
 def capture_program(program: ExportedProgram) -> Capture:
@@ -106,7 +118,15 @@ def _traced(module: nn.Module, ignore_hooks: bool) -> nn.Module:
         for path, inner in list(traced.named_modules()):
             if kind := _hook(inner):
                 _mark(inner, f"the {kind} of {path or type(inner).__name__}")
+    for inner in traced.modules():
+        if getattr(inner, "inplace", False) is True:
+            inner.register_forward_hook(_result)
     return traced
+
+
+def _result(module: nn.Module, args: Any, output: Any) -> Any:
+    """What an in-place activation returns, as a value of its own."""
+    return torch.ops.aten.alias(output) if isinstance(output, torch.Tensor) else output
 
 
 def computed(module: nn.Module) -> dict[int, torch.Tensor]:

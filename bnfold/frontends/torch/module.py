@@ -57,10 +57,12 @@ def _torn(source: Source, plan: Plan, modules: Modules, vanished: set[int]) -> d
             calls[id(modules.paths[binding.path])].append(op)
     edits: dict[int, Edit] = {edit.op: edit for edit in plan.edits}
     found = {}
-    for group in calls.values():
+    for inner, group in calls.items():
         what = [(_what(edits.get(op)), op in vanished) for op in group]
+        times = len(modules.calls[inner])
+        what += [(None, False)] * (times - len(group))  # calls that could not be read stay as they are
         if any(other != what[0] for other in what[1:]):
-            text = f"it is called {len(group)} times, and its calls would have to become different things"
+            text = f"it is called {times} times, and its calls would have to become different things"
             for op in group:
                 path = _path(source, op)
                 found[path] = Reason("shared", text, path, "give each call a norm of its own")

@@ -188,7 +188,7 @@ class _Work:
     def _constant(self, value: Array, dtype: torch.dtype, like: torch.Tensor, wish: str) -> fx.Node:
         """A new parameter of the program."""
         target, count = wish, 1
-        while target in self.state or target in self.program.constants:
+        while self._taken(target):
             count += 1
             target = f"{wish}_{count}"
         tensor = torch.nn.Parameter(self._tensor(value, dtype, like, wish), False)
@@ -200,6 +200,12 @@ class _Work:
         node.meta["val"] = mode.from_tensor(tensor, static_shapes=True)
         self.specs.insert(0, InputSpec(InputKind.PARAMETER, TensorArgument(node.name), target))
         return node
+
+    def _taken(self, target: str) -> bool:
+        """Whether a tensor has this name, or one that makes a module of it, or a tensor of a module above it."""
+        known = {*self.state, *self.program.state_dict, *self.program.constants}
+        above = {target[:i] for i, c in enumerate(target) if c == "."}
+        return target in known or bool(above & known) or any(name.startswith(f"{target}.") for name in known)
 
     def _tensor(self, value: Array, dtype: torch.dtype, like: torch.Tensor, who: str) -> torch.Tensor:
         tensor = torch.from_numpy(np.array(value)).to(dtype).to(like.device)
