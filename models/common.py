@@ -81,6 +81,13 @@ def save_test_set(split: Split, folder: Path) -> Path:
     return path
 
 
+def save_calibration_set(split: Split, folder: Path, count: int = 256) -> Path:
+    """Write some of the training images as the networks take them, float32 in [0, 1], to calibrate batch norms on."""
+    path = folder / f"{split.name}_calibration.npz"
+    np.savez_compressed(path, image=split.train_images[:count].astype(np.float32) / np.float32(split.peak))
+    return path
+
+
 def to_tensor(images: Bytes, peak: int) -> Tensor:
     """Scale uint8 images (n, 1, h, w) to float32 in [0, 1]."""
     return torch.from_numpy(images.astype(np.float32) / np.float32(peak))

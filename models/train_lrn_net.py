@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import torch
-from common import Settings, logits_of, mnist_split, save_test_set, settings_from_arguments, to_tensor, train
+from common import (
+    Settings,
+    logits_of,
+    mnist_split,
+    save_calibration_set,
+    save_test_set,
+    settings_from_arguments,
+    to_tensor,
+    train,
+)
 from lrn_net import LrnNet
 from safetensors.torch import load_file, save_file
 
@@ -21,6 +30,7 @@ def main() -> None:
     print(settings)
     train(model, split, settings)
     save_test_set(split, folder)
+    save_calibration_set(split, folder)
     path = folder / "lrn_mnist.safetensors"
     save_file(model.state_dict(), path)
     assert path.stat().st_size < MAX_BYTES, f"{path.stat().st_size} bytes"
