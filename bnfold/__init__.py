@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     )
     from .equivalence.check import Check
     from .equivalence.latency import Bench
-    from .lrn.calibrate import CalibrationResult
+    from .lrn.calibrate_report import CalibrationResult
     from .lrn.curves import plot_history
     from .lrn.find import Site as LrnSite
     from .lrn.layer import MovingAverageBatchNorm
     from .lrn.retrain import RetrainResult
-    from .lrn.swap import SwapResult
+    from .lrn.swap_report import SwapResult
     from .plan import BatchNorm, Plan
 
 __all__ = [
@@ -83,14 +83,14 @@ __all__ = [
 _HOMES = {
     "BatchNorm": "plan",
     "Bench": "equivalence.latency",
-    "CalibrationResult": "lrn.calibrate",
+    "CalibrationResult": "lrn.calibrate_report",
     "Check": "equivalence.check",
     "FoldResult": "api",
     "LrnSite": "lrn.find:Site",
     "MovingAverageBatchNorm": "lrn.layer",
     "Plan": "plan",
     "RetrainResult": "lrn.retrain",
-    "SwapResult": "lrn.swap",
+    "SwapResult": "lrn.swap_report",
     "bench": "api",
     "calibrate": "api",
     "export": "api",

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from .data import Pixels
     from .equivalence.check import Check
     from .equivalence.latency import Bench
-    from .lrn.calibrate import CalibrationResult
+    from .lrn.calibrate_report import CalibrationResult
     from .lrn.find import Site
     from .lrn.retrain import RetrainResult
-    from .lrn.swap import SwapResult
+    from .lrn.swap_report import SwapResult
     from .torchfiles import TorchModel
 
 Progress = Callable[[str], None]

@@ -16,9 +16,11 @@ from .frontends.torch.fold import evaluated
 from .frontends.torch.load import Checkpoint
 from .frontends.torch.specs import examples
 from .lrn.batches import feed
-from .lrn.calibrate import CalibrationResult, calibrate
+from .lrn.calibrate import calibrate
+from .lrn.calibrate_report import CalibrationResult
 from .lrn.find import Site, arguments, find_lrn
-from .lrn.swap import SwapResult, swap_lrn
+from .lrn.swap import swap_lrn
+from .lrn.swap_report import SwapResult
 from .torchfiles import built, filled
 
 if TYPE_CHECKING:

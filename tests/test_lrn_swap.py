@@ -117,18 +117,20 @@ def test_the_fit_before_a_relu_cannot_be_improved(slope: float) -> None:
     target = F.local_response_norm(F.leaky_relu(z, slope)[:, :, None], 3, 0.8)[:, :, 0]
     mean, deviation = z.mean(0), z.std(0)
     xhat = (z - mean) / deviation
-    best = fit(xhat, target, (deviation, mean), slope)
+    small = deviation.numpy(), mean.numpy()
+    best = fit(xhat.numpy(), target.numpy(), small, slope)
     assert (best.gamma > 0).all()
 
-    def loss(gamma: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-        return (F.leaky_relu(xhat * gamma + beta, slope) - target).square().sum(0)
+    def loss(gamma: Any, beta: Any) -> torch.Tensor:
+        line = xhat * torch.as_tensor(gamma) + torch.as_tensor(beta)
+        return (F.leaky_relu(line, slope) - target).square().sum(0)
 
     reached = loss(best.gamma, best.beta)
     for dg, db in ((0.01, 0.0), (-0.01, 0.0), (0.0, 0.01), (0.0, -0.01), (0.1, -0.1), (-0.1, 0.1), (0.3, 0.3)):
         assert (loss(best.gamma + dg, best.beta + db) >= reached * (1 - 1e-9)).all()
-    on_the_active = quality(xhat, target, deviation, mean, slope)
+    on_the_active = quality(xhat.numpy(), target.numpy(), *small, slope)
     assert best.r2 > on_the_active.r2
-    linear = fit(xhat, target, (deviation, mean), None)
+    linear = fit(xhat.numpy(), target.numpy(), small, None)
     assert (loss(linear.gamma, linear.beta) >= reached * (1 - 1e-9)).all()
     assert loss(linear.gamma, linear.beta).sum() > reached.sum() * 1.05
 

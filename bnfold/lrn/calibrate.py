@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from ..data import Pixels
 from ..errors import ModelError, UsageError
 from ..frontends.torch.fold import copied
 from .batches import Feed, feed
-from .calibrate_report import Calibrated, CalibrationReport
+from .calibrate_report import Calibrated, CalibrationReport, CalibrationResult
 from .gather import run
 from .moments import parallel
 from .passes import Job, Norm, Progress, joint, layerwise, set_statistics, statistics
@@ -39,14 +38,6 @@ from .state import State, Statistics, fingerprint, weights_of
 
 METHODS = ("population", "moving")
 ORDERS = ("joint", "layerwise")
-
-
-@dataclass(frozen=True)
-class CalibrationResult:
-    """The network with its new statistics, and what was done."""
-
-    model: Any
-    report: CalibrationReport
 
 
 def calibrate(

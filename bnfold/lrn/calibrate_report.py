@@ -45,3 +45,11 @@ class CalibrationReport:
     def __str__(self) -> str:
         lines = [f"{self.method}, {self.order}, {self.samples} samples", *map(str, self.norms)]
         return "\n".join([*lines, *(f"{name}: not run by the network, left as it was" for name in self.unused)])
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """The network with its new statistics, and what was done."""
+
+    model: Any
+    report: CalibrationReport

@@ -8,29 +8,49 @@ Parts are merged by the formula of Chan, Golub and LeVeque (1979), in float64:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import distributed
+import numpy as np
 
 from ..errors import DataError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
 class Moments:
-    """The number of values of each channel, their mean (C,), and the sum of squared differences to it (C,), float64."""
+    """The number of values of each channel, their mean (C,), and the sum of squared differences to it (C,), float64.
+
+    Of tensors the vectors are tensors, on the CPU, of arrays they are arrays; the two are not mixed.
+    """
 
     count: int
-    mean: torch.Tensor
-    m2: torch.Tensor
+    mean: Any
+    m2: Any
+
+    @classmethod
+    def of_array(cls, x: Any) -> Moments:
+        """Of an array (N, C, *space). DataError where it holds NaN or infinity."""
+        rows = np.moveaxis(np.asarray(x), 1, 0).reshape(x.shape[1], -1).astype(np.float64)  # (C, N * space)
+        mean = rows.mean(1)
+        m2 = ((rows - mean[:, None]) ** 2).sum(1)
+        if not np.isfinite(mean + m2).all():
+            raise DataError(f"channel {int(np.flatnonzero(~np.isfinite(mean + m2))[0])} holds NaN or infinity")
+        return cls(rows.shape[1], mean, m2)
 
     @classmethod
     def empty(cls, channels: int) -> Moments:
-        """No values."""
+        """No values of a tensor."""
+        import torch
+
         return cls(0, torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64))
 
     @classmethod
     def of(cls, x: torch.Tensor) -> Moments:
         """Of a tensor (N, C, *space). DataError where it holds NaN or infinity."""
+        import torch
+
         rows = x.detach().double().transpose(0, 1).reshape(x.shape[1], -1)  # (N, C, *space) -> (C, N * space)
         mean = rows.mean(1)
         m2 = (rows - mean[:, None]).square().sum(1)
@@ -46,10 +66,10 @@ class Moments:
         total = self.count + other.count
         step = other.mean - self.mean
         self.mean = self.mean + step * (other.count / total)
-        self.m2 = self.m2 + other.m2 + step.square() * (self.count * other.count / total)
+        self.m2 = self.m2 + other.m2 + step * step * (self.count * other.count / total)
         self.count = total
 
-    def variance(self, unbiased: bool = True) -> torch.Tensor:
+    def variance(self, unbiased: bool = True) -> Any:
         """`M2 / (n - 1)`, which is `n / (n - 1)` times the variance of the values, or `M2 / n`.
 
         DataError where there are too few values.
@@ -66,6 +86,9 @@ def over_ranks(moments: Moments, device: torch.device) -> Moments:
     """
     if not parallel():
         return moments
+    import torch
+    from torch import distributed
+
     count = torch.tensor([float(moments.count)], dtype=torch.float64)
     first = torch.cat([count, moments.mean * moments.count]).to(device)
     distributed.all_reduce(first)
@@ -78,4 +101,6 @@ def over_ranks(moments: Moments, device: torch.device) -> Moments:
 
 def parallel() -> bool:
     """Whether several ranks of torch.distributed work together."""
+    from torch import distributed
+
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -73,7 +73,8 @@ def _moments(name: str, x: torch.Tensor) -> Moments:
 
 def _variance(name: str, moments: Moments) -> torch.Tensor:
     try:
-        return moments.variance()
+        found: torch.Tensor = moments.variance()
+        return found
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
 

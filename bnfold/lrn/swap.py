@@ -19,22 +19,11 @@ from .find import Site, Survey, arguments, survey
 from .gather import Gathered, gather, output_error
 from .lift import exchanged
 from .placement import NORMS, Place, decide, place
-from .swap_report import SwapReport, SwapSite
+from .swap_report import SwapReport, SwapResult, SwapSite
 
 Progress = Callable[[str], None]
 PLACEMENTS = ("foldable", "in-place")
 INITS = ("fit", "standard")
-FEW = 100
-"""Values of a channel below which its statistics are said to be uncertain."""
-
-
-@dataclass(frozen=True)
-class SwapResult:
-    """The network with batch norms, and what was done. `placed`: the changed modules by path, for checkpoints."""
-
-    model: Any
-    report: SwapReport
-    placed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -144,7 +133,7 @@ def _exchange(job: _Job, where: Place, seed: int) -> None:
         found = gather(job.found.lifted.module, teacher, job.student, norm, where, job.feed, seed)
         count = found.moments.count
         fitted = _filled(norm, where, found, job.init)
-        warnings = _warnings(fitted, count)
+        warnings = fitted.warnings(count)
     else:
         warnings = ["no data: mean 0 and variance 1, so that the network is of no use before it is retrained"]
     job.sites.append(
@@ -158,8 +147,8 @@ def _exchange(job: _Job, where: Place, seed: int) -> None:
 def _filled(norm: nn.modules.batchnorm._BatchNorm, where: Place, found: Gathered, init: str) -> Fit:
     """Statistics, gamma and beta; the quality of the answer with them."""
     mean, var = found.moments.mean, found.moments.variance()
-    root = (var + norm.eps).sqrt()
-    xhat = (found.inputs - mean) / root
+    centre, root = mean.numpy(), (var + norm.eps).sqrt().numpy()
+    xhat, targets = (found.inputs.numpy() - centre) / root, found.targets.numpy()
     weak = where.site.k**-where.site.beta if where.site.k > 0 else 1.0
     with torch.no_grad():
         assert norm.running_mean is not None
@@ -167,20 +156,12 @@ def _filled(norm: nn.modules.batchnorm._BatchNorm, where: Place, found: Gathered
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(var)
         if init == "standard":
-            return quality(xhat, found.targets, norm.weight.double().cpu(), norm.bias.double().cpu(), where.slope)
-        made = fit(xhat, found.targets, (root * weak, mean * weak), where.slope)
-        norm.weight.copy_(made.gamma)
-        norm.bias.copy_(made.beta)
+            gamma, beta = (value.double().cpu().numpy() for value in (norm.weight, norm.bias))
+            return quality(xhat, targets, gamma, beta, where.slope)
+        made = fit(xhat, targets, (root * weak, centre * weak), where.slope)
+        norm.weight.copy_(torch.from_numpy(made.gamma))
+        norm.bias.copy_(torch.from_numpy(made.beta))
     return made
-
-
-def _warnings(fitted: Fit, count: int) -> list[str]:
-    said = []
-    if fitted.constant:
-        said.append(f"{fitted.constant} channels are constant on the data, their variance is 0")
-    if count < FEW:
-        said.append(f"{count} values for each channel are few for a mean and a variance; more samples would help")
-    return said
 
 
 def _drop(student: nn.Module, placed: dict[str, str]) -> tuple[str, ...]:

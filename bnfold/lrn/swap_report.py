@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from ..graph import Reason
-from .find import Site
+
+if TYPE_CHECKING:
+    from .find import Site
 
 SCHEMA = 1
 
@@ -75,3 +77,12 @@ class SwapReport:
         if self.output_error is not None:
             lines.append(f"outputs differ from the old network's by {self.output_error:.2%} on {self.samples} samples")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class SwapResult:
+    """The network with batch norms, and what was done. `placed`: the changed modules by path, for checkpoints."""
+
+    model: Any
+    report: SwapReport
+    placed: Mapping[str, str] = field(default_factory=dict)
