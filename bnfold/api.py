@@ -363,11 +363,12 @@ def swap_lrn(
     trust_pickle: bool = False,
     progress: Progress = lambda stage: None,
 ) -> SwapResult:
-    """Put a batch norm in the place of every LRN of a PyTorch network, fitted to it on data. The module is left alone.
+    """Put a batch norm in the place of every LRN of a network, fitted to it on data. What is given is left alone.
 
-    `model`: a torch.nn.Module, or the path of a checkpoint with `arch`. `inputs`, `kwargs`: arguments with which it can
-    be run; taken from the data where they are missing. `data`: paths of .npz, .npy or folders of images, arrays,
-    mappings of names to arrays. `pixels`: what images become. `samples`: how many of them to use.
+    `model`: a torch.nn.Module, the path of a checkpoint with `arch`, or an ONNX model or the path of one. `inputs`,
+    `kwargs`: arguments with which it can be run; taken from the data where they are missing. `data`: paths of .npz,
+    .npy or folders of images, arrays, mappings of names to arrays. `pixels`: what images become. `samples`: how
+    many of them to use.
 
     `placement`: "foldable" makes `conv -> ReLU -> LRN` a `conv -> BN -> ReLU`, in which the norm folds into the
     convolution, where the network allows that, and says why elsewhere; "in-place" puts it where the LRN was. `init`:
@@ -382,6 +383,17 @@ def swap_lrn(
     Raises UsageError (arguments that do not fit; init="fit" without data), DataError (data that do not fit or hold
     NaN), ModelError (no LRN, or one that cannot be reached), OutputError.
     """
+    if _is_onnx(model):
+        from .onnxswapping import swap_file
+
+        if inplace:
+            raise UsageError("inplace is for PyTorch modules")
+        return swap_file(
+            model if not isinstance(model, str | PathLike) else Path(fspath(model)),
+            None if out is None else Path(fspath(out)), data=data, placement=placement, init=init,
+            drop_dropout=drop_dropout, batch_size=batch_size, samples=samples, pixels=pixels, seed=seed,
+            progress=progress,
+        )  # fmt: skip
     from .swapping import swap_model
 
     options = TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
@@ -399,7 +411,7 @@ def calibrate(
     inputs: Any = None,
     kwargs: Mapping[str, Any] | None = None,
     method: str = "population",
-    order: str = "joint",
+    order: str | None = None,
     decay: float = 0.99,
     batch_size: int = 64,
     samples: int | None = None,
@@ -412,10 +424,11 @@ def calibrate(
     trust_pickle: bool = False,
     progress: Progress = lambda stage: None,
 ) -> CalibrationResult:
-    """Estimate the running mean and variance of every batch norm of a PyTorch network anew. The module is left alone.
+    """Estimate the running mean and variance of every batch norm of a network anew. What is given is left alone.
 
-    `model`: a torch.nn.Module, or the path of a checkpoint with `arch`. `data`, `pixels`, `samples`: as for `swap_lrn`.
-    `inputs`, `kwargs`: example arguments, needed only where forward takes some that are not data.
+    `model`: a torch.nn.Module, the path of a checkpoint with `arch`, or an ONNX model or the path of one
+    (population statistics, layerwise, for these). `data`, `pixels`, `samples`: as for `swap_lrn`. `inputs`,
+    `kwargs`: example arguments, needed only where forward takes some that are not data.
 
     `method`: "population", the exact statistics of all values; or "moving", `running = decay * running + (1 - decay) *
     batch` from what the norms have (PyTorch's momentum is 1 - decay). `order`: "joint", every norm normalises with its
@@ -429,12 +442,23 @@ def calibrate(
     Raises UsageError, ModelError (no batch norm), DataError (data that do not fit, hold NaN, or give one value only),
     OutputError.
     """
+    if _is_onnx(model):
+        from .onnxswapping import calibrate_file
+
+        if inplace or resume is not None:
+            raise UsageError("inplace and resume are for PyTorch networks")
+        return calibrate_file(
+            model if not isinstance(model, str | PathLike) else Path(fspath(model)),
+            None if out is None else Path(fspath(out)), data=data, method=method, order=order or "layerwise",
+            batch_size=batch_size, samples=samples, pixels=pixels, progress=progress,
+        )  # fmt: skip
     from .swapping import calibrate_model
 
     options = TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
     return calibrate_model(
-        model, options, None if out is None else Path(fspath(out)), data=data, method=method, order=order, decay=decay,
-        batch_size=batch_size, samples=samples, pixels=pixels, inplace=inplace, resume=resume, progress=progress,
+        model, options, None if out is None else Path(fspath(out)), data=data, method=method, order=order or "joint",
+        decay=decay, batch_size=batch_size, samples=samples, pixels=pixels, inplace=inplace, resume=resume,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -528,6 +552,13 @@ def _torch(
     from .torchfiles import opened
 
     return opened(model, options, patterns, precision_limit, leftovers)
+
+
+def _is_onnx(model: Any) -> bool:
+    """Whether a model is a path of an ONNX file, or one in memory."""
+    if isinstance(model, str | PathLike):
+        return kind_of(Path(fspath(model))) == "onnx"
+    return type(model).__name__ == "ModelProto"
 
 
 def _of_torch(model: Any) -> bool:

@@ -31,7 +31,7 @@ STAGES = [
     {"onnxmodels", "pytorch"},
     {"torchfiles"},
     {"verifying"},
-    {"exporting", "retraining", "swapping"},
+    {"exporting", "retraining", "swapping", "onnxswapping"},
     {"api"},
     {"testing"},
     {"cli", "__init__", "__main__"},

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import FILE, common, pixels, pytorch, samples, torch_options
+from .options import FILE, common, network, pixels, samples, torch_options
 from .output import check_report, errors, progress_line
 
 DATA = "Samples to run: .npz, .npy, a folder of images, or a folder with one folder for each class."
@@ -30,13 +30,14 @@ DATA = "Samples to run: .npz, .npy, a folder of images, or a folder with one fol
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True,
               help="Seed of the choice of values for the fit.")  # fmt: skip
 @samples
-@pytorch
+@network
 @common
 def swap_lrn(model: Path, output: Path, report_file: Path | None, **given: Any) -> None:
     """Put a batch norm in the place of every LRN of MODEL, fitted to what the LRN answers on data.
 
-    MODEL is a checkpoint (.pt, .pth, .safetensors) with --arch. OUT is a checkpoint too, from which the other commands
-    build the network again, or an exported program (.pt2). Folders of images become inputs of the size of --input.
+    MODEL is a checkpoint (.pt, .pth, .safetensors) with --arch, or an ONNX file. OUT is of the same kind; from a
+    checkpoint the other commands build the network again; or it is an exported program (.pt2). Folders of images become
+    inputs of the size of --input, or of the ONNX file's.
     """
     from ..api import swap_lrn as run
 
@@ -52,19 +53,21 @@ def swap_lrn(model: Path, output: Path, report_file: Path | None, **given: Any) 
     help="The exact statistics of all values, or a moving average over the batches.",
 )  # fmt: skip
 @click.option(
-    "--order", type=click.Choice(("joint", "layerwise")), default="joint", show_default=True,
-    help="One pass, norms using the statistics of each batch as in training; or norm after norm, as at inference.",
+    "--order", type=click.Choice(("joint", "layerwise")),
+    help="One pass, norms using the statistics of each batch as in training (the default); or norm after norm, as at "
+    "inference (the only one for ONNX).",
 )  # fmt: skip
 @click.option("--decay", type=float, default=0.99, show_default=True, help="Of the moving average: 1 - momentum.")
 @click.option("--resume", type=FILE, metavar="FILE", help="Keep here how far it got, and go on from there.")
 @click.option("--report", "report_file", type=FILE, metavar="R.json", help="Write the report as JSON.")
 @samples
-@pytorch
+@network
 @common
 def calibrate(model: Path, output: Path, report_file: Path | None, **given: Any) -> None:
     """Estimate the running mean and variance of every batch norm of MODEL anew, from data.
 
-    MODEL is a checkpoint (.pt, .pth, .safetensors) with --arch; OUT is one too, or an exported program (.pt2).
+    MODEL is a checkpoint (.pt, .pth, .safetensors) with --arch, or an ONNX file; OUT is of the same kind, or an
+    exported program (.pt2).
     """
     from ..api import calibrate as run
 

@@ -49,7 +49,7 @@ class OnnxProbe:
         assert self.model is not None
         with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
             path = Path(folder) / "probe.onnx"
-            onnx.save(_exposed(self.model, names), path)
+            onnx.save(exposed(self.model, names), path)
             runner: Runner = ReferenceRunner(path) if self.engine == ReferenceRunner.name else OrtRunner(
                 path, self.device
             )  # fmt: skip
@@ -60,7 +60,7 @@ class OnnxProbe:
         self.wide = self.wide or widened(self.path)
         if self.wide is None:
             return {}
-        found = ReferenceRunner(_exposed(self.wide, names)).run(widened_feed(feed))
+        found = ReferenceRunner(exposed(self.wide, names)).run(widened_feed(feed))
         return {name: value for name, value in found.items() if value.dtype == np.float64}
 
     def gauges(self) -> Iterator[Mapping[str, Gauge]]:
@@ -72,7 +72,7 @@ class OnnxProbe:
             yield gauges(graph, leftovers=leftovers)
 
 
-def _exposed(model: ModelProto, names: Sequence[str]) -> ModelProto:
+def exposed(model: ModelProto, names: Sequence[str]) -> ModelProto:
     """A copy whose outputs are these tensors."""
     copy = ModelProto()
     copy.CopyFrom(model)

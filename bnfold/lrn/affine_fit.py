@@ -18,6 +18,8 @@ STEPS = 25
 CLOSE = 1e-9
 """A smaller gain, relative to the squared error, is none."""
 TINY = 1e-12
+FLAT = 1e-3
+"""Gamma of a norm that answers nearly the same to everything, over the deviation of the target."""
 FEW = 100
 """Values of a channel below which its statistics are said to be uncertain."""
 
@@ -81,8 +83,15 @@ def _linear(x: Array, target: Array, weight: Array, small: tuple[Array, Array]) 
 
 
 def _rectified(x: Array, target: Array, small: tuple[Array, Array], slope: float) -> tuple[Array, Array]:
-    """The best of the Gauss-Newton steps from two beginnings; gamma stays positive."""
+    """The best of the Gauss-Newton steps from two beginnings; gamma stays positive.
+
+    Where an LRN answers strong signals with weaker ones, nearly the same answer for all is the best that is left.
+    """
     best, error = small, _error(x, target, small, slope)
+    flat = np.maximum(FLAT * target.std(0), TINY), target.mean(0)
+    better = _error(x, target, flat, slope) < error
+    best = np.where(better, flat[0], best[0]), np.where(better, flat[1], best[1])
+    error = _error(x, target, best, slope)
     positive = (target > 0).astype(x.dtype)
     for start in (_linear(x, target * positive, positive, small), small):
         at = _kept_positive(start, small)

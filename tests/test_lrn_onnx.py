@@ -1,0 +1,341 @@
+"""LRN to batch norm in ONNX files: found, placed, fitted, calibrated; without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+import bnfold
+from bnfold.cli import main
+from bnfold.errors import BnfoldError, DataError, ModelError, UsageError
+from bnfold.lrn.formula import Formula, identify
+from tests.nets import Net
+
+ROOT = Path(__file__).parents[1]
+LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
+Array = npt.NDArray[Any]
+
+
+def images(count: int = 24, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal((count, 3, 12, 12)).astype(np.float32)
+
+
+def network(opset: int = 17, written: bool = False, act: str = "Relu", ir: int = 8) -> Net:
+    """conv -> act -> LRN -> conv -> act -> MaxPool -> LRN -> dropout -> mean, with strong LRNs."""
+    net = Net(seed=4, opset=opset, ir=ir)
+    x = net.input("x", ("N", 3, 12, 12))
+    for i, (a, b) in enumerate(((3, 8), (8, 6))):
+        x = net.node(act, [net.conv(x, (a, b), f"conv{i}", pad=1)], f"act{i}")
+        net.weights[f"conv{i}_weight"] *= np.float32(2)
+        if i:
+            x = net.node("MaxPool", [x], "pool", kernel_shape=[2, 2], strides=[2, 2])
+        x = spelled(net, x, i) if written else net.node("LRN", [x], f"lrn{i}", size=5, alpha=1.0, beta=0.75, bias=1.0)
+    x = net.node("Dropout", [x], "drop")
+    net.output(net.conv(x, (6, 4), "last"), ("N", 4, 4, 4))
+    return net
+
+
+def spelled(net: Net, x: str, i: int) -> str:
+    """An LRN as converters write it: squares, a band matrix over channels as a 1x1 convolution, power, quotient."""
+    c = 8 if i == 0 else 6
+    band = (np.abs(np.subtract.outer(np.arange(c), np.arange(c))) <= 2).astype(np.float32)[:, :, None, None] * 0.2
+    square = net.node("Mul", [x, x], f"square{i}")
+    total = net.node("Conv", [square, net.weight(f"band{i}", band)], f"total{i}")
+    one = net.weight(f"one{i}", [1.0])
+    power = net.node("Pow", [net.node("Add", [total, one], f"plus{i}"), net.weight(f"beta{i}", [0.75])], f"power{i}")
+    return net.node("Div", [x, power], f"lrn{i}")
+
+
+def run(model: ModelProto, x: Array) -> Array:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: Array = session.run(None, {session.get_inputs()[0].name: x})[0]
+    return found
+
+
+def distance(a: ModelProto, b: ModelProto, x: Array) -> float:
+    first, second = run(a, x), run(b, x)
+    return float(np.sqrt(((first - second) ** 2).sum() / (first**2).sum()))
+
+
+def kinds(model: ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("act", ["Relu", "LeakyRelu"])
+def test_a_swapped_network_folds_and_answers_as_the_old_one_nearly_does(written: bool, act: str) -> None:
+    model = network(written=written, act=act).model()
+    result = bnfold.swap_lrn(model, data=images())
+    assert [(site.name, site.placement, site.reason) for site in result.report.sites] == [
+        ("lrn0", "foldable", None), ("lrn1", "foldable", None),
+    ]  # fmt: skip
+    assert {site.kind for site in result.report.sites} == {"written out" if written else "LRN"}
+    assert kinds(result.model) == {"Conv": 3, "BatchNormalization": 2, act: 2, "MaxPool": 1, "Dropout": 1}
+    other = images(seed=9)
+    fitted = distance(model, result.model, other)
+    standard = distance(model, bnfold.swap_lrn(model, data=images(), init="standard").model, other)
+    assert fitted < 0.25
+    assert standard > 2 * fitted
+    folded = bnfold.fold(result.model)
+    assert folded.plan.counts()["folded"] == 2
+    assert distance(result.model, folded.model, other) < 1e-6
+
+
+def test_statistics_are_those_of_the_data_and_the_fit_is_least_squares() -> None:
+    model = network().model()
+    result = bnfold.swap_lrn(model, data=images(), placement="in-place")
+    assert {site.placement for site in result.report.sites} == {"in-place"}
+    first = next(node for node in result.model.graph.node if node.op_type == "BatchNormalization")
+    gamma, beta, mean, var = (value(result.model, name) for name in first.input[1:])
+    seen = onnx.ModelProto()
+    seen.CopyFrom(model)
+    del seen.graph.output[:]
+    seen.graph.output.extend(onnx.ValueInfoProto(name=name) for name in ("act0_out", "lrn0_out"))
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(seen.SerializeToString(), providers=["CPUExecutionProvider"])
+    x, y = (np.moveaxis(v, 1, 0).reshape(8, -1).astype(np.float64) for v in session.run(None, {"x": images()}))
+    np.testing.assert_allclose(mean, x.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(var, x.var(1, ddof=1), rtol=1e-5)
+    xhat = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, ddof=1, keepdims=True) + 1e-5)
+    for c in range(8):
+        wanted, *_ = np.linalg.lstsq(np.stack([xhat[c], np.ones_like(xhat[c])], 1), y[c], rcond=None)
+        np.testing.assert_allclose([gamma[c], beta[c]], wanted, rtol=1e-4, atol=1e-5)
+
+
+def value(model: ModelProto, name: str) -> Array:
+    return numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == name))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [("sigmoid", "activation"), ("read", "read-elsewhere"), ("first", "no-conv"), ("add", "no-conv")],
+)
+def test_a_norm_stays_where_the_lrn_was_for_a_reason(change: str, code: str) -> None:
+    net = Net(seed=1)
+    x = net.input("x", ("N", 3, 12, 12))
+    if change != "first":
+        x = c = net.conv(x, (3, 8), "conv", pad=1)
+        x = net.node("Sigmoid" if change == "sigmoid" else "Relu", [x], "act")
+        if change == "read":
+            net.output(net.node("Neg", [c], "other"), ("N", 8, 12, 12))
+        if change == "add":
+            x = net.node("Add", [x, c], "sum")
+    net.output(net.node("LRN", [x], "lrn", size=3, alpha=0.5), ("N", None, 12, 12))
+    result = bnfold.swap_lrn(net.model(), data=images())
+    (site,) = result.report.sites
+    assert site.placement == "in-place"
+    assert site.reason is not None
+    assert site.reason.code == code
+    assert kinds(result.model)["LRN"] == 0
+    assert kinds(result.model)["BatchNormalization"] == 1
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(7, 3), (9, 4), (13, 7), (17, 8)])
+def test_every_opset_gets_a_norm_that_it_knows(opset: int, ir: int, tmp_path: Path) -> None:
+    model = network(opset=opset, ir=ir).model()
+    if ir < 4:
+        model.graph.input.extend(
+            helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
+        )
+    onnx.save(model, tmp_path / "a.onnx")
+    result = bnfold.swap_lrn(tmp_path / "a.onnx", data=images(), out=tmp_path / "b.onnx", drop_dropout=True)
+    onnx.checker.check_model(onnx.load(tmp_path / "b.onnx"))
+    assert result.report.dropouts == ("drop",)
+    assert kinds(result.model)["Dropout"] == 0
+    assert distance(model, onnx.load(tmp_path / "b.onnx"), images(seed=3)) < 0.25
+
+
+def test_what_only_looks_like_an_lrn_is_left() -> None:
+    def near(x: Array) -> Array:
+        return np.asarray(x / (1 + 0.2 * (x**2).sum(1, keepdims=True)) ** 0.5)  # over all channels
+
+    def softmax(x: Array) -> Array:
+        e = np.exp(np.clip(x, -50, 50))
+        return np.asarray(e / e.sum(1, keepdims=True))
+
+    def odd(x: Array) -> Array:
+        f = Formula(5, 1.0, 0.75, 1.0)(x)
+        return f + 0.01 * np.abs(f)
+
+    shape, kind = (2, 16, 5, 5), np.dtype(np.float64)
+    wide = identify(near, shape, kind)
+    assert wide is None or wide.size == 16  # a window over all channels answers so too
+    assert identify(softmax, shape, kind) is None
+    assert identify(odd, shape, kind) is None
+    for wanted in (Formula(5, 2.0, 0.75, 1.0), Formula(4, 1e-3, 0.5, 2.0)):
+        found = identify(wanted, shape, kind)
+        assert found is not None
+        assert found.size == wanted.size
+        assert [found.alpha, found.beta, found.k] == pytest.approx([wanted.alpha, wanted.beta, wanted.k], rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_the_formula_is_that_of_the_operator(size: int) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 9, 4, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 9, 4, 4])
+    node = helper.make_node("LRN", ["x"], ["y"], size=size, alpha=0.7, beta=0.6, bias=1.3)
+    model = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)],
+                              ir_version=8)  # fmt: skip
+    values = np.random.default_rng(0).standard_normal((2, 9, 4, 4)).astype(np.float32)
+    np.testing.assert_allclose(run(model, values), Formula(size, 0.7, 0.6, 1.3)(values), rtol=1e-5, atol=1e-6)
+
+
+# --- calibration
+
+
+def test_calibration_gives_the_statistics_of_the_data_layer_after_layer(tmp_path: Path) -> None:
+    net = Net(seed=2)
+    x = net.bn(net.conv(net.input("x", ("N", 3, 12, 12)), (3, 8), "conv0"), 8, "bn0", gamma="both")
+    net.output(net.bn(net.conv(net.relu(x, "relu"), (8, 4), "conv1"), 4, "bn1", gamma="both"), ("N", 4, 8, 8))
+    model = net.model()
+    onnx.save(model, tmp_path / "a.onnx")
+    data = images(31)
+    result = bnfold.calibrate(tmp_path / "a.onnx", data, out=tmp_path / "b.onnx", batch_size=7)
+    assert result.report.order == "layerwise"
+    assert [norm.values for norm in result.report.norms] == [31 * 100, 31 * 64]
+    new = onnx.load(tmp_path / "b.onnx")
+    for name, size in (("bn0", 8), ("bn1", 4)):
+        seen = onnx.ModelProto()
+        seen.CopyFrom(new)
+        del seen.graph.output[:]
+        seen.graph.output.append(onnx.ValueInfoProto(name=f"conv{name[-1]}_out"))
+        rows = np.moveaxis(run(seen, data), 1, 0).reshape(size, -1).astype(np.float64)
+        np.testing.assert_allclose(value(new, f"{name}_mean"), rows.mean(1), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(value(new, f"{name}_var"), rows.var(1, ddof=1), rtol=1e-4)
+    untouched = {t.name for t in model.graph.initializer} - {f"bn{i}_{s}" for i in (0, 1) for s in ("mean", "var")}
+    assert all(np.array_equal(value(new, name), value(model, name)) for name in untouched)
+
+
+def test_calibration_is_that_of_the_same_network_in_torch(tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    from tests.torch_nets import alive
+
+    torch.manual_seed(0)
+    net = alive(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4)))
+    path = tmp_path / "net.onnx"
+    bnfold.export(net, (torch.randn(2, 3, 12, 12),), out=path, keep_bn=True, dynamic=["batch"])
+    mine = bnfold.calibrate(path, images()).model
+    theirs = bnfold.calibrate(net, images(), order="layerwise").model
+    norms = [node for node in mine.graph.node if node.op_type == "BatchNormalization"]
+    for node, norm in zip(norms, (theirs[1], theirs[4]), strict=True):
+        np.testing.assert_allclose(value(mine, node.input[3]), norm.running_mean.numpy(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(value(mine, node.input[4]), norm.running_var.numpy(), rtol=1e-4)
+
+
+# --- the command, bad input
+
+
+def test_the_commands_take_onnx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    network().save(Path("a.onnx"))
+    np.save("x.npy", images())
+    for arguments in (
+        ["swap-lrn", "a.onnx", "-o", "b.onnx", "--data", "x.npy", "--report", "r.json"],
+        ["calibrate", "b.onnx", "-o", "c.onnx", "--data", "x.npy"],
+        ["fold", "c.onnx", "-o", "d.onnx"],
+        ["verify", "c.onnx", "d.onnx"],
+    ):
+        done = CliRunner().invoke(main, [*arguments, "-q"])
+        assert done.exit_code == 0, done.output
+    assert json.loads(Path("r.json").read_text())["sites"][0]["placement"] == "foldable"
+    assert kinds(onnx.load("d.onnx")) == {"Conv": 3, "Relu": 2, "MaxPool": 1, "Dropout": 1}
+
+
+def nan() -> Array:
+    x = images()
+    x[3, 0, 0, 0] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({}, UsageError, "init='fit' needs data"),
+        ({"data": images()[:, :2]}, DataError, "samples of 2x12x12 do not fit input 'x', which takes 3x12x12"),
+        ({"data": nan()}, DataError, "sample 3 of x holds NaN"),
+        ({"data": images()[:0]}, DataError, "no samples in it"),
+        ({"data": images(), "placement": "above"}, UsageError, "placement='above'"),
+        ({"data": images(), "batch_size": 0}, UsageError, "batch_size=0"),
+        ({"data": images(), "inplace": True}, UsageError, "inplace is for PyTorch"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(
+    options: dict[str, Any], error: type[BnfoldError], said: str, tmp_path: Path
+) -> None:
+    network().save(tmp_path / "a.onnx")
+    with pytest.raises(error, match=said):
+        bnfold.swap_lrn(tmp_path / "a.onnx", out=tmp_path / "b.onnx", **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx"]
+
+
+def test_a_model_without_lrn_or_norms_says_so(tmp_path: Path) -> None:
+    net = Net()
+    net.output(net.conv(net.input("x", ("N", 3, 12, 12)), (3, 4), "conv"))
+    net.save(tmp_path / "a.onnx")
+    with pytest.raises(ModelError, match=r"a\.onnx: no LRN over channels in it"):
+        bnfold.swap_lrn(tmp_path / "a.onnx", data=images())
+    with pytest.raises(ModelError, match=r"a\.onnx: no batch norm with constant statistics"):
+        bnfold.calibrate(tmp_path / "a.onnx", images())
+    with pytest.raises(UsageError, match="layer after layer"):
+        bnfold.calibrate(tmp_path / "a.onnx", images(), order="joint")
+
+
+def test_constant_channels_and_few_samples_are_warned_of() -> None:
+    net = network()
+    net.weights["conv0_weight"][2] = 0
+    report = bnfold.swap_lrn(net.model(), data=images(1)[:, :, :, :]).report
+    assert any("1 channels are constant" in text for text in report.sites[0].warnings)
+    assert any("values for each channel are few" in text for text in report.sites[1].warnings) or (
+        report.sites[1].values >= 100
+    )
+
+
+def test_nothing_of_it_imports_torch(tmp_path: Path) -> None:
+    network().save(tmp_path / "a.onnx")
+    np.save(tmp_path / "x.npy", images())
+    code = (
+        "import bnfold, sys; bnfold.swap_lrn('a.onnx', data='x.npy', out='b.onnx');"
+        "bnfold.calibrate('b.onnx', 'x.npy', out='c.onnx'); assert 'torch' not in sys.modules"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "count"), [("light_bvlc_alexnet", 2), ("light_zfnet512", 2), ("light_inception_v1", 2)]
+)
+def test_networks_of_the_time_of_lrn(name: str, count: int, tmp_path: Path) -> None:
+    model = onnx.load(LIGHT / f"{name}.onnx")
+    assert kinds(model)["LRN"] == 2
+    rng = np.random.default_rng(0)
+    for tensor in model.graph.initializer:  # the shipped weights are constant
+        old = numpy_helper.to_array(tensor)
+        if old.dtype == np.float32 and old.ndim > 1:
+            new = rng.standard_normal(old.shape) * np.sqrt(2 / np.prod(old.shape[1:]))
+            tensor.CopyFrom(numpy_helper.from_array(new.astype(np.float32), tensor.name))
+    onnx.save(model, tmp_path / "a.onnx")
+    x = rng.standard_normal((2, 3, 224, 224)).astype(np.float32)
+    result = bnfold.swap_lrn(tmp_path / "a.onnx", data=x, out=tmp_path / "b.onnx")
+    assert {site.placement for site in result.report.sites} <= {"foldable", "in-place"}
+    new = onnx.load(tmp_path / "b.onnx")
+    assert kinds(new)["LRN"] == 0
+    assert kinds(new)["BatchNormalization"] == 2
+    assert all(site.r2 is not None and site.r2 > 0.95 for site in result.report.sites)
