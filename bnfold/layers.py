@@ -49,6 +49,14 @@ class ChannelClamp(nn.Module):
         return x
 
 
+class ChannelClampInPlace(ChannelClamp):
+    """The same, written into `x` itself: in place of an in-place activation, whose input others may read afterwards."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x`."""
+        return x.clamp_(self.low, self.high)
+
+
 class Nothing(nn.Module):
     """A zero that broadcasts: in place of an identity branch that a layer beside it has taken up."""
 

@@ -392,6 +392,25 @@ def test_an_in_place_activation_that_is_read_by_both_names_stays_in_place() -> N
     assert folded(m, X).model.act.inplace is True
 
 
+def test_a_clamp_in_place_of_an_in_place_activation_writes_there_too(tmp_path: Any) -> None:
+    """BN and ReLU become one Max; the code reads the ReLU's input afterwards, and means what was written there."""
+
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.b(torch.tanh(x))
+        z = s.act(y)
+        return s.c(z) + s.d(y)  # type: ignore[no-any-return]
+
+    m: Any = positive(net(run, b=nn.BatchNorm2d(8), act=nn.ReLU(inplace=True), c=conv(kernel=1), d=conv(kernel=1)))
+    result = folded(m, X, leftovers="all")
+    assert fates(result) == {"b": "max"}
+    assert type(result.model.act).__name__ == "ChannelClampInPlace"
+    assert pickle.loads(pickle.dumps(result.model.act)) is not None
+    torch.jit.script(result.model.act)
+    exported = bnfold.export(m, (X,), out=tmp_path / "net.onnx", leftovers="all")
+    assert exported.check is not None
+    assert exported.check.passed
+
+
 def test_what_is_made_from_an_overwritten_value_is_meant_to_be() -> None:
     """The second norm reads the sum behind the write: taking it out leaves nothing in danger, and no copy is needed."""
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ...absorb import moves_bias, new_bias, scale_weight, tapped
 from ...errors import PlanError
-from ...layers import ChannelAffine, ChannelClamp, Copy, Nothing
+from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing
 from ...plan import Merge, Remove, Replace, Rescale
 from .bindings import ActivationBinding, AffineBinding, LinearBinding
 from .module import Planned
@@ -125,7 +125,8 @@ class _Work:
         high = None if edit.form == "max" or np.isinf(at.high) else edit.scale * at.high + edit.offset
         low_, high_ = (self._along(v, edit.axis, binding, inner) for v in (low, high))
         assert low_ is not None
-        self._exchange(binding, ChannelClamp(low_, high_))
+        writes = getattr(inner, "inplace", False) is True and at.path not in self.planned.outplace
+        self._exchange(binding, (ChannelClampInPlace if writes else ChannelClamp)(low_, high_))
 
     def _along(self, vector: Array | None, axis: int, at: AffineBinding, inner: nn.Module) -> torch.Tensor | None:
         """A vector that broadcasts along an axis of the data, of the type and on the device that the data have."""

@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ...errors import ModelError, UsageError
-from ...layers import ChannelAffine, ChannelClamp, Copy, Nothing
+from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing
 from .capture import one_line
 from .load import Checkpoint
 
@@ -121,8 +121,8 @@ def _made(kind: str, own: Mapping[str, torch.Tensor], old: nn.Module) -> nn.Modu
         return PLACED[kind]()
     if kind == "ChannelAffine":
         return ChannelAffine(own.get("scale"), own.get("offset"))
-    if kind == "ChannelClamp":
-        return ChannelClamp(own["low"], own.get("high"))
+    if kind in ("ChannelClamp", "ChannelClampInPlace"):
+        return (ChannelClamp if kind == "ChannelClamp" else ChannelClampInPlace)(own["low"], own.get("high"))
     if any(part in NORMS for part in kind.split("+")):
         return _with_norm(kind, own, old)
     parts = OrderedDict[str, nn.Module]()
