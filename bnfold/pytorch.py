@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -131,7 +132,7 @@ def fold_program(
     source = read(capture_program(program), "program", None, skipped=options.skipped)
     made = policy.plan(source.graph)
     judging.progress("folding")
-    folded = programs.apply(source, made)
+    folded = programs.apply(source, made) if made.edits else copy.deepcopy(program)
     if not judging.verify:
         return folded, made, None
     return folded, made, _judged(program.module(), folded.module(), call, judging, made)

@@ -178,8 +178,11 @@ def check(seed: int) -> Counter[str]:
             expected = copy.deepcopy(net)(value.clone())
             if all(torch.isfinite(t).all() for t in expected):
                 assert error(expected, result.model(value.clone())) < 1e-7, f"seed {seed}: the module differs"
-        program = bnfold.fold(torch.export.export(net, (x.clone(),), strict=False), leftovers=leftovers)
-        expected, found = copy.deepcopy(net)(x.clone()), program.model.module()(x.clone())
+        expected = copy.deepcopy(net)(x.clone())
+        program = torch.export.export(net, (x.clone(),), strict=False)
+        if error(expected, program.run_decompositions({}).module()(x.clone())) > 1e-7:
+            return fates + Counter({"another function in torch.export": 1})
+        found = bnfold.fold(program, leftovers=leftovers).model.module()(x.clone())
         assert error(expected, found) < 1e-7, f"seed {seed}: the program differs"
     return fates
 
