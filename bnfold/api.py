@@ -493,9 +493,10 @@ def retrain(
     trust_pickle: bool = False,
     progress: Progress = lambda stage: None,
 ) -> RetrainResult:
-    """Train a PyTorch network a little after a change to it, as from LRN to BN. The module is left alone.
+    """Train a network a little after a change to it, as from LRN to BN. What is given is left alone.
 
-    `model`: a torch.nn.Module, or the path of a checkpoint with `arch`. `data`, `validation`: what `calibrate` takes:
+    `model`: a torch.nn.Module, the path of a checkpoint with `arch`, or an ONNX model or the path of one, which is
+    trained in torch and comes back with the same graph and new numbers. `data`, `validation`: what `calibrate` takes:
     paths of .npz, .npy or folders of images, arrays, mappings of names to arrays; a network with several inputs gets
     the arrays that its forward has arguments for. `pixels`: what images become.
 
@@ -522,6 +523,16 @@ def retrain(
     `out`: where to write the checkpoint, in the layout of the model's. Raises UsageError, ModelError, OutputError,
     DataError (data that do not fit the network), TrainingError (the loss is NaN; the last checkpoint stays).
     """
+    if _is_onnx(model):
+        from .onnxretraining import retrain_onnx
+
+        return retrain_onnx(
+            model, data, teacher, None if out is None else Path(fspath(out)), validation=validation, labels=labels,
+            distil=distil, feature_names=feature_names, temperature=temperature, epochs=epochs, lr=lr,
+            batch_size=batch_size, momentum=momentum, weight_decay=weight_decay, warmup=warmup, clip=clip, seed=seed,
+            checkpoint=checkpoint, checkpoint_steps=checkpoint_steps, resume=resume, patience=patience, inplace=inplace,
+            device=device, pixels=pixels, progress=progress,
+        )  # fmt: skip
     from .retraining import retrain_model
 
     options = TorchOptions(arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)

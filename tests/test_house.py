@@ -31,7 +31,7 @@ STAGES = [
     {"onnxmodels", "pytorch"},
     {"torchfiles"},
     {"verifying"},
-    {"exporting", "retraining", "swapping", "onnxswapping"},
+    {"exporting", "retraining", "swapping", "onnxswapping", "onnxretraining"},
     {"api"},
     {"testing"},
     {"cli", "__init__", "__main__"},

@@ -411,6 +411,19 @@ def test_a_clamp_in_place_of_an_in_place_activation_writes_there_too(tmp_path: A
     assert exported.check.passed
 
 
+def test_a_hook_on_an_in_place_activation_whose_result_is_dropped() -> None:
+    """What stands for the hook in the trace must leave the value where the code reads it."""
+
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.stem(x)
+        s.act(y)
+        return s.c(s.b(y))  # type: ignore[no-any-return]
+
+    m: Any = positive(net(run, stem=conv(), act=nn.ReLU6(inplace=True), b=nn.BatchNorm2d(8), c=conv()))
+    m.act.register_forward_hook(lambda module, args, out: None)
+    assert fates(folded(m, X))["b"] == "kept"  # between fixed bounds and zero padding
+
+
 def test_what_is_made_from_an_overwritten_value_is_meant_to_be() -> None:
     """The second norm reads the sum behind the write: taking it out leaves nothing in danger, and no copy is needed."""
 

@@ -76,6 +76,7 @@ SETTINGS = (
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of order, dropout and the like.")
 @click.option("--curves", type=FILE, metavar="R.png", help="Draw loss and accuracy by epoch.")
 @click.option("--report", "report_file", type=FILE, metavar="R.json", help="Write what every epoch gave as JSON.")
+@click.option("--html", type=FILE, metavar="R.html", help="Write that and the curves as a page.")
 @network
 @common
 def retrain(
@@ -83,6 +84,7 @@ def retrain(
     output: Path,
     report_file: Path | None,
     curves: Path | None,
+    html: Path | None,
     means: tuple[float, ...],
     stds: tuple[float, ...],
     as_json: bool,
@@ -90,7 +92,7 @@ def retrain(
     debug: bool,
     **given: Any,
 ) -> None:
-    """Train MODEL, a checkpoint with --arch, a little: with labels, or with the network as it was as the teacher.
+    """Train MODEL, a checkpoint with --arch or an ONNX file, a little: with labels, or from the network as it was.
 
     Folders of images become inputs of the size that --input says; arrays are taken as they are.
     """
@@ -99,6 +101,7 @@ def retrain(
     given["distil"] = "features" if given["feature_names"] else "outputs"
     with errors(debug):
         check_report(report_file, output, model)
+        check_report(html, output, model)
         _check_curves(curves, output, model)
         pixels = _pixels(options.pop("inputs"), means, stds)
         with progress_line(quiet or as_json) as progress:
@@ -111,6 +114,7 @@ def retrain(
         settings = {name: given[name] for name in SETTINGS}
         data = training_report(str(model), str(output), settings, result.history)
         _write(report_file, curves, to_json(data), result)
+        _write_page(html, str(model), str(output), settings, result)
         _show(to_json(data) if as_json else None, result, output)
 
 
@@ -149,6 +153,16 @@ def _write(report_file: Path | None, curves: Path | None, text: str, result: Any
             temporary.write_text(text)
     if curves is not None:
         plot_history(result.history, curves)
+
+
+def _write_page(path: Path | None, model: str, output: str, settings: dict[str, Any], result: Any) -> None:
+    if path is None:
+        return
+    from ..files import written
+    from ..report.trainingpage import training_html
+
+    with written(path) as temporary:
+        temporary.write_text(training_html(model, output, settings, result.history), encoding="utf-8")
 
 
 def _show(text: str | None, result: Any, output: Path) -> None:

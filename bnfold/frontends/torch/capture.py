@@ -136,10 +136,19 @@ def computed(module: nn.Module) -> dict[int, torch.Tensor]:
 
 
 def _mark(module: nn.Module, who: str) -> None:
-    """Let everything that a module takes and gives pass through the op that stands for its hooks."""
+    """Let everything that a module takes and gives pass through the op that stands for its hooks.
+
+    What an in-place activation takes stays in its memory, where the code may read it afterwards.
+    """
+    inplace = getattr(module, "inplace", False) is True
+
+    def seen(t: torch.Tensor) -> torch.Tensor:
+        if not t.is_floating_point():
+            return t
+        return t.copy_(_seen(t, who)) if inplace else _seen(t, who)
 
     def marked(values: Any) -> Any:
-        return tree_map_only(torch.Tensor, lambda t: _seen(t, who) if t.is_floating_point() else t, values)
+        return tree_map_only(torch.Tensor, seen, values)
 
     module.register_forward_pre_hook(
         lambda module, args, kwargs: marked((args, kwargs)), prepend=True, with_kwargs=True
