@@ -43,6 +43,13 @@ class Pixels:
     std: tuple[float, ...] = (1.0,)
     dtype: Any = np.float32
 
+    def __post_init__(self) -> None:
+        if any(len(values) not in (1, self.channels) for values in (self.mean, self.std)) or 0 in self.std:
+            raise UsageError(
+                f"mean {self.mean}, std {self.std}: one number or one for each of {self.channels} channels expected, "
+                "and no std of 0"
+            )
+
 
 @dataclass(frozen=True)
 class Samples:

@@ -493,7 +493,7 @@ def test_what_the_command_refuses(here: Path) -> None:
         ((*base, "-o", "out.onnx"), 2, ".pt, .pth or .safetensors"),
         ((*base, "-o", "out.pt", "--curves", "r.txt"), 2, ".png"),
         ((*base, "-o", "out.pt", "--lr", "1e30", "--warmup", "0"), 1, "too high"),
-        ((*base, "-o", "out.pt", "--mean", "1", "--mean", "2"), 2, "--mean"),
+        ((*base, "-o", "out.pt", "--mean", "1,2"), 2, "--mean"),
         (("in.pt", *ARCH, "--data", "x.npy", "-o", "out.pt"), 1, "no teacher"),
         (("in.pt", *ARCH, "--data", "none.npz", "-o", "out.pt"), 1, "no such file"),
     ):

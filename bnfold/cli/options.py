@@ -78,15 +78,31 @@ def judging(command: F) -> F:
 def samples(command: F) -> F:
     """Options of the commands that run a network over data."""
     for option in (
-        click.option("--std", "stds", type=float, multiple=True, help="Divides them then. Once, or for each channel."),
-        click.option("--mean", "means", type=float, multiple=True,
-                     help="Subtracted from pixels in [0, 1]. Once, or for each channel."),
         click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Use the first N samples only."),
         click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True,
                      help="Samples that are run at once."),
     ):  # fmt: skip
         command = option(command)
+    return scaling(command)
+
+
+def scaling(command: F) -> F:
+    """How pixels become numbers."""
+    for option in (
+        click.option("--std", "stds", default="1", callback=_numbers, metavar="0.2,0.2,0.2",
+                     help="Deviation of each channel, for images, or one for all; pixels less the mean are divided."),
+        click.option("--mean", "means", default="0", callback=_numbers, metavar="0.5,0.5,0.5",
+                     help="Mean of each channel, for images, or one for all; pixels go from 0 to 1."),
+    ):  # fmt: skip
+        command = option(command)
     return command
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: a number, or one for each channel, as 0.485,0.456,0.406") from None
 
 
 def pixels(inputs: tuple[str, ...] | None, means: tuple[float, ...], stds: tuple[float, ...]) -> Any:
@@ -100,11 +116,12 @@ def pixels(inputs: tuple[str, ...] | None, means: tuple[float, ...], stds: tuple
         shape = tuple(tensor(inputs[0]).shape)
         if len(shape) == 4:
             channels, size = shape[1], (shape[2], shape[3])
-    if (means or stds) and channels not in (1, 3):
+    given = max(len(means), len(stds)) > 1
+    if given and channels not in (1, 3):
         raise UsageError(f"--mean, --std: for images of 1 or 3 channels, --input has {channels}")
-    if any(len(values) not in (0, 1, channels) for values in (means, stds)) or 0 in stds:
+    if any(len(values) not in (1, channels) for values in (means, stds)) or 0 in stds:
         raise UsageError("--mean, --std: one number or one for each channel expected, and no std of 0")
-    return Pixels(size, channels, mean=means or (0.0,), std=stds or (1.0,))
+    return Pixels(size, channels, mean=means, std=stds)
 
 
 def common(command: F) -> F:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
-from .options import FILE, common, network, torch_options
+from .options import FILE, common, network, pixels, scaling, torch_options
 from .output import check_report, errors, progress_line
 
 SETTINGS = (
@@ -68,15 +68,12 @@ SETTINGS = (
 )
 @click.option("--checkpoint-steps", type=int, metavar="N", help="Save it after every N steps as well.")
 @click.option("--no-resume", "resume", flag_value=False, default=True, help="Start anew, whatever is in --checkpoint.")
-@click.option(
-    "--mean", "means", type=float, multiple=True, help="Subtracted from pixels in [0, 1]. Once, or per channel."
-)
-@click.option("--std", "stds", type=float, multiple=True, help="Divides them then. Once, or for each channel.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of order, dropout and the like.")
 @click.option("--curves", type=FILE, metavar="R.png", help="Draw loss and accuracy by epoch.")
 @click.option("--report", "report_file", type=FILE, metavar="R.json", help="Write what every epoch gave as JSON.")
 @click.option("--html", type=FILE, metavar="R.html", help="Write that and the curves as a page.")
+@scaling
 @network
 @common
 def retrain(
@@ -103,11 +100,11 @@ def retrain(
         check_report(report_file, output, model)
         check_report(html, output, model)
         _check_curves(curves, output, model)
-        pixels = _pixels(options.pop("inputs"), means, stds)
+        images = pixels(options.pop("inputs"), means, stds)
         with progress_line(quiet or as_json) as progress:
             from ..api import retrain as run
 
-            result = run(model, out=output, pixels=pixels, progress=progress, **options, **given)
+            result = run(model, out=output, pixels=images, progress=progress, **options, **given)
         from ..report.data import to_json
         from ..report.training import training_report
 
@@ -126,22 +123,6 @@ def _check_curves(curves: Path | None, output: Path, model: Path) -> None:
     if curves.resolve() == output.resolve():
         raise UsageError(f"{curves}: the curves and the output are the same file")
     check_picture(curves, model)
-
-
-def _pixels(inputs: tuple[str, ...] | None, means: tuple[float, ...], stds: tuple[float, ...]) -> Any:
-    """What images become, where --input names a shape of one."""
-    from ..data import Pixels
-
-    size, channels = None, 3
-    if inputs:
-        from ..frontends.torch.specs import tensor
-
-        shape = tuple(tensor(inputs[0]).shape)
-        if len(shape) == 4:
-            channels, size = shape[1], (shape[2], shape[3])
-    if channels not in (1, 3) or any(len(values) not in (0, 1, channels) for values in (means, stds)) or 0 in stds:
-        raise UsageError("--mean, --std: one number or one for each channel (1 or 3) expected, and no std of 0")
-    return Pixels(size, channels, mean=means or (0.0,), std=stds or (1.0,))
 
 
 def _write(report_file: Path | None, curves: Path | None, text: str, result: Any) -> None:

@@ -12,23 +12,21 @@ from click.core import ParameterSource
 
 from ..errors import BnfoldError, UsageError
 from ..limits import MULTIPLE
-from .options import FILE, common, judging, network
+from .options import FILE, common, judging, network, scaling
 from .output import check_targets, errors, progress_line, show_checks, write_checks
 
 if TYPE_CHECKING:
     from ..config import PairSettings
     from ..equivalence.check import Check
 
+OPTIONS = {"mean": "means", "std": "stds"}
+"""What the arguments of the API are called among the options."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def comparing(command: F) -> F:
     """What counts as the same, and on which inputs."""
     for option in (
-        click.option("--std", callback=lambda c, p, v: _numbers(v), default="1", metavar="0.2,0.2,0.2",
-                     help="Deviation of each channel, for images: pixel / 255 less the mean is divided by it."),
-        click.option("--mean", callback=lambda c, p, v: _numbers(v), default="0", metavar="0.5,0.5,0.5",
-                     help="Mean of each channel, for images."),
         click.option("--kind", "kinds", multiple=True, metavar="KIND",
                      help="Kind of random inputs: normal, uniform, image, large, constant, tiny, zeros. Repeatable."),
         click.option("--samples", type=click.IntRange(min=1),
@@ -54,13 +52,6 @@ def comparing(command: F) -> F:
     return command
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r}: a number, or one for each channel, as 0.485,0.456,0.406") from None
-
-
 def reporting(command: F) -> F:
     """Reports that a comparison may write."""
     for option in (
@@ -78,6 +69,7 @@ def reporting(command: F) -> F:
 @click.option("--config", type=FILE, metavar="FILE.toml",
               help="Compare the pairs that bnfold.toml, or [tool.bnfold] of pyproject.toml, lists.")  # fmt: skip
 @comparing
+@scaling
 @judging
 @click.option("--candidate-arch", metavar="MODULE:NAME", help="As --arch, where the candidate needs another.")
 @click.option("--candidate-arch-args", metavar="JSON", help="Arguments for --candidate-arch.")
@@ -129,7 +121,7 @@ def _pairs(
     said = {
         name: value
         for name, value in _chosen(given).items()
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if context.get_parameter_source(OPTIONS.get(name, name)) is not ParameterSource.DEFAULT
     }
     return [PairSettings(pair.name, {**pair.arguments, **said}) for pair in read_config(config)]
 
@@ -149,6 +141,7 @@ def _compared(pair: PairSettings, progress: Callable[[str], None], alone: bool) 
 def _chosen(given: dict[str, Any]) -> dict[str, Any]:
     """Without a device, a module runs where it is; no inputs are None."""
     chosen = {**given, "inputs": given["inputs"] or None}
+    chosen |= {"mean": chosen.pop("means"), "std": chosen.pop("stds")}
     if chosen["device"] == "cpu" and not chosen["tf32"] and not chosen["optimise"]:
         chosen["device"] = ""
     return chosen
