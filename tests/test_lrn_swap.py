@@ -353,3 +353,17 @@ def test_graphs_are_written_as_programs_only(tmp_path: Path) -> None:
     with torch.no_grad():
         assert error(net(images(2)), program(images(2))) < 0.3
     assert list(tmp_path.iterdir()) == [tmp_path / "a.pt2"]
+
+
+def test_one_lrn_for_several_widths_is_refused() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.lrn = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.LocalResponseNorm(5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.lrn(self.b(self.lrn(torch.relu(self.a(x)))))
+            return found
+
+    with pytest.raises(ModelError, match="lrn: one LRN module serves tensors of 8 and 12 channels"):
+        bnfold.swap_lrn(Net().eval(), images(2), data=images())

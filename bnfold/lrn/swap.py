@@ -119,6 +119,13 @@ def _exchangeable(module: nn.Module, found: Survey) -> list[Site]:
 def _exchange(job: _Job, where: Place, seed: int) -> None:
     """Place one norm, give it its statistics, gamma and beta, and report."""
     site = where.site
+    shapes = job.found.record.shapes
+    widths = sorted({int(shapes[chain.event.outputs[0]][1]) for chain in site.chains})
+    if len(widths) > 1:
+        raise ModelError(
+            f"{site.name}: one LRN module serves tensors of {' and '.join(map(str, widths))} channels, and a norm has "
+            "a gamma for each; use a module for each place"
+        )
     like = next((t for t in job.student.parameters() if t.is_floating_point()), torch.zeros(1))
     norm = NORMS[where.dims](site.channels).to(like.device, like.dtype).eval()
     teacher = job.found.lifted.module.get_submodule(site.name)
