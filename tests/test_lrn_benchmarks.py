@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.lrn import accuracy, claims, data, figures
+from benchmarks.lrn import accuracy, claims, data, figures, latency
 from benchmarks.lrn.data import Images
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +56,8 @@ def test_the_document_shows_what_was_measured() -> None:
     text = (ROOT / "docs/lrn.md").read_text()
     runs = json.loads((DOCS / "accuracy-cifar10.json").read_text())
     assert accuracy.table(runs["runs"]) in text
+    rows = json.loads((DOCS / "latency.json").read_text())
+    assert all(latency.line(row) in text for row in rows)
     found = json.loads((DOCS / "claims.json").read_text())
     assert claims.grid("learning rate", claims.RATES, found["rates"]) in text
     assert claims.grid("initial scale", claims.SCALES, found["scales"]) in text
