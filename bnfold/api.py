@@ -426,18 +426,19 @@ def calibrate(
 ) -> CalibrationResult:
     """Estimate the running mean and variance of every batch norm of a network anew. What is given is left alone.
 
-    `model`: a torch.nn.Module, the path of a checkpoint with `arch`, or an ONNX model or the path of one
-    (population statistics, layerwise, for these). `data`, `pixels`, `samples`: as for `swap_lrn`. `inputs`,
-    `kwargs`: example arguments, needed only where forward takes some that are not data.
+    `model`: a torch.nn.Module, the path of a checkpoint with `arch`, or an ONNX model or the path of one.
+    `data`, `pixels`, `samples`: as for `swap_lrn`. `inputs`, `kwargs`: example arguments, needed only where forward
+    takes some that are not data.
 
     `method`: "population", the exact statistics of all values; or "moving", `running = decay * running + (1 - decay) *
     batch` from what the norms have (PyTorch's momentum is 1 - decay). `order`: "joint", every norm normalises with its
-    batch meanwhile, as in training; or "layerwise", one norm after another on what it will be given at inference, in as
-    many passes: right where the weights were not trained with these norms. Variances have the factor m/(m-1).
+    batch meanwhile, as in training, the default for PyTorch networks; or "layerwise", one norm after another on what it
+    will be given at inference, in as many passes: right where the weights were not trained with these norms, and the
+    default for ONNX models, whose batch is often fixed at 1. Variances have the factor m/(m-1).
 
     `resume`: a file that keeps how far it got; a rerun of the same call goes on from there, and it goes at the end.
     Under torch.distributed each rank gives its own part of the data, and all get the statistics of all. `inplace`:
-    change the module itself. `out`: where to write the checkpoint. Modes, dropout and everything else stay.
+    change the module itself. `out`: where to write the checkpoint or ONNX file. Modes and everything else stay.
 
     Raises UsageError, ModelError (no batch norm), DataError (data that do not fit, hold NaN, or give one value only),
     OutputError.
@@ -445,12 +446,13 @@ def calibrate(
     if _is_onnx(model):
         from .onnxswapping import calibrate_file
 
-        if inplace or resume is not None:
-            raise UsageError("inplace and resume are for PyTorch networks")
+        if inplace:
+            raise UsageError("inplace is for PyTorch networks")
         return calibrate_file(
             model if not isinstance(model, str | PathLike) else Path(fspath(model)),
-            None if out is None else Path(fspath(out)), data=data, method=method, order=order or "layerwise",
-            batch_size=batch_size, samples=samples, pixels=pixels, progress=progress,
+            None if out is None else Path(fspath(out)), data=data, method=method,
+            order=order or "layerwise", decay=decay, batch_size=batch_size, samples=samples, pixels=pixels,
+            resume=None if resume is None else Path(fspath(resume)), progress=progress,
         )  # fmt: skip
     from .swapping import calibrate_model
 

@@ -14,8 +14,9 @@ from .data import Pixels
 from .errors import UsageError
 from .files import check_target, written
 from .frontends.onnx.files import check, load
-from .lrn.calibrate_report import CalibrationResult
+from .lrn.calibrate_report import CalibrationResult, check_options
 from .lrn.onnx_calibrate import calibrate_onnx
+from .lrn.onnx_run import batches
 from .lrn.onnx_swap import swap_onnx
 from .lrn.swap_report import SwapResult
 
@@ -42,16 +43,15 @@ def swap_file(
 
 
 def calibrate_file(
-    model: Path | ModelProto, out: Path | None, *, data: Any, method: str, order: str, batch_size: int,
-    samples: int | None, pixels: Pixels | None, progress: Progress,
+    model: Path | ModelProto, out: Path | None, *, data: Any, method: str, order: str, decay: float, batch_size: int,
+    samples: int | None, pixels: Pixels | None, resume: Path | None, progress: Progress,
 ) -> CalibrationResult:  # fmt: skip
     """See `bnfold.calibrate`."""
-    if method != "population" or order == "joint":
-        raise UsageError("ONNX models get population statistics, layer after layer (order 'layerwise'): what they "
-                         "compute at inference; other statistics need the network in PyTorch")  # fmt: skip
+    check_options(method, order, decay)
     with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
         proto, path = _opened(model, out, Path(folder))
-        result = calibrate_onnx(proto, path.name, data, batch_size, samples, pixels, progress)
+        given = batches(proto, data, batch_size, samples, pixels)
+        result = calibrate_onnx(proto, path.name, given, method, order, decay, resume, progress)
     _write(result.model, out)
     return result
 

@@ -64,6 +64,7 @@ def test_the_command_prints_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert 0 < data["reference"]["low"] <= data["reference"]["median"]
 
 
+@pytest.mark.slow
 def test_a_module_beside_a_file(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     x = torch.randn(1, 3, 8, 8)

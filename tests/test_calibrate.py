@@ -18,7 +18,7 @@ from torch import nn
 
 import bnfold
 from bnfold import DataError, ModelError, UsageError
-from bnfold.lrn import passes
+from bnfold.lrn import state as states
 from bnfold.lrn.moments import Moments
 
 from .lrn_nets import images
@@ -211,7 +211,7 @@ def _failing_at(stage: str) -> Any:
 def test_a_rerun_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], stage: str, left: int
 ) -> None:
-    monkeypatch.setattr(passes, "EVERY", 1)
+    monkeypatch.setattr(states, "EVERY", 1)
     net, x, state = _net(), images(48), tmp_path / "state.pt"
     given = {**options, "batch_size": 8}
     whole = bnfold.calibrate(net, x, **given)
@@ -227,7 +227,7 @@ def test_a_rerun_goes_on(
 
 
 def test_the_state_of_another_calibration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "EVERY", 1)
+    monkeypatch.setattr(states, "EVERY", 1)
     net, x, state = _net(), images(24), tmp_path / "state.pt"
     with pytest.raises(_Interrupted):
         bnfold.calibrate(net, x, batch_size=8, resume=state, progress=_failing_at("batch 3 of 3"))
@@ -271,6 +271,7 @@ RANKS = """
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_get_the_statistics_of_all(tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(textwrap.dedent(RANKS))

@@ -110,6 +110,7 @@ def test_commands_of_the_readme_exist() -> None:
         assert command in main.commands
 
 
+@pytest.mark.slow
 def test_python_of_the_readme_runs() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert blocks

@@ -19,6 +19,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 import bnfold
 from bnfold.cli import main
 from bnfold.errors import BnfoldError, DataError, ModelError, UsageError
+from bnfold.lrn import state as states
 from bnfold.lrn.formula import Formula, identify
 from tests.nets import Net
 from tests.test_light_models import randomised
@@ -56,6 +57,16 @@ def spelled(net: Net, x: str, i: int) -> str:
     one = net.weight(f"one{i}", [1.0])
     power = net.node("Pow", [net.node("Add", [total, one], f"plus{i}"), net.weight(f"beta{i}", [0.75])], f"power{i}")
     return net.node("Div", [x, power], f"lrn{i}")
+
+
+def complete(net: Net) -> ModelProto:
+    """Its model; initializers are inputs too where the IR version asks for that."""
+    model = net.model()
+    if net.ir < 4:
+        model.graph.input.extend(
+            helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
+        )
+    return model
 
 
 def run(model: ModelProto, x: Array) -> Array:
@@ -147,11 +158,7 @@ def test_a_norm_stays_where_the_lrn_was_for_a_reason(change: str, code: str) -> 
 
 @pytest.mark.parametrize(("opset", "ir"), [(7, 3), (9, 4), (13, 7), (17, 8)])
 def test_every_opset_gets_a_norm_that_it_knows(opset: int, ir: int, tmp_path: Path) -> None:
-    model = network(opset=opset, ir=ir).model()
-    if ir < 4:
-        model.graph.input.extend(
-            helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
-        )
+    model = complete(network(opset=opset, ir=ir))
     onnx.save(model, tmp_path / "a.onnx")
     result = bnfold.swap_lrn(tmp_path / "a.onnx", data=images(), out=tmp_path / "b.onnx", drop_dropout=True)
     onnx.checker.check_model(onnx.load(tmp_path / "b.onnx"))
@@ -221,7 +228,14 @@ def test_calibration_gives_the_statistics_of_the_data_layer_after_layer(tmp_path
     assert all(np.array_equal(value(new, name), value(model, name)) for name in untouched)
 
 
-def test_calibration_is_that_of_the_same_network_in_torch(tmp_path: Path) -> None:
+WAYS: list[dict[str, Any]] = [
+    {"order": "layerwise"}, {"order": "joint"}, {"order": "joint", "method": "moving", "decay": 0.6},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A network of two norms in torch, and as ONNX."""
     import torch
     from torch import nn
 
@@ -229,14 +243,113 @@ def test_calibration_is_that_of_the_same_network_in_torch(tmp_path: Path) -> Non
 
     torch.manual_seed(0)
     net = alive(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4)))
-    path = tmp_path / "net.onnx"
+    path = tmp_path_factory.mktemp("exported") / "net.onnx"
     bnfold.export(net, (torch.randn(2, 3, 12, 12),), out=path, keep_bn=True, dynamic=["batch"])
-    mine = bnfold.calibrate(path, images()).model
-    theirs = bnfold.calibrate(net, images(), order="layerwise").model
-    norms = [node for node in mine.graph.node if node.op_type == "BatchNormalization"]
-    for node, norm in zip(norms, (theirs[1], theirs[4]), strict=True):
-        np.testing.assert_allclose(value(mine, node.input[3]), norm.running_mean.numpy(), rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(value(mine, node.input[4]), norm.running_var.numpy(), rtol=1e-4)
+    return net, path
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["layerwise", "joint", "moving"])
+def test_calibration_is_that_of_the_same_network_in_torch(exported: tuple[Any, Path], way: dict[str, Any]) -> None:
+    net, path = exported
+    mine = bnfold.calibrate(path, images(), batch_size=7, **way)
+    theirs = bnfold.calibrate(net, images(), batch_size=7, **way)
+    norms = [node for node in mine.model.graph.node if node.op_type == "BatchNormalization"]
+    for node, norm in zip(norms, (theirs.model[1], theirs.model[4]), strict=True):
+        np.testing.assert_allclose(value(mine.model, node.input[3]), norm.running_mean.numpy(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(value(mine.model, node.input[4]), norm.running_var.numpy(), rtol=1e-4)
+    assert [n.values for n in mine.report.norms] == [n.values for n in theirs.report.norms]
+
+
+def test_the_ways_to_calibrate_differ(exported: tuple[Any, Path]) -> None:
+    _, path = exported
+    found = [bnfold.calibrate(path, images(), batch_size=3, **way).model for way in WAYS]
+    name = [node for node in found[0].graph.node if node.op_type == "BatchNormalization"][1].input[4]
+    values = [value(model, name) for model in found]
+    for i in range(3):
+        assert np.abs(values[i] / values[i - 1] - 1).max() > 1e-3
+
+
+def calibrated(opset: int, ir: int, dtype: Any = np.float32, **way: Any) -> list[Array]:
+    """The statistics that two norms get."""
+    net = Net(seed=2, opset=opset, ir=ir, dtype=dtype)
+    x = net.bn(net.conv(net.input("x", ("N", 3, 12, 12)), (3, 8), "conv0"), 8, "bn0", gamma="both")
+    net.output(net.bn(net.conv(net.relu(x, "relu"), (8, 4), "conv1"), 4, "bn1", gamma="both"), ("N", 4, 8, 8))
+    new = bnfold.calibrate(complete(net), images(), batch_size=5, **way).model
+    onnx.checker.check_model(new)
+    return [value(new, f"bn{i}_{part}").astype(np.float64) for i in (0, 1) for part in ("mean", "var")]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["layerwise", "joint", "moving"])
+@pytest.mark.parametrize(("opset", "ir"), [(7, 3), (9, 4), (13, 7), (20, 9)])
+def test_every_opset_is_calibrated_alike(opset: int, ir: int, way: dict[str, Any]) -> None:
+    for found, wanted in zip(calibrated(opset, ir, **way), calibrated(17, 8, **way), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float16, 2e-2), (np.float64, 1e-4)])
+def test_other_types_are_calibrated_alike(dtype: Any, tolerance: float) -> None:
+    for found, wanted in zip(
+        calibrated(17, 8, dtype, order="joint"), calibrated(17, 8, order="joint"), strict=True
+    ):  # fmt: skip
+        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+def test_shared_statistics_and_those_of_constant_nodes_become_their_own() -> None:
+    net = Net(seed=2)
+    x = net.bn(net.conv(net.input("x", ("N", 3, 12, 12)), (3, 8), "conv0"), 8, "bn0", gamma="both")
+    net.output(net.bn(net.conv(net.relu(x, "relu"), (8, 8), "conv1"), 8, "bn1", gamma="both"), ("N", 8, 8, 8))
+    plain = net.model()
+    wanted = bnfold.calibrate(plain, images()).report
+    shared = ModelProto()
+    shared.CopyFrom(plain)
+    first, second = (node for node in shared.graph.node if node.op_type == "BatchNormalization")
+    second.input[3] = first.input[3]
+    constant = helper.make_node("Constant", [], ["v"], value=numpy_helper.from_array(value(plain, second.input[4])))
+    shared.graph.node.insert(0, constant)
+    second.input[4] = "v"
+    for node in shared.graph.node:
+        node.name = ""
+    result = bnfold.calibrate(shared, images())
+    assert [norm.name for norm in result.report.norms] == ["bn0_out", "bn1_out"]
+    assert np.array_equal(run(result.model, images()), run(bnfold.calibrate(plain, images()).model, images()))
+    assert [norm.values for norm in result.report.norms] == [norm.values for norm in wanted.norms]
+    assert value(shared, first.input[3]).tobytes() == value(plain, first.input[3]).tobytes()
+
+
+class Interrupted(Exception):
+    """What ends a calibration in a test."""
+
+
+@pytest.mark.parametrize(
+    ("way", "stage", "left"),
+    [(WAYS[0], "bn1: batch 2 of 4", 3), (WAYS[1], "batch 3 of 4", 2), (WAYS[2], "batch 4 of 4", 1)],
+    ids=["layerwise", "joint", "moving"],
+)
+def test_a_calibration_goes_on_where_it_stopped(
+    way: dict[str, Any], stage: str, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "EVERY", 1)
+    net = Net(seed=2)
+    x = net.bn(net.conv(net.input("x", ("N", 3, 12, 12)), (3, 8), "conv0"), 8, "bn0", gamma="both")
+    net.output(net.bn(net.conv(net.relu(x, "relu"), (8, 4), "conv1"), 4, "bn1", gamma="both"), ("N", 4, 8, 8))
+    model, state = net.model(), tmp_path / "state"
+
+    def stop(said: str) -> None:
+        if said == stage:
+            raise Interrupted
+
+    whole = bnfold.calibrate(model, images(), batch_size=6, **way)
+    with pytest.raises(Interrupted):
+        bnfold.calibrate(model, images(), batch_size=6, resume=state, progress=stop, **way)
+    assert state.exists()
+    with pytest.raises(UsageError, match="batch size, data differ"):
+        bnfold.calibrate(model, images(), batch_size=5, resume=state, **way)
+    said: list[str] = []
+    rest = bnfold.calibrate(model, images(), batch_size=6, resume=state, progress=said.append, **way)
+    assert len(said) == left
+    assert rest.model.SerializeToString() == whole.model.SerializeToString()
+    assert rest.report == whole.report
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the command, bad input
@@ -293,8 +406,8 @@ def test_a_model_without_lrn_or_norms_says_so(tmp_path: Path) -> None:
         bnfold.swap_lrn(tmp_path / "a.onnx", data=images())
     with pytest.raises(ModelError, match=r"a\.onnx: no batch norm with constant statistics"):
         bnfold.calibrate(tmp_path / "a.onnx", images())
-    with pytest.raises(UsageError, match="layer after layer"):
-        bnfold.calibrate(tmp_path / "a.onnx", images(), order="joint")
+    with pytest.raises(UsageError, match="order='joint' expected"):
+        bnfold.calibrate(tmp_path / "a.onnx", images(), order="layerwise", method="moving")
 
 
 def test_constant_channels_and_few_samples_are_warned_of() -> None:

@@ -307,6 +307,7 @@ def test_inspect_of_a_checkpoint(here: Path) -> None:
 # --- export
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [False, True])
 def test_export(here: Path, keep: bool) -> None:
     m = network()
@@ -328,6 +329,7 @@ def test_export(here: Path, keep: bool) -> None:
     assert error(m(x), torch.from_numpy(np.asarray(found))) < 1e-5
 
 
+@pytest.mark.slow
 def test_export_with_the_weights_beside_it(here: Path) -> None:
     bnfold.export(network(), (X,), out="out.onnx", external_data=True)
     assert {path.name for path in Path().iterdir() if path.name.startswith("out")} == {"out.onnx", "out.onnx.data"}
@@ -362,12 +364,14 @@ def test_wrong_usage_of_export(here: Path, options: dict[str, Any], said: str) -
         bnfold.export(network(), (X,), **options)
 
 
+@pytest.mark.slow
 def test_onnx_files_are_not_exported(here: Path) -> None:
     bnfold.export(network(), (X,), out="out.onnx")
     with pytest.raises(BnfoldError, match="a model of PyTorch expected"):
         bnfold.export("out.onnx", out="again.onnx")
 
 
+@pytest.mark.slow
 def test_verify_takes_modules_and_files(here: Path) -> None:
     m = network()
     folded = bnfold.fold(m, (X,)).model
@@ -383,6 +387,7 @@ def test_verify_takes_modules_and_files(here: Path) -> None:
 # --- verify
 
 
+@pytest.mark.slow
 def test_files_of_every_kind_are_compared_with_each_other(here: Path) -> None:
     net = network()
     x = torch.randn(2, 3, 8, 8)
@@ -421,6 +426,7 @@ def test_a_checkpoint_needs_to_know_its_network_for_verify_too(here: Path) -> No
     assert "--input" in refused(2, "verify", "net.pt", "net.pt", *ARCH[:2])
 
 
+@pytest.mark.slow
 def test_inputs_may_have_the_names_of_python_functions(tmp_path: Path) -> None:
     """nn.Sequential calls its own `input`, which a copied graph cannot; nor `filter`, `max` and the like."""
 

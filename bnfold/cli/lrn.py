@@ -55,7 +55,7 @@ def swap_lrn(model: Path, output: Path, report_file: Path | None, **given: Any) 
 @click.option(
     "--order", type=click.Choice(("joint", "layerwise")),
     help="One pass, norms using the statistics of each batch as in training (the default); or norm after norm, as at "
-    "inference (the only one for ONNX).",
+    "inference (the default for ONNX).",
 )  # fmt: skip
 @click.option("--decay", type=float, default=0.99, show_default=True, help="Of the moving average: 1 - momentum.")
 @click.option("--resume", type=FILE, metavar="FILE", help="Keep here how far it got, and go on from there.")

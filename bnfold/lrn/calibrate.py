@@ -27,17 +27,14 @@ import torch
 from torch import distributed, nn
 
 from ..data import Pixels
-from ..errors import ModelError, UsageError
+from ..errors import ModelError
 from ..frontends.torch.fold import copied
 from .batches import Feed, feed
-from .calibrate_report import Calibrated, CalibrationReport, CalibrationResult
+from .calibrate_report import Calibrated, CalibrationReport, CalibrationResult, check_options
 from .gather import run
 from .moments import parallel
 from .passes import Job, Norm, Progress, joint, layerwise, set_statistics, statistics
-from .state import State, Statistics, fingerprint, weights_of
-
-METHODS = ("population", "moving")
-ORDERS = ("joint", "layerwise")
+from .state import State, Statistics, fingerprint
 
 
 def calibrate(
@@ -68,7 +65,7 @@ def calibrate(
     UsageError for arguments that do not fit, ModelError where there is no batch norm with running statistics, DataError
     for data that do not fit, hold or lead to NaN, or give a norm a single value.
     """
-    _check(method, order, decay)
+    check_options(method, order, decay)
     norms = _norms(module)
     root = module if inplace else copied(module)
     given = None if example_inputs is None else (
@@ -81,7 +78,7 @@ def calibrate(
         used = {name: own[name] for name in order_of}
         signature = _signature(root, batches, method, order, decay, list(used))
         path = _state_path(resume)
-        state = State(signature) if path is None else State.load(path, signature)
+        state = State(signature) if path is None else State.load(path, signature).converted(torch.from_numpy)
         job = Job(root, used, batches, state, path, decay, progress)
         values = layerwise(job, order_of) if order == "layerwise" else joint(job, method == "moving")
     for name, norm in used.items():
@@ -91,16 +88,6 @@ def calibrate(
     changed = tuple(_changed(name, used[name], before[name], values[name]) for name in used)
     report = CalibrationReport(method, order, len(batches), changed, tuple(name for name in own if name not in used))
     return CalibrationResult(root, report)
-
-
-def _check(method: str, order: str, decay: float) -> None:
-    for name, value, known in (("method", method, METHODS), ("order", order, ORDERS)):
-        if value not in known:
-            raise UsageError(f"{name}={value!r}: one of {', '.join(known)} expected")
-    if method == "moving" and order != "joint":
-        raise UsageError("method='moving' updates all norms together: order='joint' expected")
-    if not 0 <= decay < 1:
-        raise UsageError(f"decay={decay}: 0 or more, and less than 1, expected (PyTorch's momentum is 1 - decay)")
 
 
 def _norms(module: nn.Module) -> list[str]:
@@ -158,8 +145,12 @@ def _signature(
     first = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
     return {
         "method": method, "order": order, "decay": decay, "batch size": batches.size, "samples": len(batches),
-        "norms": names, "weights": fingerprint(weights_of(root)), "data": fingerprint(first),
+        "norms": names, "weights": _fingerprint(list(root.parameters())), "data": _fingerprint(first),
     }  # fmt: skip
+
+
+def _fingerprint(tensors: list[torch.Tensor]) -> str:
+    return fingerprint(t.detach().double().cpu().numpy() for t in tensors if t.is_floating_point())
 
 
 def _state_path(resume: str | PathLike[str] | None) -> Path | None:
@@ -171,8 +162,5 @@ def _state_path(resume: str | PathLike[str] | None) -> Path | None:
 
 
 def _changed(name: str, norm: Norm, before: Statistics, values: int) -> Calibrated:
-    after = statistics(norm)
-    old = (before[1] + norm.eps).clamp_min(1e-30)
-    shift = ((after[0] - before[0]).abs() / old.sqrt()).max()
-    ratio = (after[1] + norm.eps) / old
-    return Calibrated(name, int(norm.num_features), values, float(shift), (float(ratio.min()), float(ratio.max())))
+    old, new = ((mean.numpy(), var.numpy()) for mean, var in (before, statistics(norm)))
+    return Calibrated.of(name, old, new, norm.eps, values)

@@ -5,7 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from ..data import Array
+from ..errors import UsageError
+
 SCHEMA = 1
+METHODS = ("population", "moving")
+ORDERS = ("joint", "layerwise")
+
+
+def check_options(method: str, order: str, decay: float) -> None:
+    """UsageError for what is not known, or does not go together."""
+    for name, value, known in (("method", method, METHODS), ("order", order, ORDERS)):
+        if value not in known:
+            raise UsageError(f"{name}={value!r}: one of {', '.join(known)} expected")
+    if method == "moving" and order != "joint":
+        raise UsageError("method='moving' updates all norms together: order='joint' expected")
+    if not 0 <= decay < 1:
+        raise UsageError(f"decay={decay}: 0 or more, and less than 1, expected (PyTorch's momentum is 1 - decay)")
 
 
 @dataclass(frozen=True)
@@ -19,6 +37,16 @@ class Calibrated:
     values: int
     shift: float
     ratio: tuple[float, float]
+
+    @classmethod
+    def of(
+        cls, name: str, before: tuple[Array, Array], after: tuple[Array, Array], eps: float, values: int
+    ) -> Calibrated:
+        """From mean and variance (C,) before and after, in float64."""
+        old = np.maximum(before[1] + eps, 1e-30)
+        shift = float((np.abs(after[0] - before[0]) / np.sqrt(old)).max())
+        ratio = (after[1] + eps) / old
+        return cls(name, len(old), values, shift, (float(ratio.min()), float(ratio.max())))
 
     def __str__(self) -> str:
         low, high = self.ratio

@@ -16,7 +16,7 @@ from ..data import Pixels, Samples, open_data
 from ..equivalence.device import Device
 from ..equivalence.inputs import Array, Feed, InputSpec
 from ..equivalence.probes import exposed
-from ..equivalence.runners import OrtRunner, input_specs
+from ..equivalence.runners import OrtRunner, ReferenceRunner, Runner, input_specs
 from ..errors import DataError, UsageError
 
 
@@ -37,13 +37,21 @@ class Batches:
         count = len(self.samples) if self.limit is None else min(self.limit, len(self.samples))
         return count - count % self.size if self.fixed else count
 
-    def __iter__(self) -> Iterator[Feed]:
+    def bounds(self) -> list[tuple[int, int]]:
+        """The first sample of each batch, and the one behind its last."""
         starts = list(range(0, len(self), self.size))
         if not self.fixed and len(starts) > 1 and len(self) - starts[-1] == 1:
             starts.pop()
-        for start, stop in zip(starts, [*starts[1:], len(self)], strict=True):
+        return list(zip(starts, [*starts[1:], len(self)], strict=True))
+
+    def __iter__(self) -> Iterator[Feed]:
+        yield from (feed for _, feed in self.numbered())
+
+    def numbered(self, first: int = 0) -> Iterator[tuple[int, Feed]]:
+        """From batch `first` on, with their numbers."""
+        for i, (start, stop) in list(enumerate(self.bounds()))[first:]:
             rows = self.samples.rows(slice(start, stop))
-            yield {spec.name: np.asarray(rows[spec.name]).astype(spec.dtype) for spec in self.specs}
+            yield i, {spec.name: np.asarray(rows[spec.name]).astype(spec.dtype) for spec in self.specs}
 
 
 def batches(model: ModelProto, data: Any, size: int, limit: int | None, pixels: Pixels | None = None) -> Batches:
@@ -89,7 +97,10 @@ class Looking:
         with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
             path = Path(folder) / "look.onnx"
             onnx.save(seen, path)
-            self.runner = OrtRunner(path, Device(optimise=True))
+            try:
+                self.runner: Runner = OrtRunner(path, Device(optimise=True))
+            except Exception:  # no kernels for a type, float64 above all: the slow way
+                self.runner = ReferenceRunner(path)
 
     def __call__(self, feed: Feed) -> dict[str, Array]:
         """The tensors by name. DataError where the model does not take the samples."""

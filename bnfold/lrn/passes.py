@@ -18,8 +18,6 @@ from .state import State, Statistics
 
 Progress = Callable[[str], None]
 Norm = nn.modules.batchnorm._BatchNorm
-EVERY = 20
-"""Batches between two writes of the state."""
 
 
 @dataclass
@@ -33,12 +31,6 @@ class Job:
     path: Path | None
     decay: float
     progress: Progress
-
-    def saved(self, batch: int, force: bool = False) -> None:
-        """Write the state every few batches."""
-        self.state.batch = batch
-        if self.path is not None and (force or batch % EVERY == 0):
-            self.state.save(self.path)
 
     def batches(self, what: str) -> Iterator[tuple[int, tuple[Any, ...], dict[str, Any]]]:
         """The batches that are left, by number."""
@@ -102,7 +94,7 @@ def joint(job: Job, moving: bool) -> dict[str, int]:
                 if moving:
                     _average(job, name, over_ranks(part, job.feed.device))
                 state.moments.setdefault(name, Moments.empty(len(part.mean))).add(part)
-            job.saved(i + 1)
+            job.state.keep(job.path, i + 1)
     finally:
         for handle in handles:
             handle.remove()
@@ -148,11 +140,11 @@ def layerwise(job: Job, calls: Mapping[str, int]) -> dict[str, int]:
         for i, args, kwargs in job.batches(f"{name}: "):
             for x in watched(job.root, norm, args, kwargs, calls[name], after=False):
                 moments.add(_moments(name, x))
-            job.saved(i + 1)
+            job.state.keep(job.path, i + 1)
         total = over_ranks(moments, job.feed.device)
         state.moments[name], counts[name] = total, total.count
         state.done[name] = total.mean, _variance(name, total)
         set_statistics(norm, state.done[name])
         state.stage = stage + 1
-        job.saved(0, force=True)
+        job.state.keep(job.path, 0, force=True)
     return counts
