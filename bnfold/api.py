@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .equivalence.check import Check
     from .equivalence.latency import Bench
     from .lrn.calibrate_report import CalibrationResult
-    from .lrn.find import Site
     from .lrn.retrain import RetrainResult
     from .lrn.swap_report import SwapResult
     from .torchfiles import TorchModel
@@ -323,21 +322,26 @@ def restore(module: Any, path: str | PathLike[str]) -> Any:
 
 def find_lrn(
     model: Any,
-    inputs: Any,
+    inputs: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
     arch: str | Callable[[], Any] | None = None,
     arch_args: str | None = None,
     trust_pickle: bool = False,
-) -> list[Site]:
-    """Every LRN of a PyTorch network, in the order in which they run; the network is left alone.
+) -> list[Any]:
+    """Every LRN of a network, in the order in which they run; the network is left alone.
 
-    `model`: a torch.nn.Module, or the path of a checkpoint with `arch`. `inputs`, `kwargs`: arguments with which it can
-    be run; for `inputs` shapes in text will do. Found are nn.LocalResponseNorm, calls of
-    torch.nn.functional.local_response_norm, and hand-written ones: modules, and parts of a forward that torch.fx can
-    follow, which answer random inputs as an LRN does. LRN within channels is listed too. Raises DataError where the
-    network does not take the inputs, ModelError where it cannot be read or copied.
+    `model`: a torch.nn.Module, the path of a checkpoint with `arch`, or an ONNX model or the path of one. `inputs`,
+    `kwargs`: arguments with which a PyTorch network can be run; for `inputs` shapes in text will do. Found are the ONNX
+    operator, nn.LocalResponseNorm, calls of torch.nn.functional.local_response_norm, and what answers random inputs as
+    an LRN does: modules, parts of a forward that torch.fx can follow, and what exporters write into ONNX files. LRN
+    within channels is listed too. Each has a `name`, a `kind` and `to_dict()`. Raises DataError where the network does
+    not take the inputs, ModelError where it cannot be read or copied.
     """
+    if _is_onnx(model):
+        from .onnxmodels import find_onnx_lrns
+
+        return find_onnx_lrns(model)
     from .swapping import find_sites
 
     return find_sites(model, TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import prod
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from .errors import ModelError, UsageError, VerificationError
+from .errors import DataError, ModelError, UsageError, VerificationError
 from .limits import LEFTOVERS, PRECISION_LIMIT
-from .plan import Plan
+from .plan import OtherNorm, Plan
 from .planner import plan as make_plan
 
 if TYPE_CHECKING:
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
     from .equivalence.check import Check
     from .frontends.onnx.read import Source
     from .frontends.onnx.skeleton import Skeleton
+    from .lrn.onnx_find import OnnxSite
 
 Model = "str | PathLike[str] | ModelProto"
 Progress = Callable[[str], None]
 Shapes = Mapping[str, tuple[int, ...]]
+WEIGHTS = 300_000_000
+"""Models with more are not run to find LRNs that are no operators."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,41 @@ def inspect_onnx(
     precision_limit: float = PRECISION_LIMIT,
     leftovers: str = LEFTOVERS[0],
 ) -> Plan:
-    """What `fold_onnx` would do to a model. See `bnfold.inspect`."""
-    return _plan(_load(model, skip, freeze_inputs, lengths=True), precision_limit, leftovers)
+    """What `fold_onnx` would do to a model, and its LRNs. See `bnfold.inspect`."""
+    loaded = _load(model, skip, freeze_inputs, lengths=True)
+    return _with_lrns(_plan(loaded, precision_limit, leftovers), model)
+
+
+def _with_lrns(plan: Plan, model: str | PathLike[str] | ModelProto) -> Plan:
+    """A plan that lists LRNs too that are no operators, or has a note where they could not be looked for."""
+    try:
+        sites = find_onnx_lrns(model)
+    except Exception as error:  # what is planned holds without it
+        said = " ".join(str(error).split())[:200]
+        return replace(plan, notes=(*plan.notes, f"LRNs that are no operators could not be looked for: {said}"))
+    known = {other.output for other in plan.others}
+    listed = [OtherNorm(s.name, "LRN", s.source, s.result) for s in sites if s.result not in known]
+    return replace(plan, others=(*plan.others, *listed))
+
+
+def find_onnx_lrns(model: str | PathLike[str] | ModelProto) -> list[OnnxSite]:
+    """The LRNs of a model, weights loaded and inputs made up only where some may be no operators.
+
+    See `bnfold.find_lrn`. DataError where no inputs can be made up.
+    """
+    import onnx
+
+    from .lrn.onnx_find import find, guesses
+    from .lrn.onnx_run import made_up
+
+    path = _path(model)
+    graph = onnx.load(path, load_external_data=False) if path else cast("ModelProto", model)
+    if path is None or not guesses(graph.graph):
+        return find(graph, lambda: made_up(graph))
+    if sum(prod(t.dims) for t in graph.graph.initializer) > WEIGHTS:
+        raise DataError(f"{path.name} has more than {WEIGHTS:,} weights")
+    whole = onnx.load(path)
+    return find(whole, lambda: made_up(whole))
 
 
 def fold_onnx(

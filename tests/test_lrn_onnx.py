@@ -20,7 +20,7 @@ import bnfold
 from bnfold.cli import main
 from bnfold.errors import BnfoldError, DataError, ModelError, UsageError
 from bnfold.lrn import state as states
-from bnfold.lrn.formula import Formula, identify
+from bnfold.lrn.response import Response
 from tests.nets import Net
 from tests.test_light_models import randomised
 
@@ -33,13 +33,13 @@ def images(count: int = 24, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal((count, 3, 12, 12)).astype(np.float32)
 
 
-def network(opset: int = 17, written: bool = False, act: str = "Relu", ir: int = 8) -> Net:
+def network(opset: int = 17, written: bool = False, act: str = "Relu", ir: int = 8, dtype: Any = np.float32) -> Net:
     """conv -> act -> LRN -> conv -> act -> MaxPool -> LRN -> dropout -> mean, with strong LRNs."""
-    net = Net(seed=4, opset=opset, ir=ir)
+    net = Net(seed=4, opset=opset, ir=ir, dtype=dtype)
     x = net.input("x", ("N", 3, 12, 12))
     for i, (a, b) in enumerate(((3, 8), (8, 6))):
         x = net.node(act, [net.conv(x, (a, b), f"conv{i}", pad=1)], f"act{i}")
-        net.weights[f"conv{i}_weight"] *= np.float32(2)
+        net.weights[f"conv{i}_weight"] *= net.dtype.type(2)
         if i:
             x = net.node("MaxPool", [x], "pool", kernel_shape=[2, 2], strides=[2, 2])
         x = spelled(net, x, i) if written else net.node("LRN", [x], f"lrn{i}", size=5, alpha=1.0, beta=0.75, bias=1.0)
@@ -167,28 +167,99 @@ def test_every_opset_gets_a_norm_that_it_knows(opset: int, ir: int, tmp_path: Pa
     assert distance(model, onnx.load(tmp_path / "b.onnx"), images(seed=3)) < 0.25
 
 
-def test_what_only_looks_like_an_lrn_is_left() -> None:
-    def near(x: Array) -> Array:
-        return np.asarray(x / (1 + 0.2 * (x**2).sum(1, keepdims=True)) ** 0.5)  # over all channels
+def near(kind: str) -> Net:
+    """A network with what is nearly an LRN behind its first convolution."""
+    net = Net(seed=4)
+    x = net.conv(net.input("x", ("N", 3, 12, 12)), (3, 8), "conv", pad=1)
+    square = net.node("Mul", [x, x], "square")
+    if kind == "rms norm":
+        total, k, beta = net.node("ReduceMean", [square], "mean", axes=[1]), 1e-6, 0.5
+    elif kind == "weighted window":
+        band = np.maximum(0, 1 - np.abs(np.subtract.outer(np.arange(8), np.arange(8))) / 3).astype(np.float32)
+        total, k, beta = net.node("Conv", [square, net.weight("band", band[:, :, None, None])], "total"), 1.0, 0.75
+    else:
+        pooled = net.node("AveragePool", [square], "pool", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)
+        total, k, beta = pooled, 1.0, 0.75
+    base = net.node("Add", [total, net.weight("k", [k])], "plus")
+    x = net.node("Div", [x, net.node("Pow", [base, net.weight("beta", [beta])], "power")], "y")
+    net.output(net.conv(net.relu(x, "relu"), (8, 4), "last"))
+    return net
 
-    def softmax(x: Array) -> Array:
-        e = np.exp(np.clip(x, -50, 50))
-        return np.asarray(e / e.sum(1, keepdims=True))
 
-    def odd(x: Array) -> Array:
-        f = Formula(5, 1.0, 0.75, 1.0)(x)
-        return f + 0.01 * np.abs(f)
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("rms norm", "in it$"), ("weighted window", "in it$"), ("within channels", "; y normalises within channels")],
+)
+def test_what_only_looks_like_an_lrn_is_left(kind: str, said: str) -> None:
+    with pytest.raises(ModelError, match=f"no LRN over channels in it{said.removeprefix('in it')}"):
+        bnfold.swap_lrn(near(kind).model(), data=images())
 
-    shape, kind = (2, 16, 5, 5), np.dtype(np.float64)
-    wide = identify(near, shape, kind)
-    assert wide is None or wide.size == 16  # a window over all channels answers so too
-    assert identify(softmax, shape, kind) is None
-    assert identify(odd, shape, kind) is None
-    for wanted in (Formula(5, 2.0, 0.75, 1.0), Formula(4, 1e-3, 0.5, 2.0)):
-        found = identify(wanted, shape, kind)
-        assert found is not None
-        assert found.size == wanted.size
-        assert [found.alpha, found.beta, found.k] == pytest.approx([wanted.alpha, wanted.beta, wanted.k], rel=1e-5)
+
+@pytest.mark.parametrize("written", [False, True])
+def test_inspect_lists_every_lrn(written: bool, tmp_path: Path) -> None:
+    network(written=written).save(tmp_path / "a.onnx")
+    done = CliRunner().invoke(main, ["inspect", str(tmp_path / "a.onnx"), "--json"])
+    others = json.loads(done.stdout)["others"]
+    assert [(o["name"], o["op_type"], o["input"]) for o in others] == [
+        ("lrn0", "LRN", "act0_out"), ("lrn1", "LRN", "pool_out"),
+    ]  # fmt: skip
+    sites: list[Any] = bnfold.find_lrn(tmp_path / "a.onnx")
+    assert [site.kind for site in sites] == ["written out" if written else "LRN"] * 2
+    assert [(s.response.size, s.response.alpha, s.response.k) for s in sites] == [
+        (5, pytest.approx(1.0), pytest.approx(1.0))
+    ] * 2  # fmt: skip
+    assert sites[0].to_dict()["beta"] == pytest.approx(0.75)
+
+
+def test_a_model_that_cannot_be_run_is_inspected_all_the_same(tmp_path: Path) -> None:
+    model = network(written=True).model()
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 3  # the pooling leaves nothing of that
+    model.graph.node.append(helper.make_node("Reshape", ["lrn1_out", "odd"], ["r"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray([7, 11], np.int64), "odd"))
+    model.graph.output[0].name = "r"
+    onnx.save(model, tmp_path / "a.onnx")
+    done = CliRunner().invoke(main, ["inspect", str(tmp_path / "a.onnx")])
+    assert done.exit_code == 0, done.output
+    assert "LRNs that are no operators could not be looked for" in done.output
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_lrns_of_other_types_are_found(dtype: Any) -> None:
+    """onnxruntime has no kernels for convolutions in float64; in float16 the squares of large values overflow."""
+    model = network(written=True, dtype=dtype).model()
+    result = bnfold.swap_lrn(model, data=images())
+    assert [(site.name, site.placement) for site in result.report.sites] == [("lrn0", "foldable"), ("lrn1", "foldable")]
+    wanted = bnfold.swap_lrn(network(written=True).model(), data=images()).report.sites
+    assert [site.r2 for site in result.report.sites] == pytest.approx([site.r2 for site in wanted], rel=0.02)
+    assert {t.data_type for t in result.model.graph.initializer} == {helper.np_dtype_to_tensor_dtype(np.dtype(dtype))}
+
+
+@pytest.mark.parametrize("size", [4, 5])
+@pytest.mark.parametrize("options", [{"dynamo": False}, {"dynamo": True}], ids=["script", "dynamo"])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "dynamic"])
+@pytest.mark.filterwarnings("ignore")
+def test_what_exporters_of_torch_write_is_found(
+    size: int, options: dict[str, Any], dynamic: bool, tmp_path: Path
+) -> None:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.LocalResponseNorm(size, 1e-4, k=2.0), nn.Conv2d(8, 4, 3))
+    shapes: dict[str, Any] = {}
+    if dynamic:
+        by_name = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}}
+        shapes = {"dynamic_shapes": ({0: "n"},)} if options["dynamo"] else by_name
+    torch.onnx.export(net.eval(), (torch.randn(4, 3, 12, 12),), str(tmp_path / "a.onnx"), **options, **shapes)
+    model = onnx.load(tmp_path / "a.onnx")
+    result = bnfold.swap_lrn(model, data=images())
+    (site,) = result.report.sites
+    assert (site.kind, site.placement) == ("written out", "foldable")
+    assert site.r2 is not None
+    assert site.r2 > 0.99
+    assert [n.op_type for n in result.model.graph.node if n.op_type != "Constant"] == [
+        "Conv", "BatchNormalization", "Relu", "Conv",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("size", [3, 5, 7])
@@ -199,7 +270,7 @@ def test_the_formula_is_that_of_the_operator(size: int) -> None:
     model = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 17)],
                               ir_version=8)  # fmt: skip
     values = np.random.default_rng(0).standard_normal((2, 9, 4, 4)).astype(np.float32)
-    np.testing.assert_allclose(run(model, values), Formula(size, 0.7, 0.6, 1.3)(values), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(run(model, values), Response.of_onnx(size, 0.7, 0.6, 1.3)(values), rtol=1e-5, atol=1e-6)
 
 
 # --- calibration

@@ -21,8 +21,13 @@ def widened(path: Path) -> ModelProto | None:
     if sum(int(np.prod(t.dims)) for t in onnx.load(path, load_external_data=False).graph.initializer) > WEIGHTS:
         return None
     model = onnx.load(path)
+    return widen(model)
+
+
+def widen(model: ModelProto) -> ModelProto:
+    """The model, changed to float64, with its local functions in it."""
     if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+        model.CopyFrom(onnx.inliner.inline_local_functions(model))
     _widen(model.graph)
     return model
 

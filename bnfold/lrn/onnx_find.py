@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from ..equivalence.inputs import Array, Feed
-from ..equivalence.probes import exposed
-from ..equivalence.runners import OrtRunner
+from ..equivalence.widen import widen, widened_feed
 from ..graph import Reason
-from .formula import Formula, identify
+from .onnx_run import Looking
+from .response import Response, identify
 
 POOLS = frozenset({"MaxPool"})
 RELUS = frozenset({"Relu", "LeakyRelu"})
@@ -32,6 +30,10 @@ ACTIVATIONS = RELUS | {
     "Gelu",
 }
 POWERS = frozenset({"Pow", "Sqrt"})
+MOST = 100
+"""Nodes of which an LRN that was written out is made at most; the older exporter of PyTorch takes about 60."""
+WRITTEN, WITHIN = "written out", "within-channel"
+"""Kinds of LRN that are no operator; the second has its window in space, so that no batch norm takes its place."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,16 @@ class OnnxSite:
     source: str
     result: str
     nodes: tuple[NodeProto, ...]
-    formula: Formula
+    response: Response
     conv: NodeProto | None = None
     between: tuple[NodeProto, ...] = ()
     private: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        r = self.response
+        return {"name": self.name, "kind": self.kind, "size": r.size, "alpha": r.alpha, "beta": r.beta, "k": r.k,
+                "input": self.source, "output": self.result}  # fmt: skip
 
     @property
     def reason(self) -> Reason | None:
@@ -72,6 +80,15 @@ class OnnxSite:
         return 0.0 if act.op_type == "Relu" else float(next((a.f for a in act.attribute if a.name == "alpha"), 0.01))
 
 
+def reads(node: NodeProto) -> Iterator[str]:
+    """What a node reads, with all that its bodies name."""
+    yield from node.input
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            for inner in body.node:
+                yield from reads(inner)
+
+
 @dataclass
 class Wires:
     """Who makes and who reads each tensor of a graph."""
@@ -83,13 +100,8 @@ class Wires:
     def __post_init__(self) -> None:
         for node in self.graph.node:
             self.maker.update((name, node) for name in node.output if name)
-            for name in node.input:
+            for name in reads(node):
                 self.readers.setdefault(name, []).append(node)
-            for attribute in node.attribute:  # a body may read anything
-                for body in [attribute.g, *attribute.graphs]:
-                    for inner in body.node:
-                        for name in inner.input:
-                            self.readers.setdefault(name, []).append(node)
         self.outputs = {value.name for value in self.graph.output}
 
     def alone(self, tensor: str) -> bool:
@@ -97,23 +109,36 @@ class Wires:
         return len(self.readers.get(tensor, [])) == 1 and tensor not in self.outputs
 
 
-def find(model: ModelProto, path: Path, feed: Callable[[], Feed]) -> list[OnnxSite]:
-    """The LRNs of the main graph of a model, in its order. `path`: its file; `feed`: inputs that it takes."""
+def find(model: ModelProto, feed: Callable[[], Feed]) -> list[OnnxSite]:
+    """The LRNs of the main graph of a model with its weights, in its order.
+
+    `feed`: inputs that the model takes; asked for only where some nodes may be an LRN that was written out.
+    """
     wires = Wires(model.graph)
+    guessed = guesses(model.graph)
+    sources = sorted({guess.source for found in guessed.values() for guess in found})
+    inputs = feed() if sources else {}
+    values = Looking(model, sources)(inputs) if sources else {}
     found = []
     for node in model.graph.node:
         if node.op_type == "LRN":
-            values = {a.name: a.i if a.name == "size" else a.f for a in node.attribute}
-            formula = Formula(
-                int(values["size"]), values.get("alpha", 1e-4), values.get("beta", 0.75), values.get("bias", 1.0)
-            )
-            name = node.name or node.output[0]
-            found.append(_placed(OnnxSite(name, "LRN", node.input[0], node.output[0], (node,), formula), wires))
-        elif node.op_type in ("Div", "Mul"):
-            site = _written(node, wires, path, feed)
-            if site is not None:
+            found.append(_placed(_operator(node), wires))
+        for guess in guessed.get(id(node), []):
+            response = _asked(model, guess, values[guess.source], inputs)
+            if response is not None:
+                kind, name = WITHIN if response.within else WRITTEN, node.name or node.output[0]
+                site = OnnxSite(name, kind, guess.source, guess.result, guess.nodes, response)
                 found.append(_placed(site, wires))
+                break
     return found
+
+
+def _operator(node: NodeProto) -> OnnxSite:
+    given = {a.name: a.i if a.name == "size" else a.f for a in node.attribute}
+    response = Response.of_onnx(
+        int(given["size"]), given.get("alpha", 1e-4), given.get("beta", 0.75), given.get("bias", 1.0)
+    )
+    return OnnxSite(node.name or node.output[0], "LRN", node.input[0], node.output[0], (node,), response)
 
 
 def _placed(site: OnnxSite, wires: Wires) -> OnnxSite:
@@ -128,82 +153,97 @@ def _placed(site: OnnxSite, wires: Wires) -> OnnxSite:
         node = wires.maker.get(node.input[0])
     conv = node if node is not None and node.op_type in ("Conv", "ConvTranspose") else None
     return OnnxSite(
-        site.name, site.kind, site.source, site.result, site.nodes, site.formula, conv, tuple(between),
+        site.name, site.kind, site.source, site.result, site.nodes, site.response, conv, tuple(between),
         private and (conv is None or wires.alone(conv.output[0])),
     )  # fmt: skip
 
 
-def _written(node: NodeProto, wires: Wires, path: Path, feed: Callable[[], Feed]) -> OnnxSite | None:
-    """`x / (k + alpha * window sum of x^2) ^ beta` in several nodes: guessed by its nodes, known by what it answers."""
+@dataclass(frozen=True)
+class Guess:
+    """Nodes that may be an LRN, and the tensors that they take and give."""
+
+    source: str
+    result: str
+    nodes: tuple[NodeProto, ...]
+
+
+def guesses(graph: GraphProto) -> dict[int, list[Guess]]:
+    """What the quotients and products of a graph may be, by the id of the node; those that may be something."""
+    wires = Wires(graph)
+    found = ((id(node), _guessed(node, wires)) for node in graph.node)
+    return {key: guess for key, guess in found if guess}
+
+
+def _guessed(node: NodeProto, wires: Wires) -> list[Guess]:
+    """What a quotient or a product may be: `x / (k + alpha * window sum of x^2) ^ beta` in several nodes."""
+    if node.op_type not in ("Div", "Mul") or len(node.input) != 2:
+        return []
+    found = []
     for source, other in ((node.input[0], node.input[1]), (node.input[1], node.input[0])):
         if node.op_type == "Div" and source != node.input[0]:
             continue
         inner = _from(source, other, wires)
         kinds = {n.op_type for n in inner}
         squares = any((n.op_type == "Mul" and list(n.input) == [source, source]) or n.op_type == "Pow" for n in inner)
-        if not squares or not kinds & POWERS or not inner:
-            continue
-        formula = _asked(source, node.output[0], path, feed)
-        if formula is not None:
-            nodes = (*inner, node)
-            return OnnxSite(node.name or node.output[0], "written out", source, node.output[0], nodes, formula)
-    return None
+        if squares and kinds & POWERS:
+            found.append(Guess(source, node.output[0], (*inner, node)))
+    return found
 
 
 def _from(source: str, target: str, wires: Wires) -> list[NodeProto]:
-    """The nodes between two tensors, in the order of the graph; none where the second does not come from the first."""
+    """The nodes between two tensors, in the order of the graph; none where the second does not come from the first, or
+    comes from more than an LRN has.
+    """
     above: set[int] = set()
-    stack, seen = [target], set()
+    stack, seen = [target], set[str]()
     while stack:
         name = stack.pop()
         node = wires.maker.get(name)
         if name == source or name in seen or node is None:
             continue
+        if len(seen) > MOST:
+            return []
         seen.add(name)
         above.add(id(node))
-        stack.extend(node.input)
+        stack.extend(reads(node) if node.op_type != "Shape" else ())
     reached, inner = {source}, []
     for node in wires.graph.node:
-        if id(node) in above and reached & set(node.input):
+        if id(node) in above and reached & set(reads(node)):
             reached.update(node.output)
             inner.append(node)
     return inner if target in reached else []
 
 
-def _asked(source: str, target: str, path: Path, feed: Callable[[], Feed]) -> Formula | None:
-    """What a part of a model answers, if that is an LRN."""
-    inputs = feed()
-    model = onnx.load(path)
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
-        probe, part = Path(folder) / "probe.onnx", Path(folder) / "part.onnx"
-        onnx.save(exposed(model, [source]), probe)
-        x = OrtRunner(probe).run(inputs)[source]
-        if x.ndim < 3 or x.dtype.kind != "f":
-            return None
-        onnx.save(_cut(model, source, target, x), part)
-        runner = OrtRunner(part)
-
-        def answer(value: Array) -> Array:
-            return runner.run({**inputs, source: value.astype(x.dtype)})[target]
-
-        try:
-            return identify(answer, x.shape, np.dtype(x.dtype))
-        except Exception:  # a part that takes no other values
-            return None
+def _asked(model: ModelProto, guess: Guess, x: Array, inputs: Feed) -> Response | None:
+    """What a part of a model answers, if that is an LRN. `x`: what it is given with these inputs."""
+    if x.ndim < 3 or x.dtype.kind != "f":
+        return None
+    part, kind = _cut(model, guess, x), np.dtype(x.dtype)
+    if kind == np.float16:  # squares of the magnitudes that are tried overflow
+        widen(part)
+        kind, inputs = np.dtype(np.float64), widened_feed(inputs)
+    try:
+        look = Looking(part, [guess.result])
+    except Exception:  # a part that does not stand alone
+        return None
+    return identify(lambda v: look({**inputs, guess.source: v.astype(kind)})[guess.result], x.shape, kind)
 
 
-def _cut(model: ModelProto, source: str, target: str, x: Array) -> ModelProto:
-    """The part of a model behind one tensor, which becomes an input."""
-    part = exposed(model, [target])
-    keep = [node for node in part.graph.node if source not in node.output]
-    wanted, nodes = {target}, list[NodeProto]()
-    for node in reversed(keep):
-        if wanted & set(node.output):
+def _cut(model: ModelProto, guess: Guess, x: Array) -> ModelProto:
+    """The part of a model behind one tensor, which becomes an input; the inputs of the model stay."""
+    wanted, nodes = {guess.result}, list[NodeProto]()
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output) and guess.source not in node.output:
             nodes.insert(0, node)
-            wanted.update(node.input)
-    del part.graph.node[:]
+            wanted.update(reads(node))
+    part = ModelProto(ir_version=model.ir_version)
+    part.opset_import.extend(model.opset_import)
+    part.functions.extend(model.functions)
+    part.graph.name = "part"
     part.graph.node.extend(nodes)
-    element = helper.np_dtype_to_tensor_dtype(x.dtype)
-    part.graph.input.append(helper.make_tensor_value_info(source, element, x.shape))
-    del part.graph.value_info[:]
+    part.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in wanted)
+    part.graph.input.extend(model.graph.input)
+    if guess.source not in {value.name for value in model.graph.input}:
+        element = helper.np_dtype_to_tensor_dtype(x.dtype)
+        part.graph.input.append(helper.make_tensor_value_info(guess.source, element, x.shape))
     return part

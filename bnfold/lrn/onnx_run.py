@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto
 
 from ..data import Pixels, Samples, open_data
 from ..equivalence.device import Device
-from ..equivalence.inputs import Array, Feed, InputSpec
+from ..equivalence.inputs import Array, Feed, Inputs, InputSpec
 from ..equivalence.probes import exposed
 from ..equivalence.runners import OrtRunner, ReferenceRunner, Runner, input_specs
 from ..errors import DataError, UsageError
@@ -86,6 +86,22 @@ def _pixels(spec: InputSpec, given: Pixels) -> Pixels:
     _, channels, height, width = spec.shape
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     return replace(given, size=size, channels=1 if channels == 1 else 3, dtype=spec.dtype)
+
+
+def made_up(model: ModelProto) -> Feed:
+    """Random inputs that a model takes. DataError where none of the sizes that are tried will do."""
+    names = [value.name for value in model.graph.output]
+    look = Looking(model, names)
+    error = DataError(f"{model.graph.name}: no sizes found for its inputs")
+    for choice in Inputs().choices(input_specs(model)):
+        _, feed = next(choice.feeds())
+        try:
+            look(feed)
+        except DataError as found:
+            error = found
+            continue
+        return feed
+    raise error
 
 
 class Looking:

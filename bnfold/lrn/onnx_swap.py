@@ -16,7 +16,7 @@ from ..equivalence.inputs import Array
 from ..errors import DataError, ModelError, UsageError
 from .affine_fit import Fit, fit, quality
 from .moments import Moments
-from .onnx_find import POOLS, OnnxSite, Wires, find
+from .onnx_find import POOLS, WITHIN, OnnxSite, Wires, find
 from .onnx_run import Batches, Looking, batches
 from .swap_report import SwapReport, SwapResult, SwapSite
 
@@ -47,19 +47,22 @@ def swap_onnx(
     given = None if data is None else batches(model, data, batch_size, samples, pixels)
     if given is None and init == "fit":
         raise UsageError("init='fit' needs data, on which the norms are fitted; give data, or take init='standard'")
-    found = find(model, path, lambda: next(iter(given)) if given is not None else {})
-    if not found:
-        raise ModelError(f"{path}: no LRN over channels in it")
+    found = find(model, lambda: next(iter(given)) if given is not None else {})
+    chosen = [site for site in found if site.kind != WITHIN]
+    if not chosen:
+        other = f"; {found[0].name} normalises within channels" if found else ""
+        raise ModelError(f"{path}: no LRN over channels in it{other}")
     new = ModelProto()
     new.CopyFrom(model)
     job = _Swap(model, new, given, placement == "foldable", init, np.random.default_rng(seed))
-    for site in found:
+    for site in chosen:
         progress(f"exchanging {site.name}")
         _exchange(job, site)
     dropped = _without_dropout(new) if drop_dropout else ()
-    _swept(new, {name for site in found for node in site.nodes for name in node.output})
+    _swept(new, {name for site in chosen for node in site.nodes for name in node.output})
     error = None if given is None else _output_error(model, new, given)
-    report = SwapReport(tuple(job.sites), (), dropped, None, 0 if given is None else len(given), error)
+    left = tuple(site for site in found if site not in chosen)
+    report = SwapReport(tuple(job.sites), left, dropped, None, 0 if given is None else len(given), error)
     return SwapResult(new, report)
 
 
@@ -156,7 +159,7 @@ def _filled(
     if init == "standard":
         found = quality(xhat, targets, np.ones_like(mean), np.zeros_like(mean), slope)
     else:
-        weak = site.formula.k**-site.formula.beta if site.formula.k > 0 else 1.0
+        weak = site.response.weak
         found = fit(xhat, targets, (root * weak, mean * weak), slope)
     return found, (found.gamma, found.beta, mean, var)
 

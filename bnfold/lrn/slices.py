@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
@@ -81,14 +82,14 @@ def lrn_of(module: nn.Module, shape: torch.Size) -> Response | None:
         return Response.of(module.size, module.alpha, module.beta, module.k)
     import copy
 
-    small = torch.Size((min(shape[0], 2), *shape[1:])) if len(shape) else shape
-    for dtype in (torch.float64, torch.float32):
+    small = (min(shape[0], 2), *shape[1:]) if len(shape) else ()
+    for dtype, kind in ((torch.float64, np.float64), (torch.float32, np.float32)):
         try:
             own = evaluated(copy.deepcopy(module).cpu().to(dtype)).requires_grad_(False)
         except (RuntimeError, TypeError):
             return None
         with torch.no_grad():
-            found = identify(own, small, dtype)
+            found = identify(lambda x, own=own: own(torch.from_numpy(x)).numpy(), small, kind)  # type: ignore[misc]
         if found is not None:
             return found
     return None

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..graph import Reason
 
-if TYPE_CHECKING:
-    from .find import Site
-
 SCHEMA = 1
+
+
+class Left(Protocol):
+    """An LRN that stays."""
+
+    @property
+    def name(self) -> str:
+        """As the network calls it."""
+
+    @property
+    def kind(self) -> str:
+        """What it is."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ class SwapReport:
     """
 
     sites: tuple[SwapSite, ...]
-    left: tuple[Site, ...] = ()
+    left: tuple[Left, ...] = ()
     dropouts: tuple[str, ...] = ()
     graphs: Mapping[str, str] | None = None
     samples: int = 0
