@@ -16,6 +16,8 @@ from .errors import UsageError
 from .files import check_target, written
 from .frontends.onnx.files import check, load
 from .kinds import kind_of
+from .lrn.onnx_find import find
+from .lrn.onnx_merge import merged
 from .lrn.onnx_run import batches
 from .lrn.onnx_torch import OnnxNetwork, network, written_back
 from .lrn.retrain import RetrainResult, retrain
@@ -61,5 +63,6 @@ def _module(model: Any, data: Any, pixels: Pixels | None) -> tuple[ModelProto, O
             path = Path(fspath(model))
             check(load(path), str(path), folder=path.parent)
         proto = onnx.load(path)
-        rows = next(iter(batches(proto, data, 2, 2, pixels)))
-        return proto, network(proto, path, {name: np.ascontiguousarray(value) for name, value in rows.items()})
+        rows = next(iter(batches(proto, data, 2, None, pixels)))
+        feed = {name: np.ascontiguousarray(value) for name, value in rows.items()}
+        return proto, network(merged(proto, find(proto, lambda: feed)), path, feed)

@@ -89,7 +89,7 @@ def test_a_swapped_network_learns_from_the_old_one_without_labels(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bvlc_alexnet", "zfnet512", "resnet50", "squeezenet"])
+@pytest.mark.parametrize("name", ["inception_v1", "zfnet512", "resnet50", "shufflenet"])
 def test_networks_of_the_onnx_package_give_the_same_in_torch(name: str, tmp_path: Path) -> None:
     model = randomised(onnx.load(LIGHT / f"light_{name}.onnx"))
     onnx.save(model, tmp_path / "a.onnx")
@@ -126,7 +126,7 @@ def test_unknown_operators_are_named() -> None:
     with pytest.raises(ModelError, match="DepthToSpace d2s: cannot be trained in torch: an operator that is not known"):
         bnfold.retrain(net.model(), TRAIN)
     net = Net()
-    weight = net.node("Identity", [net.filter("w", 4, 1, 3, 3)], "same")
+    weight = net.node("Transpose", [net.filter("w", 1, 4, 3, 3)], "turned", perm=[1, 0, 2, 3])
     net.output(net.node("Conv", [net.input("x", ("N", 1, 8, 8)), weight], "c"))
     with pytest.raises(ModelError, match="Conv c: cannot be trained in torch: its weights are computed from others"):
         bnfold.retrain(net.model(), TRAIN)
@@ -148,6 +148,59 @@ def test_bad_input_is_named(options: dict[str, Any], error: Any, said: str) -> N
     data = options.pop("data")
     with pytest.raises(error, match=said):
         bnfold.retrain(classifier(), data, **options)
+
+
+def test_a_sample_whose_answer_depends_on_the_others_is_not_trained() -> None:
+    net = Net(seed=3)
+    x = net.conv(net.input("x", (4, 1, 8, 8)), (1, 2), "conv", pad=1)
+    x = net.node("Reshape", [x, net.weight("shape", [4, 128])], "rows")
+    x = net.node("Transpose", [net.node("Softmax", [net.node("Transpose", [x], "t")], "s")], "back")  # over the batch
+    net.output(net.node("Gemm", [x, net.filter("w", 128, 10)], "fc"), (4, 10))
+    with pytest.raises(ModelError, match="depends on the other samples"):
+        bnfold.retrain(net.model(), TRAIN)
+
+
+def test_a_reshaped_weight_is_trained_where_it_lies() -> None:
+    net = Net(seed=3)
+    x = net.relu(net.conv(net.input("x", ("N", 1, 8, 8)), (1, 8), "conv", pad=1), "relu")
+    x = net.node("Flatten", [net.node("GlobalAveragePool", [x], "mean")], "flat")
+    weight = net.node("Reshape", [net.filter("w", 10, 8, 1, 1), net.weight("shape", [10, 8])], "rows")
+    net.output(net.node("Gemm", [x, weight], "fc", transB=1), ("N", 10))
+    model = net.model()
+    new = bnfold.retrain(model, TRAIN, epochs=1, lr=0.1).model
+    assert [node.op_type for node in new.graph.node] == [node.op_type for node in model.graph.node]
+    old, now = (next(numpy_helper.to_array(t) for t in m.graph.initializer if t.name == "w") for m in (model, new))
+    assert old.shape == now.shape
+    assert np.abs(now - old).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", [4, 5])
+@pytest.mark.parametrize("dynamo", [False, True], ids=["script", "dynamo"])
+def test_a_file_whose_lrn_an_exporter_wrote_out_teaches_and_learns(size: int, dynamo: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.LocalResponseNorm(size, 1.0),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10),
+    ).eval()  # fmt: skip
+    torch.onnx.export(net, (torch.from_numpy(X[:4]),), str(tmp_path / "lrn.onnx"), dynamo=dynamo)
+    model = onnx.load(tmp_path / "lrn.onnx")
+    assert "LRN" not in kinds(model)
+    new = bnfold.retrain(model, TRAIN, epochs=1, lr=0.1).model
+    assert kinds(new) == kinds(model)
+    swapped = bnfold.swap_lrn(model, data=X[:200], init="standard").model
+    assert kinds(swapped)["BatchNormalization"] == 1
+    rest = bnfold.retrain(swapped, X[:1200], teacher=model, epochs=2).model
+    wanted = net(torch.from_numpy(X[1200:1204])).detach().numpy()
+
+    def distance(m: ModelProto) -> float:
+        onnx.save(m, tmp_path / "m.onnx")
+        (found,) = OrtRunner(tmp_path / "m.onnx").run({m.graph.input[0].name: X[1200:1204]}).values()
+        return float(np.square(found - wanted).mean())
+
+    assert distance(model) < 1e-10
+    assert distance(rest) < distance(swapped)
 
 
 def test_shared_weights_stay_shared() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,7 +49,13 @@ def _average_pool(a: Attributes, inputs: list[Any], training: bool) -> torch.Ten
 
 
 def _lrn(a: Attributes, inputs: list[Any], training: bool) -> torch.Tensor:
-    return F.local_response_norm(inputs[0], a["size"], a.get("alpha", 1e-4), a.get("beta", 0.75), a.get("bias", 1.0))
+    """`before`, which ONNX does not know: channels below its own in the window."""
+    x, size = inputs[0], int(a["size"])
+    before = int(a.get("before", (size - 1) // 2))
+    flat = F.pad(x.square().reshape(x.shape[0], 1, x.shape[1], -1), (0, 0, before, size - 1 - before))
+    mean = F.avg_pool2d(flat, (size, 1), stride=1).reshape(x.shape)
+    found: torch.Tensor = x / (a.get("bias", 1.0) + a.get("alpha", 1e-4) * mean) ** a.get("beta", 0.75)
+    return found
 
 
 def _clip(a: Attributes, inputs: list[Any], training: bool) -> torch.Tensor:
@@ -73,8 +80,11 @@ def _dropout(a: Attributes, inputs: list[Any], training: bool) -> torch.Tensor:
 
 def _reshape(a: Attributes, inputs: list[Any], training: bool) -> torch.Tensor:
     x: torch.Tensor = inputs[0]
-    sizes = [int(size) for size in (a.get("shape") or inputs[1].tolist())]
-    return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(sizes)])
+    given = [int(size) for size in (a.get("shape") or inputs[1].tolist())]
+    sizes = [x.shape[i] if size == 0 else size for i, size in enumerate(given)]
+    if -1 not in sizes and math.prod(sizes) != x.numel():  # of a file whose batch is fixed
+        sizes[0] = -1
+    return x.reshape(sizes)
 
 
 def _flatten(a: Attributes, inputs: list[Any], training: bool) -> torch.Tensor:

@@ -17,6 +17,7 @@ from ..errors import DataError, ModelError, UsageError
 from .affine_fit import Fit, fit, quality
 from .moments import Moments
 from .onnx_find import POOLS, WITHIN, OnnxSite, Wires, find
+from .onnx_merge import sweep
 from .onnx_run import Batches, Looking, batches
 from .swap_report import SwapReport, SwapResult, SwapSite
 
@@ -59,7 +60,7 @@ def swap_onnx(
         progress(f"exchanging {site.name}")
         _exchange(job, site)
     dropped = _without_dropout(new) if drop_dropout else ()
-    _swept(new, {name for site in chosen for node in site.nodes for name in node.output})
+    sweep(new, {name for site in chosen for node in site.nodes for name in node.output})
     error = None if given is None else _output_error(model, new, given)
     left = tuple(site for site in found if site not in chosen)
     report = SwapReport(tuple(job.sites), left, dropped, None, 0 if given is None else len(given), error)
@@ -229,23 +230,6 @@ def _without_dropout(model: ModelProto) -> tuple[str, ...]:
         graph.node.remove(node)
         gone.append(node.name or node.output[0])
     return tuple(gone)
-
-
-def _swept(model: ModelProto, candidates: set[str]) -> None:
-    """Take out the nodes of written-out LRNs that nothing reads any more, and constants that only they read."""
-    graph = model.graph
-    while True:
-        wires = Wires(graph)
-
-        def idle(node: NodeProto, wires: Wires = wires) -> bool:
-            return not any(wires.readers.get(name) or name in wires.outputs for name in node.output)
-
-        gone = [n for n in graph.node if idle(n) and (candidates & set(n.output) or n.op_type == "Constant")]
-        if not gone:
-            return
-        for node in gone:
-            candidates.update(node.input)
-            graph.node.remove(node)
 
 
 def _output_error(old: ModelProto, new: ModelProto, data: Batches) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from torch import nn
 
 from ..equivalence.inputs import Feed
@@ -22,6 +22,7 @@ from .onnx_functions import FUNCTIONS
 from .onnx_layers import Conv, Gemm, MatMul, Norm
 
 LAYERS: dict[str, Any] = {"Conv": Conv, "Gemm": Gemm, "MatMul": MatMul}
+SHAPERS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 CLOSE = 1e-3
 """How far the module may be from onnxruntime, over the largest output."""
 
@@ -41,15 +42,17 @@ class OnnxNetwork(nn.Module):
                 values[node.output[0]] = _constant(node)
         self.inputs = [value.name for value in graph.input if value.name not in values]
         self.outputs = [value.name for value in graph.output]
+        self.shaped = _shaped(graph, values)
+        values |= {name: value for name, (_, value) in self.shaped.items()}
         self.layers = nn.ModuleDict()
         self.weights: dict[str, nn.Parameter] = {}
         self.norms: dict[str, list[str]] = {}
         opset = {"opset": next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)}
-        self.steps = [(node, opset | _attributes(node)) for node in graph.node if node.op_type != "Constant"]
+        self.steps = [(node, opset | _attributes(node)) for node in graph.node if node.output[0] not in values]
         for i, (node, attributes) in enumerate(self.steps):
             self._add(i, node, attributes, values)
         used = {name for node, _ in self.steps for name in node.input}
-        self.constants: list[str] = [name for name in values if name in used and name not in self.weights]
+        self.constants = [name for name in values if name in used and self.shaped[name][0] not in self.weights]
         for i, name in enumerate(self.constants):
             self.register_buffer(f"constant_{i}", values[name], persistent=False)
 
@@ -60,9 +63,9 @@ class OnnxNetwork(nn.Module):
             if node.op_type == "BatchNormalization" and set(node.input[1:]) <= set(values):
                 self.layers[str(i)] = Norm(attributes, [values[name] for name in node.input[1:]])
                 self.norms[str(i)] = list(node.input[1:])
-            elif node.op_type in LAYERS and node.input[1] in values and node.input[0] not in values:
+            elif node.op_type in LAYERS and node.input[1] in self.shaped and node.input[0] not in values:
                 names = [name for name in node.input[1:3] if name]
-                given = [self._weight(name, values) for name in names] + [None]
+                given = [self._weight(name) for name in names] + [None]
                 self.layers[str(i)] = LAYERS[node.op_type](node, attributes, given[0], given[1])
             elif node.op_type in LAYERS or node.op_type == "BatchNormalization":
                 raise NotImplementedError("its weights are computed from others")
@@ -72,8 +75,13 @@ class OnnxNetwork(nn.Module):
         except (NotImplementedError, KeyError) as error:
             raise ModelError(f"{label}: cannot be trained in torch: {error}") from error
 
-    def _weight(self, name: str, values: dict[str, torch.Tensor]) -> nn.Parameter:
-        return self.weights.setdefault(name, nn.Parameter(values[name]))
+    def _weight(self, name: str) -> nn.Parameter:
+        """A weight under the name of the constant that holds it, perhaps in another shape."""
+        root, value = self.shaped[name]
+        made = self.weights.setdefault(root, nn.Parameter(value))
+        if made.shape != value.shape:
+            raise NotImplementedError(f"{root} has two shapes")
+        return made
 
     def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
         """The outputs of the graph: a tensor, or a tuple of several. Inputs by position or by name."""
@@ -110,6 +118,17 @@ class OnnxNetwork(nn.Module):
         return found
 
 
+def _shaped(graph: GraphProto, values: dict[str, torch.Tensor]) -> dict[str, tuple[str, torch.Tensor]]:
+    """Constants, and what reshapes one of them, each with the name of the constant."""
+    found = {name: (name, value) for name, value in values.items()}
+    for node in graph.node:
+        if node.op_type in SHAPERS and set(node.input) <= set(found):
+            root, value = found[node.input[0]]
+            others = [found[name][1] for name in node.input[1:]]
+            found[node.output[0]] = root, FUNCTIONS[node.op_type](_attributes(node), [value, *others], False)
+    return found
+
+
 def _constant(node: NodeProto) -> torch.Tensor:
     attribute = node.attribute[0]
     value = onnx.helper.get_attribute_value(attribute)
@@ -130,7 +149,8 @@ def network(model: ModelProto, path: Path, feed: Feed) -> OnnxNetwork:
     wanted = OrtRunner(path).run(feed)
     try:
         with torch.no_grad():
-            found = made(**{name: torch.from_numpy(value) for name, value in feed.items()})
+            tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
+            found = made(**tensors)
     except Exception as error:
         raise ModelError(
             f"{path.name}: its form in torch does not run: {' '.join(str(error).split())[:200]}"
@@ -142,8 +162,23 @@ def network(model: ModelProto, path: Path, feed: Feed) -> OnnxNetwork:
             raise ModelError(
                 f"{path.name}: its form in torch gives another {name} than onnxruntime, so it is not trained"
             )
+    _check_batch(made, path.name, tensors, results)
     made.end_with_logits()
     return made
+
+
+def _check_batch(made: OnnxNetwork, name: str, feed: dict[str, torch.Tensor], results: tuple[Any, ...]) -> None:
+    """ModelError where a sample alone has another answer than in its batch, which may be fixed in the file."""
+    try:
+        with torch.no_grad():
+            found = made(**{key: value[:1] for key, value in feed.items()})
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise ModelError(f"{name}: its form in torch takes no other batch than the file does: {said}") from error
+    alone = found if isinstance(found, tuple) else (found,)
+    for whole, one in zip(results, alone, strict=True):
+        if not torch.allclose(whole[:1], one, rtol=CLOSE, atol=CLOSE * float(whole.abs().max())):
+            raise ModelError(f"{name}: what it gives for a sample depends on the other samples, so it is not trained")
 
 
 def written_back(model: ModelProto, trained: OnnxNetwork) -> ModelProto:
