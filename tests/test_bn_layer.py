@@ -86,6 +86,7 @@ def test_from_and_to_torch(space: int, kind: type[nn.BatchNorm2d]) -> None:
     assert torch.equal(bare.to_torch(space)(x), bare(x))
 
 
+@pytest.mark.slow
 def test_it_folds_and_is_calibrated() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 5, 3), MovingAverageBatchNorm(5, scale=False), nn.ReLU(), nn.Conv2d(5, 2, 1))

@@ -386,6 +386,7 @@ def test_a_truncated_model_is_refused_at_every_length(here: Path) -> None:
         assert "short.onnx" in refused(here, 1, "fold", "short.onnx", "-o", "out.onnx", "--no-verify")
 
 
+@pytest.mark.slow
 def test_a_model_with_damaged_bytes_never_ends_in_a_traceback(here: Path) -> None:
     data = bytearray(Path("model.onnx").read_bytes())
     rng = np.random.default_rng(0)

@@ -27,6 +27,7 @@ def test_random_files_fold_through_the_command(part: int) -> None:
     assert {"plain", "if", "loop", "function", "none", "twice", "ir 3", "external True"} <= set(tried)
 
 
+@pytest.mark.slow
 def test_the_fuzzer_sees_a_wrong_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight that is off by a thousandth shows, in float64 and in the judge of the command."""
     scale: Callable[..., Any] = absorb.scale_weight

@@ -20,6 +20,8 @@ import bnfold
 from tests.evaluate import evaluate
 from tests.test_rules import Net
 
+pytestmark = pytest.mark.slow
+
 Array = npt.NDArray[Any]
 C = 8
 

@@ -234,6 +234,7 @@ def test_lrns_of_other_types_are_found(dtype: Any) -> None:
     assert {t.data_type for t in result.model.graph.initializer} == {helper.np_dtype_to_tensor_dtype(np.dtype(dtype))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 5])
 @pytest.mark.parametrize("options", [{"dynamo": False}, {"dynamo": True}], ids=["script", "dynamo"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "dynamic"])

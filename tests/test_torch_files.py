@@ -152,6 +152,7 @@ def traced(module: nn.Module) -> Any:
     return torch.jit.trace(module, X)  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [torch.jit.script, traced])
 def test_a_torchscript_archive(here: Path, make: Any) -> None:
     Path("scripted.py").write_text(SOURCE)
@@ -336,6 +337,7 @@ def test_export_with_the_weights_beside_it(here: Path) -> None:
     assert bnfold.inspect("out.onnx").batch_norms == ()
 
 
+@pytest.mark.slow
 def test_export_of_a_program(here: Path) -> None:
     program = torch.export.export(network(), (X,))
     result = bnfold.export(program, out="out.onnx")
