@@ -81,6 +81,26 @@ def multiply(array: Weights, factor: Vector) -> Weights:
         return (array.astype(np.float64) * factor).astype(array.dtype)
 
 
+def rounding(weight: Weights, layout: Layout, edit: Rescale) -> float:
+    """What rounding the new weights to their type costs: the largest error of an output channel, relative to its norm.
+
+    In the units of the old weights: an input whose values grow as its weights shrink counts as before. Infinite where
+    a weight overflows. `weight`: as `tapped` gives it, in the type in which it is stored.
+    """
+    view = layout.view(weight).astype(np.float64)
+    factor: Vector = np.ones((1,) * view.ndim)
+    for vector, side in ((edit.p_out, "o"), (edit.u_in, "i")):
+        if vector is not None:
+            factor = factor * layout.spread(vector, side, weight.ndim)
+    with np.errstate(all="ignore"):
+        exact = view * factor
+        error = np.where(exact == 0, 0.0, (exact.astype(weight.dtype).astype(np.float64) - exact) / factor)
+        axes = tuple(axis for axis in range(view.ndim) if axis not in (0, 1 + layout.axes.index("o")))
+        norm = np.sqrt((np.where(factor == 0, 0.0, view) ** 2).sum(axes))
+        lost = np.sqrt((error**2).sum(axes)) / np.where(norm > 0, norm, 1.0)
+    return float(np.nan_to_num(lost, nan=np.inf).max(initial=0.0))
+
+
 def response(weight: Weights, layout: Layout, t_in: Vector) -> Vector:
     """`sum_taps(W) t_in`: what a constant input t_in, (in,), gives at each output channel, (out,), float64."""
     view = layout.view(weight)

@@ -16,6 +16,7 @@ from .errors import DataError, ModelError, UsageError, VerificationError
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import OtherNorm, Plan
 from .planner import plan as make_plan
+from .planner import plan_that_fits
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -134,8 +135,12 @@ def fold_onnx(
 
 
 def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
+    from .frontends.onnx.strain import strained
+
     with _sound(loaded.model, loaded.name):
-        return make_plan(loaded.source.graph, precision_limit, leftovers)
+        return plan_that_fits(
+            loaded.source.graph, precision_limit, leftovers, lambda plan: strained(loaded.source, plan)
+        )  # fmt: skip
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,14 +20,35 @@ from .plan import BatchNorm, Conditioning, Edit, Merge, OtherNorm, Plan, Remove,
 LRN_TYPES = frozenset({"LRN"})
 
 
-def plan(graph: Graph, precision_limit: float = PRECISION_LIMIT, leftovers: str = LEFTOVERS[0]) -> Plan:
+def plan(
+    graph: Graph, precision_limit: float = PRECISION_LIMIT, leftovers: str = LEFTOVERS[0],
+    strained: Container[str] = (),
+) -> Plan:  # fmt: skip
     """What becomes of every norm of a graph. No weight is read.
 
-    `precision_limit`: see `gauge.guard`. `leftovers`: see `gauge.leftovers`.
+    `precision_limit`: see `gauge.guard`. `leftovers`: see `gauge.leftovers`. `strained`: outputs of norms that stay,
+    since the weights that would take them up do not fit their type.
     """
-    solution = solve_within(graph, precision_limit, leftovers)
-    shortened = _without_branches(graph, solution, precision_limit, leftovers)
+    solution = solve_within(graph, precision_limit, leftovers, strained)
+    shortened = _without_branches(graph, solution, precision_limit, leftovers, strained)
     return _planned(graph, *(shortened or (solution, Cut(graph, {}, []))))
+
+
+def plan_that_fits(
+    graph: Graph, precision_limit: float, leftovers: str, layers: Callable[[Plan], Collection[str]]
+) -> Plan:
+    """A plan whose new weights fit their types. `layers`: those of a plan whose weights do not, by name.
+
+    The norms that go into these stay.
+    """
+    strained: frozenset[str] = frozenset()
+    while True:
+        made = plan(graph, precision_limit, leftovers, strained)
+        bad = set(layers(made))
+        found = {norm.output for norm in made.batch_norms if norm.verdict != "kept" and bad & set(norm.into)}
+        if found <= strained:
+            return made
+        strained |= found
 
 
 def gauges(
@@ -39,14 +61,16 @@ def gauges(
     return {name: (chosen.p[ids], chosen.q[ids]) for name, ids in chosen.gauges.items() if ids is not None}
 
 
-def _without_branches(graph: Graph, solution: Solution, limit: float, leftovers: str) -> tuple[Solution, Cut] | None:
+def _without_branches(
+    graph: Graph, solution: Solution, limit: float, leftovers: str, strained: Container[str] = ()
+) -> tuple[Solution, Cut] | None:
     """The solution with identity branches cut out, where norms stay on such branches and more go that way."""
     stuck = {outcome.port.op for outcome in solution.outcomes if outcome.form != "gone" and outcome.port.op.listed}
     useful = [branch for branch in find(graph) if stuck & set(branch.norms)] if stuck else []
     if not useful:
         return None
     made = cut(graph, useful)
-    second = solve_within(made.graph, limit, leftovers)
+    second = solve_within(made.graph, limit, leftovers, strained)
     gone = [
         sum(o.form == "gone" and o.port.op.candidate and o.port.op.listed for o in s.outcomes)
         for s in (solution, second)

@@ -190,7 +190,8 @@ class Errors:
         total, count, peak = 0.0, 0, 0.0
         bins = np.zeros(HISTOGRAM[2], np.int64)
         for x, y in blocks(value, exact):
-            error = np.abs(x - y)
+            with np.errstate(invalid="ignore"):
+                error = np.abs(x - y)
             error = error[np.isfinite(error)]
             total, count = total + float((error**2).sum()), count + error.size
             peak = max(peak, float(error.max(initial=0.0)))

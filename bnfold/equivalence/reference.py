@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from onnx import helper
 from onnx.reference.op_run import OpRun
 
 Array = Any  # numpy arrays of any type, among them those that numpy itself does not know
@@ -23,7 +24,8 @@ class BatchNormalization(OpRun):
              momentum: float | None = None, training_mode: int | None = None, is_test: int | None = None,
              spatial: int | None = None, consumed_inputs: Any = None) -> tuple[Array, ...]:  # fmt: skip
         running: list[Array] = [mean, var]
-        if training_mode or (self.run_params["opsets"][""] < 7 and not is_test):
+        opset, outputs = self.run_params["opsets"][""], [name for name in self.onnx_node.output if name]
+        if training_mode or (opset < 7 and not is_test) or (7 <= opset < 14 and len(outputs) > 1):
             axes = tuple(axis for axis in range(x.ndim) if axis != 1)
             keep = 0.9 if momentum is None else momentum
             mean, var = x.mean(axes, dtype=np.float64), x.var(axes, dtype=np.float64)
@@ -36,7 +38,7 @@ class BatchNormalization(OpRun):
         s, b, m, v = parts
         eps = np.asarray(1e-5 if epsilon is None else epsilon, wide)
         y = (x.astype(wide) - m) / np.sqrt(v + eps) * s + b
-        return (y.astype(x.dtype), *running)[: len(self.onnx_node.output)]
+        return (y.astype(x.dtype), *running, mean, var)[: len(self.onnx_node.output)]
 
 
 class DequantizeLinear(OpRun):
@@ -54,7 +56,39 @@ class DequantizeLinear(OpRun):
         wide = np.float32 if scale.dtype != np.float64 else np.float64
         offset = 0 if zero is None else zero.astype(wide).reshape(shape if zero.size > 1 else ())
         value = (x.astype(wide) - offset) * scale.astype(wide).reshape(shape if scale.size > 1 else ())
-        return (value.astype(scale.dtype),)
+        dtype = helper.tensor_dtype_to_np_dtype(output_dtype) if output_dtype else scale.dtype
+        return (value.astype(dtype),)
 
 
+class _Legacy(OpRun):
+    """Arithmetic before opset 7, where `axis` says which axis of the first input the second begins at."""
+
+    op_domain = ""
+
+    def _run(self, a: Array, b: Array, axis: int | None = None, broadcast: int | None = None,
+             consumed_inputs: Any = None) -> tuple[Array]:  # fmt: skip
+        if broadcast and axis is not None and b.ndim < a.ndim:
+            b = b.reshape(b.shape + (1,) * (a.ndim - axis % a.ndim - b.ndim))
+        return (np.asarray(self.function(a, b)).astype(a.dtype),)
+
+    @staticmethod
+    def function(a: Array, b: Array) -> Array:
+        """What it computes."""
+        raise NotImplementedError
+
+
+def _legacy(name: str, function: Any) -> Any:
+    return type(name, (_Legacy,), {"function": staticmethod(function)})
+
+
+def operators(opset: int) -> list[Any]:
+    """Those that take the place of the evaluator's own in a model of this opset."""
+    return [*OPERATORS, *LEGACY] if opset < 7 else OPERATORS
+
+
+def _quotient(a: Array, b: Array) -> Array:
+    return np.trunc(a / b) if a.dtype.kind in "iu" else a / b
+
+
+LEGACY = [_legacy(n, f) for n, f in (("Add", np.add), ("Sub", np.subtract), ("Mul", np.multiply), ("Div", _quotient))]
 OPERATORS: list[Any] = [BatchNormalization, DequantizeLinear]

@@ -116,13 +116,14 @@ class ReferenceRunner:
     def __init__(self, path: Path | ModelProto) -> None:
         from onnx.reference import ReferenceEvaluator
 
-        from .reference import OPERATORS
+        from .reference import operators
         from .windows import WINDOWS
 
         model = path if isinstance(path, ModelProto) else onnx.load(path)
         if model.functions:  # the evaluator would take its own operators in functions
             model = onnx.inliner.inline_local_functions(model)
-        self.evaluator = ReferenceEvaluator(model, new_ops=[*OPERATORS, *WINDOWS])
+        opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        self.evaluator = ReferenceEvaluator(model, new_ops=[*operators(opset), *WINDOWS])
         self.outputs = list(self.evaluator.output_names)
 
     def run(self, feed: Feed) -> dict[str, Array]:

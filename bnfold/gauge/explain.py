@@ -9,6 +9,7 @@ import numpy as np
 
 from ..graph import Graph, Op, Opaque, Reason, Select, Sum
 from .equations import AffinePort, Demand, Ids
+from .guard import WEIGHTS
 from .solve import Outcome, Solution
 
 Edge = tuple[int, Op]
@@ -111,6 +112,8 @@ class Explainer:
         )
 
     def _range(self, port: AffinePort, row: int) -> Reason:
+        if row == WEIGHTS:
+            return Reason("range", "the weights that would take it up would overflow or underflow their element type")
         return Reason(
             "range",
             f"channel {row} would leave its scale so far that the element type could overflow or underflow",

@@ -10,6 +10,8 @@ docs/precision.md.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,12 +23,17 @@ from .scale import Conflict
 from .solve import Outcome, Solution, solve
 
 GONE = ("gone", "max", "clip")
+WEIGHTS = -1
+"""In place of a channel: the weights beside a norm are why it stays."""
 
 
-def solve_within(graph: Graph, limit: float, leftovers: str = LEFTOVERS[0]) -> Solution:
-    """Remove as many norms as the rules allow, and as precision allows, and find the gauge that does it."""
+def solve_within(graph: Graph, limit: float, leftovers: str = LEFTOVERS[0], strained: Container[str] = ()) -> Solution:
+    """Remove as many norms as the rules allow, and as precision allows, and find the gauge that does it.
+
+    `strained`: outputs of norms that stay, since the weights that would take them up do not fit their type.
+    """
     equations, gauges = build(graph)
-    refused: dict[Op, Conflict] = {}
+    refused = {op: Conflict("range", WEIGHTS) for op in graph.ops if strained and op.outputs[:1][0] in strained}
     while True:
         solution = solve(graph, equations, gauges, refused, leftovers)
         found = too_costly(solution, limit, graph.octaves)

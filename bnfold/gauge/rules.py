@@ -271,7 +271,7 @@ def concat(op: Concat, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges |
         if not isinstance(size, int):
             return None
         parts.append(np.repeat(x, size, op.axis) if x.shape[op.axis] == 1 else x)
-    common = list(np.broadcast_shapes(*(np.take(x, [0], op.axis).shape for x in parts)))
+    common = list(np.broadcast_shapes(*(_with(list(x.shape), op.axis, 1) for x in parts)))
     return [np.concatenate([np.broadcast_to(x, _with(common, op.axis, x.shape[op.axis])) for x in parts], op.axis)]
 
 

@@ -65,6 +65,11 @@ def _bn_reason(node: Node) -> Reason | None:
         )
     if not node.only_output:
         return Reason("training-mode", "its running statistics are outputs that others read", label)
+    if 7 <= node.opset < 14 and any(node.outputs[1:]):
+        return Reason(
+            "training-mode", "it has more than one output, which before opset 14 means the statistics of each batch",
+            label, "export the model in eval mode, or drop the outputs that nobody reads",
+        )  # fmt: skip
     if node.attrs.get("spatial", 1) == 0:
         return Reason("spatial-0", "it has statistics for every pixel (spatial=0)", label)
     held = [node.input(i) for i in range(1, 5) if node.input(i) in node.context.constants.overridable]

@@ -88,7 +88,7 @@ def _divide(a: Array, b: Array) -> Array:
 
 
 def _dequantize(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
-    """`(x - zero point) * scale`, in the type of the scale."""
+    """`(x - zero point) * scale`, in the type of the scale unless another is asked for."""
     x, scale = np.asarray(inputs[0]), np.asarray(inputs[1])
     if attrs.get("block_size", 0):
         raise ValueError("scales for blocks of weights")
@@ -99,7 +99,8 @@ def _dequantize(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
     offset = zero.reshape(shape if zero.size > 1 else -1) if zero.ndim else zero
     wide = np.float64 if scale.dtype == np.float64 else np.float32
     value = (x.astype(wide) - offset.astype(wide)) * scale.reshape(shape).astype(wide)
-    return np.asarray(value.reshape(x.shape)).astype(scale.dtype)
+    to = attrs.get("output_dtype", 0)
+    return np.asarray(value.reshape(x.shape)).astype(helper.tensor_dtype_to_np_dtype(to) if to else scale.dtype)
 
 
 EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array]] = {

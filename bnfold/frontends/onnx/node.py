@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ...graph import Op, Shape
 from .constants import Constants
+from .scope import INNER
 
 BESIDE = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "BatchNormalization", "Add", "Sub", "Mul", "Div"}
@@ -114,7 +115,7 @@ class Node:
 
     def step(self, name: str, shape: Shape | None) -> str:
         """The name of a tensor between two neutral ops that one node became."""
-        inner = f"{self.outputs[0]}::{name}"
+        inner = f"{self.outputs[0]}{INNER}{name}"
         self.context.shapes[inner] = shape
         return inner
 

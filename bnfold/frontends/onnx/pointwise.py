@@ -191,7 +191,7 @@ def resize(node: Node) -> Ops | None:
 
 
 def _kept(source: Shape, target: Shape | None) -> bool:
-    return target is not None and isinstance(source[1], int) and source[:2] == target[:2]
+    return target is not None and len(source) > 1 and isinstance(source[1], int) and source[:2] == target[:2]
 
 
 def _unit_scales(node: Node) -> bool:

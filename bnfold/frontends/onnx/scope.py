@@ -15,6 +15,12 @@ BODIES = frozenset({"If", "Loop", "Scan"})
 """The operators whose bodies are read."""
 
 
+INNER = "\N{WORD JOINER}::"
+"""In the names of tensors between the neutral ops that one node became. Its first character is not seen, and no name of
+a file holds it.
+"""
+
+
 @dataclass(eq=False)
 class Scope:
     """What is known of one graph, by the names that the file gives its tensors.
@@ -42,7 +48,7 @@ class Scope:
         """The name of a tensor in the neutral graph; a new one gets its own, unless the name is `taken`."""
         if name in self.alias:
             return self.alias[name]
-        if self.parent is not None and name not in self.local and "::" not in name:
+        if self.parent is not None and name not in self.local and INNER not in name:
             return self.parent.neutral(name, taken)
         self.alias[name] = f"{self.label}/{name}" if name in taken else name
         return self.alias[name]

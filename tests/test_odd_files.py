@@ -1,0 +1,162 @@
+"""Valid ONNX files of kinds that are rare: types that weights leave, names like our own, empty slices, old opsets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+import bnfold
+from bnfold.frontends.onnx.scope import INNER
+from tests.nets import Net
+
+Array = npt.NDArray[Any]
+
+
+def run(model: ModelProto, x: Array) -> list[Array]:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    found: list[Array] = session.run(None, {"x": x})
+    return found
+
+
+def same(model: ModelProto, tolerance: float = 1e-5) -> bnfold.FoldResult:
+    """Folded, checked by the judge and once more by onnxruntime."""
+    result = bnfold.fold(model)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    kind = model.graph.input[0].type.tensor_type.elem_type
+    x = x.astype(helper.tensor_dtype_to_np_dtype(kind))
+    for a, b in zip(run(model, x), run(result.model, x), strict=True):
+        assert np.abs(a.astype(np.float64) - b).max() <= tolerance * np.abs(a).max()
+    return result
+
+
+def codes(result: bnfold.FoldResult) -> list[str]:
+    return [bn.reason.code if bn.reason else bn.verdict for bn in result.plan.batch_norms]
+
+
+def half(scale: float, gamma: float, var: float, eps: float = 1e-5) -> ModelProto:
+    """conv -> BN (statistics in float32) -> ReLU -> conv in float16."""
+    net = Net(seed=1, dtype=np.float16)
+    a = net.conv(net.input("x", ("N", 3, 8, 8)), (3, 4), "first")
+    net.weights["first_weight"] = (net.rng.standard_normal((4, 3, 3, 3)) * scale).astype(np.float16)
+    net.weights["first_bias"] = np.zeros(4, np.float16)
+    sides = {"gamma": np.full(4, gamma), "beta": np.full(4, 0.2), "mean": np.zeros(4), "var": np.full(4, var)}
+    for name, value in sides.items():
+        net.weights[name] = value.astype(np.float32)
+    h = net.node("BatchNormalization", [a, *sides], "norm", epsilon=eps)
+    net.output(net.conv(net.relu(h, "relu"), (4, 3), "second", k=1), ("N", 3, None, None))
+    return net.model()
+
+
+@pytest.mark.parametrize(
+    ("scale", "gamma", "var", "code"),
+    [(1e-3, 0.05, 100.0, "range"), (1.0, 1.0, 1e-10, "range"), (0.2, -0.7, 2.0, "folded"), (0.2, 1.5, 0.3, "folded")],
+    ids=["underflow", "overflow", "mild", "grown"],
+)
+def test_weights_that_leave_float16_stay(scale: float, gamma: float, var: float, code: str) -> None:
+    model = half(scale, gamma, var, eps=1e-12)
+    assert [bn.reason.code if bn.reason else bn.verdict for bn in bnfold.inspect(model).batch_norms] == [code]
+    result = bnfold.fold(model)
+    assert codes(result) == [code]
+    if code == "range":
+        assert result.plan.batch_norms[0].reason is not None
+        assert "weights" in result.plan.batch_norms[0].reason.text
+    wide = ModelProto()
+    wide.CopyFrom(model)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float16) * np.float16(
+        1e4 if var > 10 else 1e-6
+    )
+    reference = _float64(model, x.astype(np.float64))
+    errors = [np.sqrt(np.mean((run(m, x)[0].astype(np.float64) - reference) ** 2)) for m in (model, result.model)]
+    assert np.isfinite(errors[0])
+    assert errors[1] <= 3 * errors[0]
+
+
+def _float64(model: ModelProto, x: Array) -> Array:
+    """conv -> BN -> ReLU -> 1x1 conv by numpy."""
+    w = {t.name: numpy_helper.to_array(t).astype(np.float64) for t in model.graph.initializer}
+    patches = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))
+    a = np.einsum("nchwij,ocij->nohw", patches, w["first_weight"])
+    eps = next(a.f for n in model.graph.node if n.op_type == "BatchNormalization" for a in n.attribute)
+    column = (slice(None), None, None)
+    h = (a - w["mean"][column]) / np.sqrt(w["var"] + eps)[column] * w["gamma"][column] + w["beta"][column]
+    y = np.einsum("nchw,oc->nohw", np.maximum(h, 0), w["second_weight"][:, :, 0, 0])
+    return np.asarray(y + w["second_bias"][column] if "second_bias" in w else y)
+
+
+def test_float32_weights_that_overflow_stay() -> None:
+    net = Net(seed=1)
+    a = net.conv(net.input("x", ("N", 3, 8, 8)), (3, 4), "first")
+    net.weights["first_weight"] *= np.float32(1e25)
+    for name, value in {"gamma": 1.0, "beta": 0.3, "mean": 0.0, "var": 1e-36}.items():
+        net.weights[name] = np.full(4, value, np.float32)
+    net.output(net.relu(net.node("BatchNormalization", [a, "gamma", "beta", "mean", "var"], "n", epsilon=0.0), "r"))
+    assert codes(bnfold.fold(net.model(), verify=False)) == ["range"]
+
+
+@pytest.mark.parametrize("inner", ["constant", "split", "0"])
+def test_names_like_those_between_our_own_ops(inner: str) -> None:
+    net = Net(seed=2)
+    x = net.input("x", ("N", 3, 8, 8))
+    assert INNER.endswith("::")
+    a = net.conv(x, (3, 8), "a")
+    s = net.bn(a, 8, "s", gamma="both")
+    full = net.node("Add", [s, net.weight("k", net.rng.standard_normal((8, 6, 6)))], "t")
+    deep = net.node("DepthToSpace", [full], "deep", blocksize=2)
+    other = net.conv(x, (3, 8), "b")
+    for node in net.nodes:  # the convolution gives what an inner step would be called
+        for names in (node.input, node.output):
+            names[:] = [f"{full}::{inner}" if name == other else name for name in names]
+    net.output(net.conv(deep, (2, 3), "c"))
+    net.output(net.conv(net.relu(net.bn(f"{full}::{inner}", 8, "q", gamma="both"), "r"), (8, 3), "d"))
+    assert "folded" in codes(same(net.model()))
+
+
+def test_an_empty_slice_of_channels() -> None:
+    net = Net(seed=2)
+    h = net.bn(net.conv(net.input("x", ("N", 3, 8, 8)), (3, 4), "conv"), 4, "bn", gamma="both")
+    zero, one = net.weight("zero", [0]), net.weight("one", [1])
+    empty = net.node("Slice", [h, zero, zero, one], "empty")
+    net.output(net.relu(net.node("Concat", [h, empty], "both", axis=1), "relu"))
+    assert codes(same(net.model())) == ["folded"]
+
+
+def test_a_resize_of_one_axis_elsewhere() -> None:
+    net = Net(seed=2)
+    x = net.input("x", ("N", 3, 8, 8))
+    flat = net.node("Reshape", [x, net.weight("flat", [-1])], "row")
+    net.output(net.node("Resize", [flat, "", net.weight("twice", [2.0])], "wide", mode="nearest"), ("L",))
+    net.output(net.bn(net.conv(x, (3, 4), "conv"), 4, "bn", gamma="both"))
+    assert codes(same(net.model())) == ["folded"]
+
+
+def test_a_scale_of_caffe_in_opset_6_is_verified() -> None:
+    net = Net(seed=2, opset=6)
+    a = net.bn(net.conv(net.input("x", ("N", 3, 8, 8)), (3, 4), "conv"), 4, "bn", gamma="both", is_test=1)
+    g = net.weight("g", [0.5, -1.5, 2.0, 0.7])
+    b = net.node("Mul", [a, g], "scaled", broadcast=1, axis=1)
+    net.output(net.node("Add", [b, net.weight("o", [1.0, -2.0, 0.3, 0.0])], "moved", broadcast=1, axis=1))
+    result = bnfold.fold(net.model())
+    assert result.check is not None
+    assert result.check.passed
+    assert set(codes(result)) == {"folded"}
+
+
+def test_dequantized_weights_of_another_type_than_their_scale() -> None:
+    net = Net(seed=2, opset=23, ir=11, dtype=np.float16)
+    x = net.input("x", ("N", 3, 8, 8))
+    net.weights["q"] = net.rng.integers(-99, 99, (4, 3, 3, 3)).astype(np.int8)
+    net.weights["scale"] = np.abs(net.rng.standard_normal(4)).astype(np.float32) * np.float32(0.01)
+    w = net.node("DequantizeLinear", ["q", "scale"], "w", axis=0, output_dtype=TensorProto.FLOAT16)
+    net.output(net.relu(net.bn(net.node("Conv", [x, w], "conv"), 4, "bn"), "relu"))
+    result = same(net.model(), 5e-3)
+    assert codes(result) == ["folded"]
+    onnx.checker.check_model(result.model)
+    assert {t.data_type for t in result.model.graph.initializer if t.name == "q"} == {TensorProto.INT8}
