@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,12 +111,16 @@ class ImageFiles:
         return np.ascontiguousarray(moved.astype(want.dtype))
 
 
-def open_data(source: Any, names: Sequence[str] = (), pixels: Pixels | None = None, labels: bool = False) -> Samples:
+def open_data(
+    source: Any, names: Sequence[str] = (), pixels: Pixels | None = None, labels: bool = False,
+    inputs: Collection[str] = (),
+) -> Samples:  # fmt: skip
     """Samples from what a user has.
 
     `source`: a path (.npz, .npy, a folder of images, a folder with one folder of images for each class), an array, a
     mapping of names to arrays, or `Samples`. `names`: those of the network's inputs; arrays in a file go by them, and
-    the only array goes to the only input. `pixels`: what images become. `labels`: classes are wanted.
+    the only array goes to the only input. `pixels`: what images become. `labels`: classes are wanted. `inputs`: names
+    that are never those of classes, whatever they are called.
 
     UsageError for a source of another kind; DataError where there is nothing in it, where arrays have different
     lengths or hold NaN or infinities, where an input or the wanted classes are missing.
@@ -124,9 +128,9 @@ def open_data(source: Any, names: Sequence[str] = (), pixels: Pixels | None = No
     if isinstance(source, Samples):
         samples = source
     elif isinstance(source, str | PathLike):
-        samples = _from_path(Path(fspath(source)), names, pixels or Pixels())
+        samples = _from_path(Path(fspath(source)), names, pixels or Pixels(), inputs)
     elif isinstance(source, Mapping):
-        samples = _from_arrays({str(k): np.asarray(v) for k, v in source.items()}, names, "data")
+        samples = _from_arrays({str(k): np.asarray(v) for k, v in source.items()}, names, "data", inputs)
     elif isinstance(source, np.ndarray):
         samples = _from_arrays({"": source}, names, "data")
     else:
@@ -136,7 +140,7 @@ def open_data(source: Any, names: Sequence[str] = (), pixels: Pixels | None = No
     return _checked(samples, labels)
 
 
-def _from_path(path: Path, names: Sequence[str], pixels: Pixels) -> Samples:
+def _from_path(path: Path, names: Sequence[str], pixels: Pixels, inputs: Collection[str]) -> Samples:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.is_dir():
@@ -146,14 +150,16 @@ def _from_path(path: Path, names: Sequence[str], pixels: Pixels) -> Samples:
             return _from_arrays({"": np.load(path, mmap_mode="r", allow_pickle=False)}, names, str(path))
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                return _from_arrays({name: file[name] for name in file.files}, names, str(path))
+                return _from_arrays({name: file[name] for name in file.files}, names, str(path), inputs)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: no arrays that can be read ({error})") from error
     raise UsageError(f"{path}: .npz, .npy or a folder of images expected")
 
 
-def _from_arrays(arrays: dict[str, Array], names: Sequence[str], source: str) -> Samples:
-    labels = next((arrays.pop(name) for name in LABELS if name in arrays and name not in names), None)
+def _from_arrays(
+    arrays: dict[str, Array], names: Sequence[str], source: str, inputs: Collection[str] = ()
+) -> Samples:  # fmt: skip
+    labels = next((arrays.pop(n) for n in LABELS if n in arrays and n not in names and n not in inputs), None)
     if names:  # settings that lie beside the samples
         arrays = {name: value for name, value in arrays.items() if value.ndim or name in names}
     if not arrays:
@@ -174,10 +180,28 @@ def _from_folder(folder: Path, pixels: Pixels, names: Sequence[str]) -> Samples:
     own = _images(folder)
     if own:
         return Samples({name: ImageFiles(own, pixels)}, source=str(folder))
-    classes = [inner for inner in sorted(folder.iterdir()) if inner.is_dir() and _images(inner)]
+    classes = [inner for inner in sorted(folder.iterdir()) if inner.is_dir() and not inner.name.startswith(".")]
+    idle = [inner for inner in classes if not _images(inner)]
+    if idle and len(idle) < len(classes):  # left out, it would give the classes behind it other numbers
+        raise DataError(f"{idle[0]}: a class without images; put some in, or take the folder away")
     paths = [path for inner in classes for path in _images(inner)]
     labels = np.array([i for i, inner in enumerate(classes) for _ in _images(inner)], np.int64)
     return Samples({name: ImageFiles(paths, pixels)}, labels, tuple(inner.name for inner in classes), str(folder))
+
+
+def matched(samples: Samples, classes: Sequence[str]) -> Samples:
+    """Samples of class folders under the numbers that the classes have in a network's training data.
+
+    DataError where a class is not among those.
+    """
+    if not samples.classes or not classes or samples.classes == tuple(classes) or samples.labels is None:
+        return samples
+    present = sorted({samples.classes[int(i)] for i in samples.labels})
+    unknown = [name for name in present if name not in classes]
+    if unknown:
+        raise DataError(f"{samples.source}: class {unknown[0]!r} is none of the training data: {', '.join(classes)}")
+    number = np.array([classes.index(name) if name in classes else -1 for name in samples.classes], np.int64)
+    return replace(samples, labels=number[samples.labels], classes=tuple(classes))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -196,6 +220,8 @@ def _checked(samples: Samples, labels: bool) -> Samples:
         said = ", ".join(f"{name or 'input'}: {count}" for name, count in lengths.items())
         raise DataError(f"{samples.source}: different numbers of samples ({said})")
     for name, values in samples.inputs.items():
+        if isinstance(values, np.ndarray) and values.dtype.kind in "USOMm":
+            raise DataError(f"{samples.source}: {name or 'the input'} holds {values.dtype}; numbers expected")
         _finite(samples.source, name, values)
     if labels and samples.labels is None:
         raise DataError(

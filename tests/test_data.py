@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bnfold.data import Pixels, Samples, open_data
+from bnfold.data import Pixels, Samples, matched, open_data
 from bnfold.errors import BnfoldError, DataError, UsageError
 
 X = np.arange(24, dtype=np.float32).reshape(6, 1, 2, 2)
@@ -89,10 +89,31 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     assert samples.labels is None
 
 
+def test_a_class_without_images_is_an_error(tmp_path: Path) -> None:
+    """Left out, it would give the classes behind it other numbers."""
+    for name in ("a", "c"):
+        picture(tmp_path / name / "1.png", 10)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(DataError, match=r"b: a class without images"):
+        open_data(tmp_path, labels=True)
+
+
+def test_classes_are_matched_by_name(tmp_path: Path) -> None:
+    for name in ("b", "c"):
+        picture(tmp_path / name / "1.png", 10)
+    samples = open_data(tmp_path, labels=True)
+    found = matched(samples, ("a", "b", "c"))
+    assert found.labels is not None
+    assert found.labels.tolist() == [1, 2]
+    assert matched(samples, ("b", "c")) is samples
+    with pytest.raises(DataError, match="class 'c' is none of the training data: a, b"):
+        matched(samples, ("a", "b"))
+
+
 def test_a_folder_for_each_class(tmp_path: Path) -> None:
     for name, value in (("dog", 10), ("cat", 20), ("cat", 30)):
         picture(tmp_path / name / f"{value}.png", value)
-    (tmp_path / "empty").mkdir()
+    (tmp_path / ".cache").mkdir()
     samples = open_data(tmp_path, labels=True)
     assert samples.classes == ("cat", "dog")
     assert samples.labels is not None

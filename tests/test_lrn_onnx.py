@@ -414,7 +414,7 @@ def test_a_calibration_goes_on_where_it_stopped(
     with pytest.raises(Interrupted):
         bnfold.calibrate(model, images(), batch_size=6, resume=state, progress=stop, **way)
     assert state.exists()
-    with pytest.raises(UsageError, match="batch size, data differ"):
+    with pytest.raises(UsageError, match="batch size differ"):
         bnfold.calibrate(model, images(), batch_size=5, resume=state, **way)
     said: list[str] = []
     rest = bnfold.calibrate(model, images(), batch_size=6, resume=state, progress=said.append, **way)

@@ -79,7 +79,7 @@ def _run(run: Any, model: Path, output: Path, report_file: Path | None, given: d
     as_json, quiet, debug = (given.pop(name) for name in ("as_json", "quiet", "debug"))
     options = torch_options(given)
     with errors(debug):
-        check_report(report_file, output, model)
+        check_report(report_file, output, model, given["data"])
         given["pixels"] = pixels(options["inputs"], given.pop("means"), given.pop("stds"))
         options = {name: options[name] for name in ("inputs", "arch", "arch_args", "trust_pickle")}
         with progress_line(quiet or as_json) as progress:

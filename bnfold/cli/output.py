@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 
-def check_report(report: Path | None, output: Path, model: Path) -> None:
-    """Know before the work that the report can be written."""
+def check_report(report: Path | None, output: Path, model: Path, *inputs: Path | None) -> None:
+    """Know before the work that the report can be written, and over nothing that is read."""
     if report is None:
         return
     from ..files import check_target
@@ -27,6 +27,14 @@ def check_report(report: Path | None, output: Path, model: Path) -> None:
     if report.resolve() == output.resolve():
         raise UsageError(f"{report}: the report and the output are the same file")
     check_target(report, model)
+    check_spared(report, inputs)
+
+
+def check_spared(target: Path, inputs: Iterable[Path | None]) -> None:
+    """UsageError where a file that the command reads would be written over."""
+    for given in inputs:
+        if given is not None and target.exists() and given.exists() and target.samefile(given):
+            raise UsageError(f"{target}: this command reads it; name another file to write")
 
 
 def write_report(path: Path | None, plan: Plan, check: Check | None, output: Path | None) -> None:

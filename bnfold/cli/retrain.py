@@ -9,7 +9,7 @@ import click
 
 from ..errors import UsageError
 from .options import FILE, common, network, pixels, scaling, torch_options
-from .output import check_report, errors, progress_line
+from .output import check_report, check_spared, errors, progress_line
 
 SETTINGS = (
     "epochs", "lr", "batch_size", "momentum", "weight_decay", "warmup", "seed", "patience", "labels", "distil",
@@ -99,6 +99,11 @@ def retrain(
     with errors(debug):
         check_report(report_file, output, model)
         check_report(html, output, model)
+        for target in (output, report_file, html, curves):
+            if target is not None:
+                check_spared(target, [given.get(name) for name in ("data", "validation", "teacher")])
+        if html is not None and report_file is not None and html.resolve() == report_file.resolve():
+            raise UsageError(f"{html}: the report and the page are the same file")
         _check_curves(curves, output, model)
         images = pixels(options.pop("inputs"), means, stds)
         with progress_line(quiet or as_json) as progress:

@@ -90,5 +90,23 @@ def _quotient(a: Array, b: Array) -> Array:
     return np.trunc(a / b) if a.dtype.kind in "iu" else a / b
 
 
+class LRN(OpRun):
+    """`x / (bias + alpha / size * sum of x^2)^beta` over neighbouring channels; the evaluator's own mixes up axes."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, alpha: float | None = None, beta: float | None = None, bias: float | None = None,
+             size: int | None = None) -> tuple[Array]:  # fmt: skip
+        count = int(size or 1)
+        before = (count - 1) // 2
+        wide: Any = np.float64 if x.dtype == np.float64 else np.float32
+        edges = [(before, count - 1 - before) if axis == 1 else (0, 0) for axis in range(x.ndim)]
+        square = np.pad(x.astype(wide) ** 2, edges)
+        total = sum(square[:, i : i + x.shape[1]] for i in range(count))
+        given = [default if v is None else v for v, default in ((alpha, 1e-4), (beta, 0.75), (bias, 1.0))]
+        scale = given[2] + given[0] / count * total
+        return ((x.astype(wide) / scale ** given[1]).astype(x.dtype),)
+
+
 LEGACY = [_legacy(n, f) for n, f in (("Add", np.add), ("Sub", np.subtract), ("Mul", np.multiply), ("Div", _quotient))]
-OPERATORS: list[Any] = [BatchNormalization, DequantizeLinear]
+OPERATORS: list[Any] = [BatchNormalization, DequantizeLinear, LRN]

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..data import Pixels, Samples, open_data
 from ..errors import DataError, UsageError
+from .feed import arguments
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -77,7 +78,8 @@ def feed(
     first = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.zeros(1))
     common: dict[str, Any] = {"size": batch_size, "limit": samples, "dtype": first.dtype, "device": first.device}
     if args is None:
-        opened = open_data(_arrays(data), (), pixels)
+        needed = [name for name, must in arguments(module).items() if must]
+        opened = open_data(_arrays(data), (), pixels, inputs=needed if len(needed) > 1 else ())
         return Feed(opened, _guessed(opened, names), (None,) if len(opened.inputs) == 1 else (), {}, **common)
     slots: dict[str, int | str] = {
         names[i] if i < len(names) else f"input_{i}": i for i, a in enumerate(args) if isinstance(a, torch.Tensor)
@@ -110,7 +112,13 @@ def _names(module: nn.Module) -> list[str]:
 def _arrays(data: Any) -> Any:
     """Tensors as arrays, anything else as it is."""
     if isinstance(data, torch.Tensor):
-        return data.detach().cpu().numpy()
+        return _array(data)
     if isinstance(data, Mapping):
-        return {k: v.detach().cpu().numpy() if isinstance(v, torch.Tensor) else v for k, v in data.items()}
+        return {k: _array(v) if isinstance(v, torch.Tensor) else v for k, v in data.items()}
     return data
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    """Types that numpy does not know become float32."""
+    plain = tensor.detach().cpu()
+    return (plain.float() if plain.dtype is torch.bfloat16 else plain).numpy()

@@ -23,6 +23,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed, nn
 
@@ -34,7 +35,7 @@ from .calibrate_report import Calibrated, CalibrationReport, CalibrationResult, 
 from .gather import run
 from .moments import parallel
 from .passes import Job, Norm, Progress, joint, layerwise, set_statistics, statistics
-from .state import State, Statistics, fingerprint
+from .state import SAMPLED, State, Statistics, fingerprint
 
 
 def calibrate(
@@ -141,11 +142,11 @@ def _signature(
     root: nn.Module, batches: Feed, method: str, order: str, decay: float, names: list[str]
 ) -> dict[str, Any]:
     """What a state depends on."""
-    args, kwargs = next(batches.batches())
-    first = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
+    rows = np.unique(np.linspace(0, len(batches) - 1, SAMPLED).astype(int))
+    seen = batches.samples.rows(rows).values()
     return {
         "method": method, "order": order, "decay": decay, "batch size": batches.size, "samples": len(batches),
-        "norms": names, "weights": _fingerprint(list(root.parameters())), "data": _fingerprint(first),
+        "norms": names, "weights": _fingerprint(list(root.parameters())), "data": fingerprint(seen),
     }  # fmt: skip
 
 

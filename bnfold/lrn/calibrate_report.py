@@ -9,6 +9,7 @@ import numpy as np
 
 from ..data import Array
 from ..errors import UsageError
+from .affine_fit import FEW, TINY
 
 SCHEMA = 1
 METHODS = ("population", "moving")
@@ -37,6 +38,7 @@ class Calibrated:
     values: int
     shift: float
     ratio: tuple[float, float]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -46,13 +48,20 @@ class Calibrated:
         old = np.maximum(before[1] + eps, 1e-30)
         shift = float((np.abs(after[0] - before[0]) / np.sqrt(old)).max())
         ratio = (after[1] + eps) / old
-        return cls(name, len(old), values, shift, (float(ratio.min()), float(ratio.max())))
+        said = []
+        constant = int((after[1] <= TINY).sum())
+        if constant:
+            said.append(f"{constant} channels are constant on the data, their variance is 0")
+        if values < FEW:
+            said.append(f"{values} values for each channel are few for a mean and a variance; more samples would help")
+        return cls(name, len(old), values, shift, (float(ratio.min()), float(ratio.max())), tuple(said))
 
     def __str__(self) -> str:
         low, high = self.ratio
         return (
             f"{self.name}: {self.channels} channels, {self.values} values of each; means moved by {self.shift:.3g} "
             f"standard deviations at most, variances by factors of {low:.3g} to {high:.3g}"
+            + "".join(f"\n  warning: {text}" for text in self.warnings)
         )
 
 

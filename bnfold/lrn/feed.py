@@ -89,7 +89,8 @@ def outputs(found: Any) -> torch.Tensor:
 
 def feed(source: Any, net: nn.Module, device: torch.device, pixels: Pixels | None, labels: bool) -> Feed:
     """Data of any kind that `open_data` takes, for a network. DataError where they lack an input or the classes."""
-    samples = open_data(source, pixels=pixels, labels=labels)
+    needed = [name for name, must in arguments(net).items() if must]
+    samples = open_data(source, pixels=pixels, labels=labels, inputs=needed if len(needed) > 1 else ())
     if len(samples.inputs) > 1:
         samples = _by_name(samples, net)
     dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.float32)
@@ -98,16 +99,24 @@ def feed(source: Any, net: nn.Module, device: torch.device, pixels: Pixels | Non
 
 def _by_name(samples: Samples, net: nn.Module) -> Samples:
     """Only the arrays that `forward` has arguments for."""
-    arguments = inspect.signature(net.forward).parameters
-    fixed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = {n for n, a in arguments.items() if a.default is inspect.Parameter.empty and a.kind not in fixed}
-    found = {name: values for name, values in samples.inputs.items() if name in arguments}
-    if needed - set(found) or not found:
+    known = arguments(net)
+    found = {name: values for name, values in samples.inputs.items() if name in known}
+    if {name for name, must in known.items() if must} - set(found) or not found:
         raise DataError(
             f"{samples.source}: arrays named as the arguments of {type(net).__name__}.forward expected "
-            f"({', '.join(arguments)}), found: {', '.join(sorted(samples.inputs))}"
+            f"({', '.join(known)}), found: {', '.join(sorted(samples.inputs))}"
         )
     return replace(samples, inputs=found)
+
+
+def arguments(net: nn.Module) -> dict[str, bool]:
+    """The names under which `forward` takes arguments, and whether it must have them."""
+    named = getattr(net, "argument_names", None)
+    if isinstance(named, list):
+        return dict.fromkeys(named, True)
+    fixed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    given = inspect.signature(net.forward).parameters.items()
+    return {name: a.default is inspect.Parameter.empty for name, a in given if a.kind not in fixed}
 
 
 def check_labels(samples: Samples, logits: torch.Tensor, training: bool) -> None:

@@ -79,6 +79,17 @@ class Moments:
         return self.m2 / (self.count - 1 if unbiased else self.count)
 
 
+def check_fits(name: str, values: Any, dtype: str) -> None:
+    """DataError where numbers (C,) are finite, and not in the type in which a network holds them."""
+    wide = np.asarray(values, np.float64)
+    limit = {"float16": 65504.0, "float32": 3.4e38, "bfloat16": 3.4e38}.get(dtype, np.inf)
+    if (np.abs(wide) > limit).any():
+        raise DataError(
+            f"{name}: a number of {np.abs(wide).max():.3g} on these data is beyond the range of {dtype}; use the "
+            "network in float32, and convert it after it is folded"
+        )
+
+
 def over_ranks(moments: Moments, device: torch.device) -> Moments:
     """The moments of the values of all ranks of torch.distributed; the same where it does not run.
 

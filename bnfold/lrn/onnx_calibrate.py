@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from ..errors import ModelError
 from .calibrate_report import Calibrated, CalibrationReport, CalibrationResult
 from .onnx_passes import OnnxJob, Progress, joint, layerwise
 from .onnx_run import Batches
-from .state import State, fingerprint
+from .state import SAMPLED, State, fingerprint
 
 
 def calibrate_onnx(
@@ -27,7 +28,7 @@ def calibrate_onnx(
     signature = {
         "method": method, "order": order, "decay": decay, "batch size": data.size, "samples": len(data),
         "norms": list(norms), "weights": fingerprint(_weights(new, norms)),
-        "data": fingerprint(next(iter(data)).values()),
+        "data": fingerprint(data.samples.rows(np.unique(np.linspace(0, len(data) - 1, SAMPLED).astype(int))).values()),
     }  # fmt: skip
     state = State(signature) if resume is None else State.load(resume, signature)
     job = OnnxJob(new, norms, data, state, resume, decay, progress)

@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from ..equivalence.inputs import Array, Feed
 from ..errors import DataError
-from .moments import Moments
+from .moments import Moments, check_fits
 from .onnx_run import Batches, Looking
 from .onnx_training import training
 from .state import State, Statistics
@@ -47,6 +47,7 @@ class OnnxJob:
         """Give a norm its mean and variance, rounded to their type."""
         for held, value in zip(map(self._held, self.norms[name].input[3:5]), values, strict=True):
             dtype = numpy_helper.to_array(held).dtype
+            check_fits(name, value, dtype.name)
             held.CopyFrom(numpy_helper.from_array(value.astype(dtype), held.name))
 
     def _held(self, name: str) -> TensorProto:

@@ -105,7 +105,10 @@ def made_up(model: ModelProto) -> Feed:
 
 
 class Looking:
-    """A model in onnxruntime that gives inner tensors; `more`: nodes that compute some of them from others."""
+    """A model in onnxruntime that gives inner tensors; `more`: nodes that compute some of them from others.
+
+    `refused`: why onnxruntime does not take it, so that the reference evaluator of onnx runs it.
+    """
 
     def __init__(self, model: ModelProto, names: Sequence[str], more: Sequence[NodeProto] = ()) -> None:
         seen = exposed(model, list(dict.fromkeys(names)))
@@ -115,7 +118,9 @@ class Looking:
             onnx.save(seen, path)
             try:
                 self.runner: Runner = OrtRunner(path, Device(optimise=True))
-            except Exception:  # no kernels for a type, float64 above all: the slow way
+                self.refused = ""
+            except Exception as error:  # no kernels for a type, float64 above all: the slow way
+                self.refused = " ".join(str(error).split())[:300]
                 self.runner = ReferenceRunner(path)
 
     def __call__(self, feed: Feed) -> dict[str, Array]:

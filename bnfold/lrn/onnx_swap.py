@@ -14,11 +14,11 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from ..data import Pixels
 from ..equivalence.inputs import Array
 from ..errors import DataError, ModelError, UsageError
-from .affine_fit import Fit, fit, quality
-from .moments import Moments
+from .affine_fit import RISING, Fit, fit, quality
+from .moments import Moments, check_fits
 from .onnx_find import POOLS, WITHIN, OnnxSite, Wires, find
 from .onnx_merge import sweep
-from .onnx_run import Batches, Looking, batches
+from .onnx_run import Batches, Looking, batches, made_up
 from .swap_report import SwapReport, SwapResult, SwapSite
 
 Progress = Callable[[str], None]
@@ -48,7 +48,7 @@ def swap_onnx(
     given = None if data is None else batches(model, data, batch_size, samples, pixels)
     if given is None and init == "fit":
         raise UsageError("init='fit' needs data, on which the norms are fitted; give data, or take init='standard'")
-    found = find(model, lambda: next(iter(given)) if given is not None else {})
+    found = find(model, lambda: next(iter(given)) if given is not None else made_up(model))
     chosen = [site for site in found if site.kind != WITHIN]
     if not chosen:
         other = f"; {found[0].name} normalises within channels" if found else ""
@@ -61,7 +61,7 @@ def swap_onnx(
         _exchange(job, site)
     dropped = _without_dropout(new) if drop_dropout else ()
     sweep(new, {name for site in chosen for node in site.nodes for name in node.output})
-    error = None if given is None else _output_error(model, new, given)
+    error = None if given is None else _output_error(model, new, given, str(path))
     left = tuple(site for site in found if site not in chosen)
     report = SwapReport(tuple(job.sites), left, dropped, None, 0 if given is None else len(given), error)
     return SwapResult(new, report)
@@ -72,9 +72,9 @@ def _exchange(job: _Swap, site: OnnxSite) -> None:
     reason = site.reason if job.foldable else None
     before = job.foldable and reason is None and site.conv is not None
     at = _current(job.new, site.conv.output[0]) if before and site.conv is not None else site.source
-    slope = site.slope if before else None
     pools = [node for node in site.between if node.op_type in POOLS] if before else []
-    channels, count, fitted = _channels(job, site), 0, None
+    slope = (site.slope if site.slope is not None else RISING if pools else None) if before else None
+    (channels, dtype), count, fitted = _channels(job, site), 0, None
     values = np.ones(channels), np.zeros(channels), np.zeros(channels), np.ones(channels)
     warnings = ["no data: mean 0 and variance 1, so that the network is of no use before it is retrained"]
     if job.data is not None:
@@ -82,7 +82,9 @@ def _exchange(job: _Swap, site: OnnxSite) -> None:
         count = moments.count
         fitted, values = _filled(site, moments, inputs, targets, slope, job.init)
         warnings = fitted.warnings(count)
-    _place(job.new, site, at, values, before)
+    for value in values:
+        check_fits(site.name, value, dtype.name)
+    _place(job.new, site, at, tuple(value.astype(dtype) for value in values), before)
     job.sites.append(SwapSite(
         site.name, site.kind, "foldable" if before else "in-place", {}, channels, count,
         None if fitted is None else fitted.r2, None if fitted is None else fitted.worst, reason, tuple(warnings),
@@ -96,15 +98,16 @@ def _current(model: ModelProto, tensor: str) -> str:
     raise ModelError(f"{tensor}: no node computes it")
 
 
-def _channels(job: _Swap, site: OnnxSite) -> int:
-    """How many channels an LRN has: of the weight of the convolution, else by running it."""
-    if job.data is not None:
-        feed = next(iter(job.data))
-        return int(Looking(job.old, [site.source])(feed)[site.source].shape[1])
-    known = {t.name: t.dims for t in job.old.graph.initializer}
-    if site.conv is not None and site.conv.op_type == "Conv" and site.conv.input[1] in known:
-        return int(known[site.conv.input[1]][0])
-    raise UsageError(f"{site.name}: how many channels it has shows with data only; give data")
+def _channels(job: _Swap, site: OnnxSite) -> tuple[int, np.dtype[Any]]:
+    """How many channels an LRN has, and the type of its values."""
+    try:
+        found = Looking(job.old, [site.source])(next(iter(job.data)) if job.data is not None else made_up(job.old))
+    except DataError as error:
+        if job.data is not None:
+            raise
+        raise UsageError(f"{site.name}: how many channels it has shows with data only; give data") from error
+    value = found[site.source]
+    return int(value.shape[1]), value.dtype
 
 
 def _gathered(job: _Swap, site: OnnxSite, at: str, pools: list[NodeProto]) -> tuple[Moments, Array, Array]:
@@ -189,14 +192,13 @@ def _place(model: ModelProto, site: OnnxSite, at: str, values: tuple[Array, ...]
 
 
 def _norm(model: ModelProto, name: str, source: str, out: str, values: tuple[Array, ...]) -> NodeProto:
-    """A BatchNormalization node, its vectors as initializers of the type of the model's weights."""
+    """A BatchNormalization node, its vectors as initializers."""
     graph = model.graph
-    kind = next((t.data_type for t in graph.initializer if t.data_type in (1, 10, 11)), 1)
-    dtype = helper.tensor_dtype_to_np_dtype(kind)
     names = [_fresh(graph, f"{name}_{part}") for part in ("gamma", "beta", "mean", "var")]
     for label, value in zip(names, values, strict=True):
-        graph.initializer.append(numpy_helper.from_array(value.astype(dtype), label))
+        graph.initializer.append(numpy_helper.from_array(value, label))
         if model.ir_version < 4:  # where initializers are inputs too
+            kind = helper.np_dtype_to_tensor_dtype(value.dtype)
             graph.input.append(helper.make_tensor_value_info(label, kind, value.shape))
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     more: dict[str, Any] = {"is_test": 1} if opset < 7 else {}
@@ -232,10 +234,15 @@ def _without_dropout(model: ModelProto) -> tuple[str, ...]:
     return tuple(gone)
 
 
-def _output_error(old: ModelProto, new: ModelProto, data: Batches) -> float:
-    """The root of the squared differences of all outputs over the data, over that of the old outputs' squares."""
+def _output_error(old: ModelProto, new: ModelProto, data: Batches, name: str) -> float:
+    """The root of the squared differences of all outputs over the data, over that of the old outputs' squares.
+
+    ModelError where onnxruntime takes the old model and not the new one.
+    """
     names = [value.name for value in old.graph.output]
     first, second = Looking(old, names), Looking(new, names)
+    if not first.refused and second.refused:
+        raise ModelError(f"{name}: onnxruntime does not take the new model: {second.refused}")
     difference = total = 0.0
     for feed in data:
         a, b = first(feed), second(feed)

@@ -42,6 +42,7 @@ class OnnxNetwork(nn.Module):
                 values[node.output[0]] = _constant(node)
         self.inputs = [value.name for value in graph.input if value.name not in values]
         self.outputs = [value.name for value in graph.output]
+        self.argument_names = list(self.inputs)
         self.shaped = _shaped(graph, values)
         values |= {name: value for name, (_, value) in self.shaped.items()}
         self.layers = nn.ModuleDict()

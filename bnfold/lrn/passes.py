@@ -13,7 +13,7 @@ from torch import distributed, nn
 from ..errors import DataError
 from .batches import Feed
 from .gather import run, watched
-from .moments import Moments, over_ranks, parallel
+from .moments import Moments, check_fits, over_ranks, parallel
 from .state import State, Statistics
 
 Progress = Callable[[str], None]
@@ -54,6 +54,13 @@ def set_statistics(norm: Norm, values: Statistics) -> None:
         assert norm.running_var is not None
         norm.running_mean.copy_(values[0])
         norm.running_var.copy_(values[1])
+
+
+def check_statistics(name: str, norm: Norm, values: Statistics) -> None:
+    """DataError where a norm cannot hold them."""
+    assert norm.running_var is not None
+    for value in values:
+        check_fits(name, value, str(norm.running_var.dtype).removeprefix("torch."))
 
 
 def _moments(name: str, x: torch.Tensor) -> Moments:
@@ -98,11 +105,12 @@ def joint(job: Job, moving: bool) -> dict[str, int]:
     finally:
         for handle in handles:
             handle.remove()
-    for name in job.norms:
+    for name, norm in job.norms.items():
         total = over_ranks(state.moments[name], job.feed.device)
         counts[name] = total.count
         if not moving:
             state.done[name] = total.mean, _variance(name, total)
+        check_statistics(name, norm, state.done[name])
     return counts
 
 
@@ -144,6 +152,7 @@ def layerwise(job: Job, calls: Mapping[str, int]) -> dict[str, int]:
         total = over_ranks(moments, job.feed.device)
         state.moments[name], counts[name] = total, total.count
         state.done[name] = total.mean, _variance(name, total)
+        check_statistics(name, norm, state.done[name])
         set_statistics(norm, state.done[name])
         state.stage = stage + 1
         job.state.keep(job.path, 0, force=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from ..graph import Reason
+from .affine_fit import RISING
 from .find import ACTIVATIONS, POOLS, RELUS, Chain, Site, Survey, operation
 from .lift import exchanged
 from .record import Event, Record
@@ -23,7 +25,7 @@ NORMS: dict[int, type[nn.modules.batchnorm._BatchNorm]] = {
 class Place:
     """A decision. `how`: "slot" (the norm replaces the LRN), "activation" or "conv" (it goes before, or behind, the
     module at `path`, and the LRN becomes an Identity). `behind`: what then lies between the norm and the LRN.
-    `slope`: of the activation below zero, None where there is none. `folds`: the norm follows a convolution directly.
+    `slope`: of the activation below zero, None where there is none. `folds`: a convolution before the norm takes it up.
     `reason`: why it does not, where that was asked for.
     """
 
@@ -68,7 +70,7 @@ def decide(survey: Survey, site: Site, foldable: bool) -> Place:
     if not foldable:
         return Place(site, "slot", site.name, dims)
     found = site.chains[0]
-    reason = _obstacle(site, found)
+    reason = _obstacle(survey.record, site, found)
     if reason is not None:
         return Place(site, "slot", site.name, dims, reason=reason)
     if not found.between:
@@ -80,11 +82,10 @@ def _before(seen: Record, site: Site, found: Chain, dims: int) -> Place:
     """Before the activation, or behind the convolution."""
     act, conv = found.activation, found.conv
     assert conv is not None
-    slope = None if act is None else _slope(act)
+    slope = _slope(act) if act is not None else RISING if _pools(found.between) else None
     if act is not None and act.module is not None and _once(seen, act):
         start = found.between.index(act)
-        pooled = any(operation(event) in POOLS for event in found.between[:start])
-        return Place(site, "activation", act.path, dims, found.between[start:], slope, folds=not pooled)
+        return Place(site, "activation", act.path, dims, found.between[start:], slope, folds=True)
     if conv.module is not None and _once(seen, conv):
         return Place(site, "conv", conv.path, dims, found.between, slope, folds=True)
     what = "is a function" if conv.module is None else "is used more than once"
@@ -93,18 +94,24 @@ def _before(seen: Record, site: Site, found: Chain, dims: int) -> Place:
     return Place(site, "slot", site.name, dims, reason=reason)
 
 
-def _obstacle(site: Site, found: Chain) -> Reason | None:
+def _obstacle(seen: Record, site: Site, found: Chain) -> Reason | None:
     """Why a norm cannot go before the activation."""
     acts = [operation(event) for event in found.between if operation(event) in ACTIVATIONS]
     if len(site.chains) > 1:
         return Reason("called-again", f"the network runs it {len(site.chains)} times", site.name)
     if found.conv is None:
         return Reason("no-conv", "no convolution directly before it", site.name)
+    if found.conv.module is not None and not _once(seen, found.conv):
+        return Reason("no-place", "the convolution before it is used more than once", found.conv.name)
     if not found.private:
         return Reason("read-elsewhere", "others read what lies between the convolution and the LRN", found.conv.name)
     if any(name not in RELUS for name in acts) or len(acts) > 1:
         return Reason("activation", f"{' and '.join(acts)} between: ReLU or leaky ReLU expected", site.name)
     return None
+
+
+def _pools(events: Sequence[Event]) -> bool:
+    return any(operation(event) in POOLS for event in events)
 
 
 def _slope(act: Event) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import Pixels
+from ..data import Pixels, matched
 from ..errors import DataError, UsageError
 from ..frontends.torch.fold import copied, evaluated
 from . import checkpoints
@@ -151,6 +151,8 @@ def _feeds(
     if len(train) < 2 * ranks.count:
         raise DataError(f"{train.samples.source}: {len(train)} samples; at least 2 expected for each process")
     held = None if validation is None else feed(validation, net, ranks.device, pixels, recipe.labels)
+    if held is not None:
+        held = replace(held, samples=matched(held.samples, train.samples.classes))
     for one in (train, held):
         if one is not None:
             logits = one.fits(net)

@@ -19,6 +19,8 @@ from .moments import Moments
 Statistics = tuple[Any, Any]
 """Mean and variance (C,), in float64: arrays, or tensors on the CPU."""
 MARK = "bnfold_calibration"
+SAMPLED = 64
+"""Samples, spread over all, by which data are told from others."""
 EVERY = 20
 """Batches between two writes of the state."""
 

@@ -18,6 +18,7 @@ from .batches import Feed, feed
 from .find import Site, Survey, arguments, survey
 from .gather import Gathered, gather, output_error
 from .lift import exchanged
+from .passes import check_statistics
 from .placement import NORMS, Place, decide, place
 from .swap_report import SwapReport, SwapResult, SwapSite
 
@@ -157,6 +158,7 @@ def _filled(norm: nn.modules.batchnorm._BatchNorm, where: Place, found: Gathered
     centre, root = mean.numpy(), (var + norm.eps).sqrt().numpy()
     xhat, targets = (found.inputs.numpy() - centre) / root, found.targets.numpy()
     weak = where.site.k**-where.site.beta if where.site.k > 0 else 1.0
+    check_statistics(where.site.name, norm, (mean, var))
     with torch.no_grad():
         assert norm.running_mean is not None
         assert norm.running_var is not None
