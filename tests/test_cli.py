@@ -610,19 +610,19 @@ def test_a_traceback_is_shown_with_debug_only() -> None:
 
 
 def test_a_fault_of_bnfold_itself_is_one_line_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(graph: object, limit: float, leftovers: str) -> Plan:
+    def broken(*given: object) -> Plan:
         raise KeyError("of\nmine")
 
-    monkeypatch.setattr(API, "make_plan", broken)
+    monkeypatch.setattr(API, "plan_that_fits", broken)
     assert "internal error (KeyError" in refused(here, 1, "fold", "model.onnx", "-o", "out.onnx")
     assert isinstance(run("fold", "model.onnx", "-o", "out.onnx", "--debug").exception, KeyError)
 
 
 def test_too_little_memory_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def greedy(graph: object, limit: float, leftovers: str) -> Plan:
+    def greedy(*given: object) -> Plan:
         raise MemoryError
 
-    monkeypatch.setattr(API, "make_plan", greedy)
+    monkeypatch.setattr(API, "plan_that_fits", greedy)
     assert "not enough memory" in refused(here, 1, "fold", "model.onnx", "-o", "out.onnx")
 
 
@@ -717,8 +717,8 @@ def _corrupt(plan: Plan) -> Plan:
 
 @pytest.fixture
 def corrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_plan = API.make_plan
-    monkeypatch.setattr(API, "make_plan", lambda graph, limit, leftovers: _corrupt(make_plan(graph, limit, leftovers)))
+    made = API.plan_that_fits
+    monkeypatch.setattr(API, "plan_that_fits", lambda *given: _corrupt(made(*given)))
 
 
 @pytest.mark.usefixtures("corrupted")
