@@ -421,6 +421,7 @@ def calibrate(
     samples: int | None = None,
     pixels: Pixels | None = None,
     inplace: bool = False,
+    share: bool = False,
     resume: str | PathLike[str] | None = None,
     out: str | PathLike[str] | None = None,
     arch: str | Callable[[], Any] | None = None,
@@ -441,7 +442,8 @@ def calibrate(
     default for ONNX models, whose batch is often fixed at 1. Variances have the factor m/(m-1).
 
     `resume`: a file that keeps how far it got; a rerun of the same call goes on from there, and it goes at the end.
-    Under torch.distributed each rank gives its own part of the data, and all get the statistics of all. `inplace`:
+    Under torch.distributed each rank gives its own part of the data, or with `share` all, of which it takes its part of
+    the batches, and all get the statistics of all; the first writes. ONNX models know one process only. `inplace`:
     change the module itself. `out`: where to write the checkpoint or ONNX file. Modes and everything else stay.
 
     Raises UsageError, ModelError (no batch norm), DataError (data that do not fit, hold NaN, or give one value only),
@@ -463,7 +465,7 @@ def calibrate(
     options = TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
     return calibrate_model(
         model, options, None if out is None else Path(fspath(out)), data=data, method=method, order=order or "joint",
-        decay=decay, batch_size=batch_size, samples=samples, pixels=pixels, inplace=inplace, resume=resume,
+        decay=decay, batch_size=batch_size, samples=samples, pixels=pixels, inplace=inplace, share=share, resume=resume,
         progress=progress,
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from .lrn.onnx_find import find
 from .lrn.onnx_merge import merged
 from .lrn.onnx_run import batches
 from .lrn.onnx_torch import OnnxNetwork, network, written_back
+from .lrn.ranks import first_process
 from .lrn.retrain import RetrainResult, retrain
 
 
@@ -41,7 +42,7 @@ def retrain_onnx(
     assert isinstance(result.model, OnnxNetwork)
     new = written_back(proto, result.model)
     check(new, "the new model")
-    if out is not None:
+    if out is not None and first_process():
         with written(out) as temporary:
             temporary.write_bytes(new.SerializeToString())
     return RetrainResult(new, result.history)

@@ -14,6 +14,7 @@ from .files import check_target, written
 from .frontends.torch import load as files
 from .frontends.torch import save
 from .frontends.torch.load import Checkpoint
+from .lrn.ranks import first_process
 from .lrn.retrain import RetrainResult, retrain
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def retrain_model(
             raise UsageError(f"{out}: a retrained network is written as .pt, .pth or .safetensors; fold or export that")
     master = None if teacher is None else _opened(teacher, options)[0]
     result = retrain(module, data, teacher=master, **given)
-    if out is not None and _first_process():
+    if out is not None and first_process():
         with written(out) as temporary:
             placed = (save.placed_in(state) if state is not None else None) or {}
             save.save_checkpoint(result.model, placed, temporary, state)
@@ -63,9 +64,3 @@ def _opened(model: Any, options: TorchOptions) -> tuple[nn.Module, Path | None, 
     else:
         files.fill(made, found, str(path))
     return made, path, found
-
-
-def _first_process() -> bool:
-    import torch.distributed as dist
-
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0

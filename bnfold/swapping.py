@@ -19,6 +19,7 @@ from .lrn.batches import feed
 from .lrn.calibrate import calibrate
 from .lrn.calibrate_report import CalibrationResult
 from .lrn.find import Site, arguments, find_lrn
+from .lrn.ranks import first_process
 from .lrn.swap import swap_lrn
 from .lrn.swap_report import SwapResult
 from .torchfiles import built, filled
@@ -63,7 +64,7 @@ def calibrate_model(
     module, state = _opened(model, options)
     inputs = examples(options.inputs)
     result = calibrate(module, data, inputs, kwargs=options.kwargs, **given)
-    if out is not None:
+    if out is not None and first_process():
         args, kwargs = (() if inputs is None else arguments(inputs)), dict(options.kwargs or {})
         if form == "program" and not args and not kwargs:
             args, kwargs = next(feed(module, data, None, {}, 2, 2, given["pixels"]).batches())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from .options import FILE, common, network, pixels, samples, torch_options
 from .output import check_report, errors, progress_line
+from .processes import processes
 
 DATA = "Samples to run: .npz, .npy, a folder of images, or a folder with one folder for each class."
 
@@ -67,23 +69,29 @@ def calibrate(model: Path, output: Path, report_file: Path | None, **given: Any)
     """Estimate the running mean and variance of every batch norm of MODEL anew, from data.
 
     MODEL is a checkpoint (.pt, .pth, .safetensors) with --arch, or an ONNX file; OUT is of the same kind, or an
-    exported program (.pt2).
+    exported program (.pt2). Under torchrun the processes share the batches of a PyTorch network.
     """
     from ..api import calibrate as run
 
-    _run(run, model, output, report_file, given)
+    with processes() as (first, _):
+        if first or model.suffix != ".onnx":
+            _run(partial(run, share=True), model, output, report_file, given, first)
 
 
-def _run(run: Any, model: Path, output: Path, report_file: Path | None, given: dict[str, Any]) -> None:
-    """Call, write the report, print it."""
+def _run(
+    run: Any, model: Path, output: Path, report_file: Path | None, given: dict[str, Any], first: bool = True
+) -> None:
+    """Call, write the report, print it; these two in the first process only."""
     as_json, quiet, debug = (given.pop(name) for name in ("as_json", "quiet", "debug"))
     options = torch_options(given)
     with errors(debug):
         check_report(report_file, output, model, given["data"])
         given["pixels"] = pixels(options["inputs"], given.pop("means"), given.pop("stds"))
         options = {name: options[name] for name in ("inputs", "arch", "arch_args", "trust_pickle")}
-        with progress_line(quiet or as_json) as progress:
+        with progress_line(quiet or as_json or not first) as progress:
             result = run(model, out=output, progress=progress, **options, **given)
+        if not first:
+            return
         from ..files import written
         from ..report.data import to_json
 

@@ -10,6 +10,7 @@ import click
 from ..errors import UsageError
 from .options import FILE, common, network, pixels, scaling, torch_options
 from .output import check_report, check_spared, errors, progress_line
+from .processes import processes
 
 SETTINGS = (
     "epochs", "lr", "batch_size", "momentum", "weight_decay", "warmup", "seed", "patience", "labels", "distil",
@@ -91,7 +92,8 @@ def retrain(
 ) -> None:
     """Train MODEL, a checkpoint with --arch or an ONNX file, a little: with labels, or from the network as it was.
 
-    Folders of images become inputs of the size that --input says; arrays are taken as they are.
+    Folders of images become inputs of the size that --input says; arrays are taken as they are. Under torchrun the
+    processes train together, each on its part of every batch.
     """
     options = torch_options(given)
     given["labels"] = given["labels"] or None
@@ -106,10 +108,13 @@ def retrain(
             raise UsageError(f"{html}: the report and the page are the same file")
         _check_curves(curves, output, model)
         images = pixels(options.pop("inputs"), means, stds)
-        with progress_line(quiet or as_json) as progress:
+        with processes(given["device"]) as (first, own), progress_line(quiet or as_json or not first) as progress:
             from ..api import retrain as run
 
+            given["device"] = own
             result = run(model, out=output, pixels=images, progress=progress, **options, **given)
+        if not first:
+            return
         from ..report.data import to_json
         from ..report.training import training_report
 

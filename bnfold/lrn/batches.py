@@ -22,7 +22,8 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 class Feed:
     """Samples, and which argument of the network each of their arrays is: a position, or a name.
 
-    `args`, `kwargs`: the arguments that are the same for every batch, and room for the others.
+    `args`, `kwargs`: the arguments that are the same for every batch, and room for the others. `rank`, `ranks`: every
+    `ranks`-th batch is this process's, from `rank` on.
     """
 
     samples: Samples
@@ -33,6 +34,8 @@ class Feed:
     limit: int | None
     dtype: torch.dtype
     device: torch.device
+    rank: int = 0
+    ranks: int = 1
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -43,7 +46,7 @@ class Feed:
         starts = list(range(0, len(self), self.size))
         if len(starts) > 1 and len(self) - starts[-1] == 1:
             starts.pop()
-        return list(zip(starts, [*starts[1:], len(self)], strict=True))
+        return list(zip(starts, [*starts[1:], len(self)], strict=True))[self.rank :: self.ranks]
 
     def batches(self, first: int = 0) -> Iterator[Arguments]:
         """The arguments of each batch, from one on."""

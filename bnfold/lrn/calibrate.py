@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import torch
 from torch import distributed, nn
 
 from ..data import Pixels
-from ..errors import ModelError
+from ..errors import DataError, ModelError
 from ..frontends.torch.fold import copied
 from .batches import Feed, feed
 from .calibrate_report import Calibrated, CalibrationReport, CalibrationResult, check_options
@@ -51,6 +52,7 @@ def calibrate(
     samples: int | None = None,
     pixels: Pixels | None = None,
     inplace: bool = False,
+    share: bool = False,
     resume: str | PathLike[str] | None = None,
     progress: Progress = lambda stage: None,
 ) -> CalibrationResult:
@@ -59,9 +61,9 @@ def calibrate(
     `data`: see `bnfold.data.open_data`; also tensors. `example_inputs`, `kwargs`: arguments; data take the place of the
     tensors in them; not needed for a network of one input. `method`, `order`, `decay`: see this module; "moving" knows
     "joint" only. `resume`: a file for the state, from which a rerun with the same arguments goes
-    on, and which goes when all is done. Under torch.distributed every rank gives its own part of the data, and all get
-    the statistics of all ("joint": of all batches of all ranks); where one fails, the others wait for it. Modes,
-    dropout and everything else stay as they were.
+    on, and which goes when all is done. Under torch.distributed every rank gives its own part of the data, or with
+    `share` all of them, of whose batches it takes its part, and all get the statistics of all ("joint": of all batches
+    of all ranks); where one fails, the others wait for it. Modes, dropout and everything else stay as they were.
 
     UsageError for arguments that do not fit, ModelError where there is no batch norm with running statistics, DataError
     for data that do not fit, hold or lead to NaN, or give a norm a single value.
@@ -72,6 +74,8 @@ def calibrate(
     given = None if example_inputs is None else (
         tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,))  # fmt: skip
     batches = feed(root, data, given, dict(kwargs or {}), batch_size, samples, pixels)
+    if share and parallel():
+        batches = _shared(batches)
     own = {name: inner for name, inner in root.named_modules() if name in norms and isinstance(inner, Norm)}
     before = {name: statistics(norm) for name, norm in own.items()}
     with _kept(root, own):
@@ -89,6 +93,14 @@ def calibrate(
     changed = tuple(_changed(name, used[name], before[name], values[name]) for name in used)
     report = CalibrationReport(method, order, len(batches), changed, tuple(name for name in own if name not in used))
     return CalibrationResult(root, report)
+
+
+def _shared(batches: Feed) -> Feed:
+    """Those batches that this rank takes. DataError where there is none for some rank."""
+    count = distributed.get_world_size()
+    if len(batches.bounds()) < count:
+        raise DataError(f"{batches.samples.source}: {len(batches.bounds())} batches for {count} processes")
+    return replace(batches, rank=distributed.get_rank(), ranks=count)
 
 
 def _norms(module: nn.Module) -> list[str]:

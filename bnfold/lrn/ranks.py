@@ -13,6 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 Norm = nn.modules.batchnorm._BatchNorm
 
 
+def first_process() -> bool:
+    """Whether this process writes files: the first of torch.distributed, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process and how many there are. `device`: where its part of the network is."""
