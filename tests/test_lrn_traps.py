@@ -73,13 +73,13 @@ def lrn_weights(model: ModelProto) -> dict[str, Array]:
 
 def test_statistics_beyond_float16_are_an_error(tmp_path: Path) -> None:
     lrn_net(np.float16, alpha=1e-7, scale=1.0).save(tmp_path / "a.onnx")
-    with pytest.raises(DataError, match="lrn: a number of .* is beyond the range of float16"):
+    with pytest.raises(DataError, match=r"lrn: a number of .* is beyond the range of float16"):
         bnfold.swap_lrn(tmp_path / "a.onnx", data=(X * 90).astype(np.float16), out=tmp_path / "b.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).half().eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     for order in ("joint", "layerwise"):
-        with pytest.raises(DataError, match="1: a number of .* is beyond the range of float16"):
+        with pytest.raises(DataError, match=r"1: a number of .* is beyond the range of float16"):
             bnfold.calibrate(net, torch.from_numpy(X * 2000).half(), order=order, inplace=True)
         assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())
 
@@ -192,7 +192,7 @@ def test_an_input_may_be_called_like_classes(tmp_path: Path) -> None:
 
 
 def test_arrays_of_text_are_an_error() -> None:
-    with pytest.raises(DataError, match="holds <U.*; numbers expected"):
+    with pytest.raises(DataError, match=r"holds <U.*; numbers expected"):
         bnfold.calibrate(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)).eval(), {"x": np.full((8, 4), "a")})
 
 
