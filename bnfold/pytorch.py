@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,11 +19,11 @@ from .errors import ModelError, UsageError, VerificationError
 from .frontends.torch import program as programs
 from .frontends.torch.capture import capture_program, one_line
 from .frontends.torch.fold import ModulePlan, Options, copied, plan, prepared, ready
-from .frontends.torch.read import read
-from .graph import Graph
+from .frontends.torch.read import Source, read
+from .frontends.torch.strain import strained
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import Plan
-from .planner import plan as make_plan
+from .planner import plan_that_fits
 
 if TYPE_CHECKING:
     from .equivalence.check import Check
@@ -78,9 +79,9 @@ class Policy:
     precision_limit: float = PRECISION_LIMIT
     leftovers: str = LEFTOVERS[0]
 
-    def plan(self, graph: Graph) -> Plan:
-        """The plan of a neutral graph."""
-        return make_plan(graph, self.precision_limit, self.leftovers)
+    def plan(self, source: Source) -> Plan:
+        """The plan of a network that was read."""
+        return plan_that_fits(source.graph, self.precision_limit, self.leftovers, partial(strained, source))
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _in_place(module: nn.Module, made: ModulePlan, options: Options) -> nn.Modul
 
 def inspect_program(program: ExportedProgram, policy: Policy, options: Options) -> Plan:
     """What folding an exported program would do."""
-    return policy.plan(read(capture_program(program), "program", None, skipped=options.skipped).graph)
+    return policy.plan(read(capture_program(program), "program", None, skipped=options.skipped))
 
 
 def fold_program(
@@ -130,7 +131,7 @@ def fold_program(
     """A folded program, its plan, and the judge's verdict."""
     judging.progress("reading")
     source = read(capture_program(program), "program", None, skipped=options.skipped)
-    made = policy.plan(source.graph)
+    made = policy.plan(source)
     judging.progress("folding")
     folded = programs.apply(source, made) if made.edits else copy.deepcopy(program)
     if not judging.verify:

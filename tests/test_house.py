@@ -24,6 +24,7 @@ STAGES = [
     {"gauge"},
     {"plan"},
     {"planner", "absorb"},
+    {"strain"},
     {"frontends"},
     {"equivalence"},
     {"lrn"},

@@ -105,14 +105,11 @@ def plan(
     """Plan a module that is in the mode in which it is to be used. Nothing of it is changed."""
     name = type(module).__name__
 
-    def planned(source: Any) -> Plan:
-        return planner(source.graph)
-
     try:
         made = capture(module, args, kwargs, options.ignore_hooks)
     except ModelError as error:
-        return _in_parts(module, args, kwargs, planned, options, error)
-    whole = plan_module(Modules(module, made), name, planned, options.skipped)
+        return _in_parts(module, args, kwargs, planner, options, error)
+    whole = plan_module(Modules(module, made), name, planner, options.skipped)
     return ModulePlan(whole.plan, (("", whole),))
 
 

@@ -1,0 +1,37 @@
+"""Whether weights that take up a norm still fit the type that they are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .absorb import Layout, rounding, tapped
+from .plan import Rescale
+
+Array = npt.NDArray[Any]
+SAFE = 2.0**40
+"""Factors from its inverse to itself do not take float32 out of its range; weights are not read for them."""
+
+
+def strains(
+    weight: Callable[[], Array], dtype: npt.DTypeLike, layout: Layout, edit: Rescale, alpha: float = 1.0
+) -> bool:
+    """Whether new weights overflow, or are rounded with more than twice the usual error, which happens in float16.
+
+    `weight`: reads the old one, in the shape that the layout says; asked only where this can be. `alpha`: Gemm's.
+    """
+    kind = np.dtype(dtype)
+    if kind.kind != "f" or (kind != np.float16 and _mild(edit)):
+        return False
+    return rounding(tapped(weight(), layout, edit, alpha).astype(kind), layout, edit) > float(np.finfo(kind).eps) / 2
+
+
+def _mild(edit: Rescale) -> bool:
+    """Whether no factor is far from one."""
+    sizes = [np.abs(v[v != 0]) for v in (edit.p_out, edit.u_in) if v is not None]
+    high = np.prod([size.max(initial=1.0) for size in sizes])
+    low = np.prod([size.min(initial=1.0) for size in sizes])
+    return bool(high < SAFE and low > 1 / SAFE)
