@@ -187,6 +187,7 @@ def main() -> int:
             rows.append(row)
     text = table(rows, card)
     if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
         name = "-".join(card.lower().replace("/", " ").split())
         (given.out / f"{date.today().isoformat()}-{name}.md").write_text(text)
     print("\n" + text)

@@ -119,7 +119,7 @@ def _write(path: Path, text: str) -> None:
     from ..files import written
 
     with written(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _norms(pair: PairSettings, check: Check | str) -> Plan | None:
@@ -177,6 +177,11 @@ def errors(debug: bool) -> Iterator[None]:
             raise
         click.echo(f"bnfold: {OutputError(error)}", err=True)
         sys.exit(OutputError.exit_code)
+    except SystemExit as error:  # from code of a user's
+        if debug:
+            raise
+        click.echo(f"bnfold: the code of the model ended the program (sys.exit({error.code!r}))", err=True)
+        sys.exit(1)
     except MemoryError:
         if debug:
             raise

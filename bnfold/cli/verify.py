@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from ..errors import BnfoldError, UsageError
 from ..limits import MULTIPLE
 from .options import FILE, common, judging, network, scaling
-from .output import check_targets, errors, progress_line, show_checks, write_checks
+from .output import check_spared, check_targets, errors, progress_line, show_checks, write_checks
 
 if TYPE_CHECKING:
     from ..config import PairSettings
@@ -97,7 +97,10 @@ def verify(
     with errors(debug), progress_line(quiet or as_json) as progress:
         pairs = _pairs(reference, candidate, config, given)
         models = [Path(pair.arguments[key]) for pair in pairs for key in ("reference", "candidate")]
-        check_targets([path for path in (html, junit, report) if path is not None], models)
+        targets = [path for path in (html, junit, report) if path is not None]
+        check_targets(targets, models)
+        for target in targets:
+            check_spared(target, [config, *(_read_by(pair) for pair in pairs)])
         results = [(pair, _compared(pair, progress, alone=config is None)) for pair in pairs]
         write_checks(results, html, junit, report, single=config is None)
     show_checks(results, as_json, single=config is None)
@@ -124,6 +127,12 @@ def _pairs(
         if context.get_parameter_source(OPTIONS.get(name, name)) is not ParameterSource.DEFAULT
     }
     return [PairSettings(pair.name, {**pair.arguments, **said}) for pair in read_config(config)]
+
+
+def _read_by(pair: PairSettings) -> Path | None:
+    """The file of data that a pair is compared on."""
+    data = pair.arguments.get("data")
+    return Path(data) if isinstance(data, str | Path) else None
 
 
 def _compared(pair: PairSettings, progress: Callable[[str], None], alone: bool) -> Check | str:

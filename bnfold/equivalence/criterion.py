@@ -100,18 +100,21 @@ class Criterion:
 
     def _measures(self, a: Array, b: Array) -> Iterator[Measure]:
         if self.atol is not None or self.rtol is not None:
-            yield Measure("tolerance", _tolerance(a, b, self.atol or 0.0, self.rtol or 0.0), 1.0)
-        x, y = (value.astype(np.float64).reshape(len(value) if value.ndim > 1 else 1, -1) for value in (a, b))
+            yield Measure("tolerance", tolerance(a, b, self.atol or 0.0, self.rtol or 0.0), 1.0)
+        known = np.isfinite(a.astype(np.float64))
+        x, y = (np.where(known, v, 0).astype(np.float64).reshape(len(v) if v.ndim > 1 else 1, -1) for v in (a, b))
         if self.cosine is not None:
             yield Measure("cosine distance", _cosine_distance(x, y), 1 - self.cosine)
         if self.top_k is not None:
             yield Measure(f"top-{self.top_k} disagreement", _disagreement(x, y, self.top_k), 1 - self.agreement)
 
 
-def _tolerance(a: Array, b: Array, atol: float, rtol: float) -> float:
+def tolerance(a: Array, b: Array, atol: float, rtol: float) -> float:
     """The largest `|a - b| / (atol + rtol * |a|)`; 0 / 0 is no difference."""
     worst = 0.0
     for x, y in blocks(a, b):
+        known = np.isfinite(x)
+        x, y = x[known], y[known]
         error, allowed = np.abs(x - y), atol + rtol * np.abs(x)
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = np.where(error == 0, 0.0, error / allowed)

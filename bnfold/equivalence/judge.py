@@ -23,9 +23,11 @@ from .criterion import (
     Criterion,
     Errors,
     beside,
+    blocks,
     facts,
     in_doubt,
     magnitude,
+    tolerance,
 )  # fmt: skip
 from .inputs import Array, Choice, Feed, Inputs
 from .locate import Where, locate
@@ -38,6 +40,8 @@ NOISE_RUNS = 3
 TRUST, UNITS = 100.0, 16.0
 """The reference may be so many times its noise, or so many units in the last place of the inputs, away from float64
 before that is taken for another function."""
+RUNTIME = "the same function, apart from the rounding of the candidate's runtime"
+"""Note of an entry where two runtimes round differently."""
 ROUNDING = "within the reference's own rounding"
 """Note of an entry that passed by the second hearing."""
 
@@ -73,10 +77,16 @@ def judge(
         return Check(not message, runner.name, inputs.seed, choice.shapes, found, message, tuple(dict.fromkeys(said)),
                      str(criterion), None, (reference.name, candidate.name))  # fmt: skip
 
+    again = _irreproducible(first, runner, choice)
+    if again:
+        return verdict(
+            f"the reference gives another {again} when it runs again on the same inputs, so nothing can be said"
+        )
     try:
         other = _aligned(candidate, runner, reference, first)
     except Exception as error:
         return verdict(f"the candidate cannot be loaded: {_line(error)}")
+    hearing.other = _Exact(candidate, other) if other.name != runner.name else None
     for i, (kind, feed) in enumerate(_all_feeds(reference, choice)):
         progress(f"comparing on {kind} inputs")
         try:
@@ -126,9 +136,41 @@ def _where(
         return None
 
 
+def _irreproducible(first: Mapping[str, Array], runner: Runner, choice: Choice) -> str:
+    """The name of an output that another run on the same inputs changes by more than rounding, "" if none."""
+    again = runner.run(next(choice.feeds())[1])
+    for name, value in first.items():
+        other = again.get(name)
+        if other is None or other.shape != value.shape:
+            return name
+        if value.dtype.name in LIMITS:
+            entry = facts("", "", value, other)
+            if not entry.note and entry.error > LIMITS[value.dtype.name] * entry.scale:
+                return name
+    return ""
+
+
+@dataclass
+class _Exact:
+    """The candidate in float64, under the names of the reference."""
+
+    candidate: Subject
+    runner: Runner
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """Its outputs; none where nothing here computes them."""
+        if not isinstance(self.runner, Aligned):
+            return self.candidate.exact(feed)
+        found = self.candidate.exact(self.runner.renamed(feed))
+        return self.runner.named(found) if found else {}
+
+
 @dataclass
 class Hearing:
-    """Compares outputs of two models; runs the reference again where rounding must be told from faults."""
+    """Compares outputs of two models; runs the reference again where rounding must be told from faults.
+
+    `other`: the candidate in float64, where it runs in another runtime than the reference.
+    """
 
     reference: Subject
     runner: Runner
@@ -136,19 +178,28 @@ class Hearing:
     seed: int
     progress: Progress
     warnings: list[str] = field(default_factory=list)
+    other: _Exact | None = None
 
     def compare(
         self, expected: Mapping[str, Array], found: Mapping[str, Array], kind: str, feed: Feed
     ) -> list[OutputError]:
         """One entry for each output of the reference."""
         entries = [facts(name, kind, value, found.get(name)) for name, value in expected.items()]
-        open_ = [i for i, entry in enumerate(entries) if in_doubt(entry)]
-        exact = self._exact(feed, kind) if self._wants_exact(entries, expected) else {}
+        odd = {
+            entry.output for entry in entries if not entry.note and _odd(expected[entry.output], found[entry.output])
+        }
+        entries = [self._whole(entry, expected, found) for entry in entries]
+        doubtful = [i for i, entry in enumerate(entries) if in_doubt(entry)]
+        exact = self._exact(feed, kind) if odd or self._wants_exact(entries, expected) else {}
+        candidate: dict[str, Array] = {}
         noise: dict[str, float] = {}
-        for i in open_:
+        for i in doubtful:
             entry = entries[i]
             a, b = expected[entry.output], found[entry.output]
             truth = exact.get(entry.output)
+            if entry.output in odd and _odd(a if truth is None or truth.shape != a.shape else truth, b):
+                entries[i] = replace(entry, note="another value where the reference is infinite or NaN")
+                continue
             known = truth is not None and truth.shape == a.shape and _short(a)
             own = Errors.of(a, truth, entry.scale) if truth is not None and known else None
             if own is not None and own.peak > LIMITS[a.dtype.name] * entry.scale:
@@ -158,6 +209,9 @@ class Hearing:
                 own = self._trusted(own, rounding, entry.output)
             if own is not None and truth is not None and entry.scale > 0:
                 entry = beside(entry, a, own, Errors.of(b, truth, entry.scale), self.criterion.multiple)
+                if in_doubt(entry) and self.other is not None:
+                    candidate = candidate or self.other.run(feed)
+                    entry = self._of_runtime(entry, a, b, truth, own, candidate.get(entry.output))
             else:
                 entry = self.criterion.measure(a, b, entry, _floor(entry, a, feed))
             if in_doubt(entry) and not self.criterion.fixed:
@@ -165,6 +219,33 @@ class Hearing:
                 entry = second_hearing(entry, noise[entry.output])
             entries[i] = entry
         return entries
+
+    def _whole(
+        self, entry: OutputError, expected: Mapping[str, Array], found: Mapping[str, Array]
+    ) -> OutputError:  # fmt: skip
+        """Whole numbers by the differences that a user allows, where that is said."""
+        bounds = (self.criterion.atol, self.criterion.rtol)
+        if entry.measure("flips") is None or all(bound is None for bound in bounds):
+            return entry
+        share = tolerance(expected[entry.output], found[entry.output], bounds[0] or 0.0, bounds[1] or 0.0)
+        return replace(entry, passed=share <= 1.0, measures=(Measure("tolerance", share, 1.0),))
+
+    def _of_runtime(
+        self, entry: OutputError, a: Array, b: Array, truth: Array, own: Errors, exact: Array | None
+    ) -> OutputError:
+        """An entry judged by its two parts: what the candidate computes in float64, and what its runtime rounds.
+
+        The first is held against the reference as ever; the second must be small, whatever the reference's is.
+        """
+        if exact is None or exact.shape != truth.shape:
+            return entry
+        part = beside(entry, a, own, Errors.of(exact, truth, entry.scale), self.criterion.multiple)
+        rounding = Errors.of(b, exact).peak / entry.scale
+        allowed = LIMITS[a.dtype.name]
+        if not part.passed or rounding > allowed:
+            return entry
+        measures = (*part.measures, Measure("runtime's rounding", rounding, allowed))
+        return replace(entry, passed=True, note=RUNTIME, measures=measures)
 
     def _wants_exact(self, entries: list[OutputError], expected: Mapping[str, Array]) -> bool:
         """Whether there is a number to judge that float64 says more about; equal outputs need no judge."""
@@ -204,6 +285,17 @@ class Hearing:
                 if value.dtype.name in LIMITS and value.shape == expected[name].shape:
                     noise[name] = max(noise[name], Errors.of(value, expected[name]).peak)
         return noise
+
+
+def _odd(a: Array, b: Array) -> bool:
+    """Whether one is infinite or NaN where the other is not so, or has another sign; elements of `b` of any kind."""
+    if a.dtype.name not in LIMITS:
+        return False
+    for x, y in blocks(a, b):
+        wild = ~np.isfinite(x)
+        if wild.any() and not np.array_equal(x[wild], y[wild], equal_nan=True):
+            return True
+    return False
 
 
 def second_hearing(entry: OutputError, noise: float) -> OutputError:
@@ -317,10 +409,10 @@ def _aligned(candidate: Subject, runner: Runner, reference: Subject, first: Mapp
     engine = next((engine for engine in engines if engine.name == runner.name), engines[0])
     if candidate.named and reference.named:
         return engine.open()
-    own = [spec.name for spec in candidate.specs()]
+    own, theirs = ([spec.name for spec in found] for found in (candidate.specs(), specs))
     if len(own) != len(specs):
         raise VerificationError(f"it has {len(own)} inputs, {len(specs)} expected")
-    return Aligned(engine.open(), own, list(first))
+    return Aligned(engine.open(), theirs if sorted(own) == sorted(theirs) else own, list(first))
 
 
 def _all_feeds(reference: Subject, choice: Choice) -> Iterator[tuple[str, Feed]]:

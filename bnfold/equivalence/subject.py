@@ -124,7 +124,14 @@ class Aligned:
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """Outputs by the other model's names."""
-        found = self.runner.run(dict(zip(self.inputs, feed.values(), strict=True)))
+        return self.named(self.runner.run(self.renamed(feed)))
+
+    def renamed(self, feed: Feed) -> Feed:
+        """Inputs under its own names."""
+        return dict(zip(self.inputs, feed.values(), strict=True))
+
+    def named(self, found: dict[str, Array]) -> dict[str, Array]:
+        """Outputs under the other model's names."""
         if list(found) == list(self.outputs) or len(found) != len(self.outputs):
             return found
         return dict(zip(self.outputs, found.values(), strict=True))

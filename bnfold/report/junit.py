@@ -14,7 +14,8 @@ def to_junit(checks: Sequence[tuple[str, Check | str]]) -> str:
     Where there is no verdict the text that says why stands in its place, and counts as an error.
     """
     root = ElementTree.Element("testsuites", name="bnfold verify")
-    for name, check in checks:
+    for given, check in checks:
+        name = _clean(given)
         suite = ElementTree.SubElement(root, "testsuite", name=name)
         if isinstance(check, str):
             case = ElementTree.SubElement(suite, "testcase", classname=name, name="verify")
