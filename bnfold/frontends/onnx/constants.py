@@ -67,7 +67,11 @@ class Constants:
         named = {t.name for t in graph.initializer}
         modern = self.ir_version >= 4
         self.overridable = named & inputs if modern and not self.freeze_inputs else set()
-        self.tensors = {t.name: t for t in graph.initializer if t.name not in self.overridable}
+        self.tensors = {t.name: _as_read(t) for t in graph.initializer if t.name not in self.overridable}
+        for node in graph.node:
+            constant = constant_tensor(node)
+            if constant is not None:
+                self.tensors[node.output[0]] = _as_read(constant)
         self.frozen = named & inputs if modern and self.freeze_inputs else set()
         """Graph inputs with a default that are constants from now on."""
         self.producers = {name: node for node in graph.node for name in node.output if name}
@@ -132,11 +136,7 @@ class Constants:
         around = self._around(name)
         if around is not None:
             return around.tensor(name)
-        if name in self.tensors:
-            stored: TensorProto = self.tensors[name]
-            return stored
-        node = self.producers.get(name)
-        return None if node is None else constant_tensor(node)
+        return self.tensors.get(name)
 
     def chain(self, name: str) -> list[NodeProto]:
         """The nodes that move a constant about, back from its reader; last the one that made it, if any."""
@@ -198,6 +198,15 @@ class Constants:
 
     def _dtype_of(self, name: str) -> np.dtype[Any]:
         return self.dtype(name) if name in self else np.dtype(helper.tensor_dtype_to_np_dtype(self.dtypes[name]))
+
+
+def _as_read(tensor: TensorProto) -> TensorProto:
+    """A tensor that still says where its external data lie when the model has been written with others."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return tensor
+    kept = TensorProto()
+    kept.CopyFrom(tensor)
+    return kept
 
 
 def default_opset(model: ModelProto) -> int:

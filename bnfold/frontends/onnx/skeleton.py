@@ -16,8 +16,12 @@ import onnx
 import onnx.shape_inference
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ...errors import ModelError
+
 SMALL = 64
 """Tensors of up to so many elements are kept: shapes, axes, indices, scalars."""
+PACKED = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
+"""Bits of an element, where several share a byte."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +120,21 @@ def _hollow(
             hoisted[tensor.name] = kind
             del body.initializer[i]
         elif tensor.data_location == TensorProto.EXTERNAL:
-            size = prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=kind[0], dims=kind[1], raw_data=bytes(size)))
+            raw = bytes(byte_size(tensor))
+            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=kind[0], dims=kind[1], raw_data=raw))
     for node in body.node:
         for inner in nested_graphs(node):
             _hollow(inner, folder, defined, hoisted)
+
+
+def byte_size(tensor: TensorProto) -> int:
+    """How many bytes a tensor has by its shape and type. ModelError where the type is none."""
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except KeyError:
+        raise ModelError(f"tensor {tensor.name!r} has the unknown type {tensor.data_type}") from None
+    bits = PACKED.get(dtype.name, 8 * dtype.itemsize)
+    return -int(-prod(tensor.dims) * bits // 8)
 
 
 def constant_tensor(node: NodeProto) -> TensorProto | None:
