@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import onnx.inliner
 from onnx import FunctionProto, ModelProto, NodeProto
 
-from .skeleton import nested_graphs
+from .skeleton import nested_graphs, sparse_names
 
 Id = tuple[str, str]
 """Domain and name of a function."""
@@ -68,8 +68,8 @@ def _without_weights(model: ModelProto) -> ModelProto:
     bare = ModelProto(ir_version=model.ir_version, functions=model.functions, opset_import=model.opset_import)
     for part in ("node", "input", "output", "value_info"):
         getattr(bare.graph, part).extend(getattr(model.graph, part))
-    weights = [*model.graph.initializer, *(sparse.values for sparse in model.graph.sparse_initializer)]
-    for name in {tensor.name for tensor in weights} - {value.name for value in bare.graph.input}:
+    weights = {tensor.name for tensor in model.graph.initializer} | sparse_names(model.graph)
+    for name in sorted(weights - {value.name for value in bare.graph.input}):
         bare.graph.input.add(name=name)
     return bare
 

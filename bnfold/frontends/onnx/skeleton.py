@@ -94,6 +94,8 @@ def _definitions(graph: GraphProto) -> dict[str, set[Kind | None]]:
     found: dict[str, set[Kind | None]] = {}
     for tensor in graph.initializer:
         found.setdefault(tensor.name, set()).add((tensor.data_type, tuple(tensor.dims)))
+    for sparse in graph.sparse_initializer:
+        found.setdefault(sparse.values.name, set()).add((sparse.values.data_type, tuple(sparse.dims)))
     for name in (*(value.name for value in graph.input), *(out for node in graph.node for out in node.output)):
         found.setdefault(name, set()).add(None)
     for node in graph.node:
@@ -122,6 +124,12 @@ def _hollow(
         elif tensor.data_location == TensorProto.EXTERNAL:
             raw = bytes(byte_size(tensor))
             tensor.CopyFrom(TensorProto(name=tensor.name, data_type=kind[0], dims=kind[1], raw_data=raw))
+    for i in reversed(range(len(body.sparse_initializer))):
+        sparse = body.sparse_initializer[i]
+        kind = sparse.values.data_type, tuple(sparse.dims)
+        if defined[sparse.values.name] == {kind}:
+            hoisted[sparse.values.name] = kind
+            del body.sparse_initializer[i]
     for node in body.node:
         for inner in nested_graphs(node):
             _hollow(inner, folder, defined, hoisted)
@@ -147,6 +155,11 @@ def constant_tensor(node: NodeProto) -> TensorProto | None:
 def small(tensor: TensorProto) -> bool:
     """Whether a tensor is kept in the skeleton."""
     return prod(tensor.dims) <= SMALL and tensor.data_location != TensorProto.EXTERNAL
+
+
+def sparse_names(graph: GraphProto) -> set[str]:
+    """The names of a graph's sparse initializers."""
+    return {sparse.values.name for sparse in graph.sparse_initializer}
 
 
 def nested_graphs(node: NodeProto) -> Iterable[GraphProto]:
