@@ -170,3 +170,44 @@ def test_before_opset_13_there_is_one_scale_only() -> None:
     result = bnfold.fold(n.model(y, opset=12))
     (norm,) = result.plan.batch_norms
     assert (norm.verdict, norm.reason and norm.reason.code) == ("kept", "scale-fixed")
+
+
+def test_int4_weights_keep_their_numbers() -> None:
+    n = Net(2, 3, 6, 6)
+    weight = n.op("DequantizeLinear", "q", n.w(n.rng.uniform(0.05, 0.2, 4)), "zero", axis=0)
+    for name, shape in (("q", (4, 3, 3, 3)), ("zero", (4,))):
+        numbers = n.rng.integers(-8, 8, shape).ravel().tolist()
+        n.weights.append(helper.make_tensor(name, TensorProto.INT4, shape, numbers))
+    model = n.model(n.op("Relu", n.bn(n.op("Conv", "x", weight), 4)), opset=21)
+    model.ir_version = 10
+    result = bnfold.fold(model)
+    assert [bn.verdict for bn in result.plan.batch_norms] == ["folded"]
+    before, after = ([t for t in m.graph.initializer if t.data_type == TensorProto.INT4] for m in (model, result.model))
+    assert before == after
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["direct", "identity_inside"])
+@pytest.mark.parametrize("axis", [None, 0], ids=["per_tensor", "per_channel"])
+def test_weights_made_outside_a_body_stay_integers(axis: int | None, moved: bool) -> None:
+    """The DequantizeLinear stands outside an If, conv and norm inside."""
+    n = Net(2, 3, 6, 6)
+    weight = n.quantized((4, 3, 3, 3), axis, True)
+    flag = n.op("Greater", n.op("ReduceMean", "x", keepdims=0), n.w(0.0))
+    start, bodies = len(n.nodes), []
+    for source in (weight, n.w(n.rng.standard_normal((4, 3, 3, 3)))):
+        y = n.op("Relu", n.bn(n.op("Conv", "x", n.op("Identity", source) if moved else source), 4))
+        info = helper.make_tensor_value_info(y, TensorProto.FLOAT, None)
+        bodies.append(helper.make_graph(n.nodes[start:], "body", [], [info]))
+        del n.nodes[start:]
+    model = n.model(n.op("If", flag, then_branch=bodies[0], else_branch=bodies[1]))
+    result = bnfold.fold(model)
+    assert sorted(bn.verdict for bn in result.plan.batch_norms) == ["folded", "kept"]
+    (reason,) = (bn.reason for bn in result.plan.batch_norms if bn.reason)
+    assert reason.code == "scale-fixed"
+    assert "quantised weights" in reason.text
+    assert integers(result.model) == integers(model)
+    assert [node.op_type for node in result.model.graph.node] == [node.op_type for node in model.graph.node]
+    for middle in (1.0, -1.0):  # both branches
+        x = (n.rng.standard_normal(n.shape) + middle).astype(np.float32)
+        before, after = (run(m, x, ort.GraphOptimizationLevel.ORT_DISABLE_ALL) for m in (model, result.model))
+        np.testing.assert_allclose(after, before, rtol=0, atol=3e-6 * np.abs(before).max())

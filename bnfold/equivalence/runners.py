@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import ModelProto, TensorProto, helper
 
 from ..errors import VerificationError
+from ..frontends.onnx.functions import inlined
 from .device import Device, check_placement, placements, require
 from .inputs import Array, Feed, InputSpec
 
@@ -121,7 +121,7 @@ class ReferenceRunner:
 
         model = path if isinstance(path, ModelProto) else onnx.load(path)
         if model.functions:  # the evaluator would take its own operators in functions
-            model = onnx.inliner.inline_local_functions(model)
+            model = inlined(model)
         opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.evaluator = ReferenceEvaluator(model, new_ops=[*operators(opset), *WINDOWS])
         self.outputs = list(self.evaluator.output_names)

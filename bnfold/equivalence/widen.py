@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.inliner
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ..frontends.onnx.functions import inlined
 from .inputs import Array, Feed
 
 SHORT = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
@@ -27,7 +27,7 @@ def widened(path: Path) -> ModelProto | None:
 def widen(model: ModelProto) -> ModelProto:
     """The model, changed to float64, with its local functions in it."""
     if model.functions:
-        model.CopyFrom(onnx.inliner.inline_local_functions(model))
+        model.CopyFrom(inlined(model))
     _widen(model.graph)
     return model
 

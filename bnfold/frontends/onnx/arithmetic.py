@@ -24,7 +24,7 @@ def batch_norm(node: Node) -> Reading | None:
         )
     gamma, beta, mean, var = (node.float_constant(i) if node.constant(i) else None for i in range(1, 5))
     if reason is None and (gamma is None or beta is None or mean is None or var is None):
-        reason = Reason("not-constant", f"its {_missing(node)} not a constant of the model", node.label)
+        reason = Reason("not-constant", f"its {_missing(node)} not a plain constant of the model", node.label)
     if reason is not None or gamma is None or beta is None or mean is None or var is None:
         return [Opaque(node.label, _data(node), node.outputs, node.type, reason, _channels(node))], {}
     if len({vector.size for vector in (gamma, beta, mean, var)}) > 1:

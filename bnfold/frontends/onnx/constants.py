@@ -2,7 +2,8 @@
 
 Exporters hide weights behind ConstantOfShape, Cast, CastLike, Shape, Expand, Transpose, Identity and some arithmetic
 (torch's dynamo exporter makes every bias that way). Whether a tensor is constant and which shape it has is known
-without computing it; its value is computed when somebody asks.
+without computing it; its value is computed when somebody asks. What cannot be computed here (sparse tensors, scales for
+blocks of weights) is no constant: it stays as it is, and pins what reads it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from ...errors import ModelError
-from .evaluators import EVALUATORS
-from .skeleton import constant_tensor
+from .evaluators import EVALUATORS, evaluable
+from .skeleton import constant_tensor, sparse_names
 
 Array = npt.NDArray[Any]
 LARGE = 4096
@@ -67,11 +68,15 @@ class Constants:
         named = {t.name for t in graph.initializer}
         modern = self.ir_version >= 4
         self.overridable = named & inputs if modern and not self.freeze_inputs else set()
-        self.tensors = {t.name: t for t in graph.initializer if t.name not in self.overridable}
+        self.tensors = {t.name: _as_read(t) for t in graph.initializer if t.name not in self.overridable}
+        for node in graph.node:
+            constant = constant_tensor(node)
+            if constant is not None:
+                self.tensors[node.output[0]] = _as_read(constant)
         self.frozen = named & inputs if modern and self.freeze_inputs else set()
         """Graph inputs with a default that are constants from now on."""
         self.producers = {name: node for node in graph.node for name in node.output if name}
-        self.local = inputs | named | set(self.producers)
+        self.local = inputs | named | set(self.producers) | sparse_names(graph)
         self._constant: dict[str, bool] = {}
         self._cache: dict[str, Array] = {}
 
@@ -96,15 +101,11 @@ class Constants:
         node = self.producers.get(name)
         if node is None or node.domain not in ("", "ai.onnx"):
             return False
-        if node.op_type == "Constant":
-            return True
         if node.op_type == "Shape":
             return self._shape_of(node) is not None
         if node.op_type == "CastLike":
             return node.input[0] in self and (node.input[1] in self or bool(self.dtypes.get(node.input[1])))
-        if node.op_type not in EVALUATORS:
-            return False
-        return all(i in self for i in node.input if i)
+        return evaluable(node.op_type, attributes(node), self.opset) and all(i in self for i in node.input if i)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a constant; computed only where nothing says it."""
@@ -132,21 +133,19 @@ class Constants:
         around = self._around(name)
         if around is not None:
             return around.tensor(name)
-        if name in self.tensors:
-            stored: TensorProto = self.tensors[name]
-            return stored
-        node = self.producers.get(name)
-        return None if node is None else constant_tensor(node)
+        return self.tensors.get(name)
 
     def chain(self, name: str) -> list[NodeProto]:
-        """The nodes that move a constant about, back from its reader; last the one that made it, if any."""
-        found: list[NodeProto] = []
-        while (node := self.producers.get(name)) is not None:
-            found.append(node)
-            if node.op_type not in MOVES:
-                break
-            name = node.input[0]
-        return found
+        """The nodes that move a constant about, back from its reader; last the one that made it, if any.
+
+        They may stand in the graphs around this one.
+        """
+        around, node = self._around(name), self.producers.get(name)
+        if around is not None:
+            return around.chain(name)
+        if node is None:
+            return []
+        return [node, *(self.chain(node.input[0]) if node.op_type in MOVES else [])]
 
     def position(self, node: NodeProto) -> int | None:
         """Where a node stands in its graph; None where it is not in this one."""
@@ -198,6 +197,15 @@ class Constants:
 
     def _dtype_of(self, name: str) -> np.dtype[Any]:
         return self.dtype(name) if name in self else np.dtype(helper.tensor_dtype_to_np_dtype(self.dtypes[name]))
+
+
+def _as_read(tensor: TensorProto) -> TensorProto:
+    """A tensor that still says where its external data lie when the model has been written with others."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return tensor
+    kept = TensorProto()
+    kept.CopyFrom(tensor)
+    return kept
 
 
 def default_opset(model: ModelProto) -> int:

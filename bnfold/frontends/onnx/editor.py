@@ -20,7 +20,7 @@ from ...errors import PlanError
 from .constants import LARGE
 from .names import Renaming
 from .scope import Scope, count_uses
-from .skeleton import nested_graphs
+from .skeleton import nested_graphs, sparse_names
 
 Array = npt.NDArray[Any]
 
@@ -192,7 +192,7 @@ class Editor:
 def all_names(graph: GraphProto) -> set[str]:
     """Every name of a tensor in a graph and in the bodies in it."""
     values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
-    names = {value.name for value in values} | set(count_uses(graph))
+    names = {value.name for value in values} | set(count_uses(graph)) | sparse_names(graph)
     for node in graph.node:
         names.update(node.output)
         for body in nested_graphs(node):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
 Attributes = Mapping[str, Any]
@@ -90,8 +90,6 @@ def _divide(a: Array, b: Array) -> Array:
 def _dequantize(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
     """`(x - zero point) * scale`, in the type of the scale unless another is asked for."""
     x, scale = np.asarray(inputs[0]), np.asarray(inputs[1])
-    if attrs.get("block_size", 0):
-        raise ValueError("scales for blocks of weights")
     zero = np.asarray(inputs[2] if len(inputs) > 2 and inputs[2] is not None else 0)
     shape = [1] * x.ndim
     if scale.size > 1:
@@ -115,7 +113,7 @@ EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array]] = {
     "Flatten": lambda i, a, o: np.reshape(i[0], (int(np.prod(np.shape(i[0])[: a.get("axis", 1)])), -1)),
     "Unsqueeze": lambda i, a, o: np.expand_dims(i[0], _axes(i, a) or ()),
     "Squeeze": lambda i, a, o: np.squeeze(i[0], _axes(i, a)),
-    "Concat": lambda i, a, o: np.concatenate(list(i), a["axis"]),
+    "Concat": lambda i, a, o: np.concatenate(list(i), a.get("axis", 1)),
     "Gather": lambda i, a, o: np.take(i[0], np.asarray(i[1]), a.get("axis", 0)),
     "Slice": _slice,
     "Add": _binary(np.add),
@@ -134,3 +132,24 @@ EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array]] = {
     "Reciprocal": _unary(np.reciprocal),
     "Neg": _unary(np.negative),
 }
+
+NUMBERS = frozenset({"value", "value_float", "value_floats", "value_int", "value_ints"})
+CASTS = frozenset(
+    getattr(TensorProto, name)
+    for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "BOOL", "INT8", "INT16", "INT32", "INT64",
+                 "UINT8", "UINT16", "UINT32", "UINT64")
+)  # fmt: skip
+"""Types that numpy casts to as ONNX does."""
+SUPPORTED: dict[str, Callable[[Attributes, int], bool]] = {
+    "Constant": lambda a, o: bool(NUMBERS & set(a)),  # not sparse, no strings
+    "ConstantOfShape": lambda a, o: "value" not in a or a["value"].data_location != TensorProto.EXTERNAL,
+    "Cast": lambda a, o: a.get("to") in CASTS,
+    "DequantizeLinear": lambda a, o: not a.get("block_size"),
+    "Tile": lambda a, o: o >= 6,
+}
+"""Which forms of an operator `EVALUATORS` has; all of those that are not named here."""
+
+
+def evaluable(op_type: str, attrs: Attributes, opset: int) -> bool:
+    """Whether it is known here what such a node computes from constants."""
+    return op_type in EVALUATORS and (op_type not in SUPPORTED or SUPPORTED[op_type](attrs, opset))

@@ -1,39 +1,49 @@
-"""External data: weights in files beside the model. They are copied as files; only tensors that an edit names are read.
+"""External data: weights in files beside the model, and where in them each tensor lies.
 
 Source of the layout: onnx.proto, `TensorProto.external_data`: location (relative to the model), offset, length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import prod
-from os import SEEK_CUR
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto
 
 from ...errors import ModelError
-from .apply import Applied
-from .skeleton import nested_graphs
+from .skeleton import byte_size, nested_graphs
 
-CHUNK = 1 << 20
-ZEROS = bytes(CHUNK)
-ALIGNMENT = 4096
-"""Offsets of copied files are multiples of this, so that tensors that were aligned for memory mapping stay so."""
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """`length` bytes of a file, from `offset` on."""
+
+    path: Path
+    offset: int
+    length: int
 
 
 def external_tensors(model: ModelProto) -> list[TensorProto]:
-    """Every tensor of a model, in whatever body or attribute, whose data lie in another file."""
-    nodes = [node for function in model.functions for node in function.node]
-    tensors = [*_tensors(model.graph), *(t for node in nodes for t in _node_tensors(node))]
-    return [tensor for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL]
+    """Every tensor of a model, in whatever body or attribute, whose data lie in another file.
+
+    The initializers of the graph come first.
+    """
+    training = [graph for info in model.training_info for graph in (info.initialization, info.algorithm)]
+    graphs = chain.from_iterable(_tensors(graph) for graph in (model.graph, *training))
+    nodes = chain.from_iterable(_node_tensors(node) for function in model.functions for node in function.node)
+    return [tensor for tensor in chain(graphs, nodes) if is_external(tensor)]
+
+
+def is_external(tensor: TensorProto) -> bool:
+    """Whether the data of a tensor lie in another file."""
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
 
 
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
     yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
+    yield from _parts(graph.sparse_initializer)
     for node in graph.node:
         yield from _node_tensors(node)
 
@@ -43,8 +53,16 @@ def _node_tensors(node: NodeProto) -> Iterator[TensorProto]:
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
+        if attribute.HasField("sparse_tensor"):
+            yield from _parts([attribute.sparse_tensor])
+        yield from _parts(attribute.sparse_tensors)
     for body in nested_graphs(node):
         yield from _tensors(body)
+
+
+def _parts(tensors: Iterable[SparseTensorProto]) -> Iterator[TensorProto]:
+    for sparse in tensors:
+        yield from (sparse.values, sparse.indices)
 
 
 def entries(tensor: TensorProto) -> dict[str, str]:
@@ -58,9 +76,19 @@ def entries(tensor: TensorProto) -> dict[str, str]:
     return found
 
 
-def side_file(tensor: TensorProto, folder: Path) -> Path:
-    """The file that holds a tensor. ModelError where it is not there, or not in the folder of the model."""
-    location = entries(tensor).get("location", "")
+def place(tensor: TensorProto, folder: Path) -> Place:
+    """Where the data of a tensor lie. ModelError where they are not there, or not in the folder of the model."""
+    found = entries(tensor)
+    path = _side_file(tensor, found.get("location", ""), folder)
+    at = Place(path, int(found.get("offset", 0)), int(found.get("length", 0)) or byte_size(tensor))
+    if at.offset + at.length > path.stat().st_size:
+        raise ModelError(
+            f"tensor {tensor.name!r}: {found['location']!r} ends before its data do; is the file truncated?"
+        )
+    return at
+
+
+def _side_file(tensor: TensorProto, location: str, folder: Path) -> Path:
     try:
         path = (folder / location).resolve()
     except (ValueError, OSError):  # a zero byte in the name, a circle of links
@@ -69,16 +97,7 @@ def side_file(tensor: TensorProto, folder: Path) -> Path:
         raise ModelError(f"tensor {tensor.name!r}: its data lie at {location!r}, outside the folder of the model")
     if not path.is_file():
         raise ModelError(f"tensor {tensor.name!r}: the file {location!r} with its data is missing beside the model")
-    place = entries(tensor)
-    end = int(place.get("offset", 0)) + int(place.get("length", 0) or size(tensor))
-    if end > path.stat().st_size:
-        raise ModelError(f"tensor {tensor.name!r}: {location!r} ends before its data do; is the file truncated?")
     return path
-
-
-def size(tensor: TensorProto) -> int:
-    """How many bytes a tensor has by its shape and type."""
-    return int(np.ceil(prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize))
 
 
 def check(model: ModelProto, folder: Path | None) -> None:
@@ -86,50 +105,4 @@ def check(model: ModelProto, folder: Path | None) -> None:
     for tensor in external_tensors(model):
         if folder is None:
             raise ModelError(f"tensor {tensor.name!r} has external data; give the path of the file, not a ModelProto")
-        side_file(tensor, folder)
-
-
-def carry_over(applied: Applied, folder: Path | None, out: Path) -> None:
-    """Copy the side files of a model into one beside `out`, with the new values of edited tensors in their places."""
-    tensors = external_tensors(applied.model)
-    if not tensors or folder is None:
-        return
-    files = {side_file(tensor, folder) for tensor in tensors}
-    target = out.with_name(f"{out.name}.data")
-    bases = _copy(sorted(files), target)
-    with target.open("r+b") as data:
-        for tensor in tensors:
-            if tensor.name in applied.pending:
-                value = applied.pending.pop(tensor.name).compute()
-                place = entries(tensor)
-                data.seek(bases[side_file(tensor, folder)] + int(place.get("offset", 0)))
-                data.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-    for tensor in tensors:
-        _move(tensor, target.name, bases[side_file(tensor, folder)])
-
-
-def _copy(files: list[Path], target: Path) -> dict[Path, int]:
-    """All files behind one another; where each begins."""
-    bases: dict[Path, int] = {}
-    with target.open("wb") as out:
-        for path in files:
-            out.write(bytes(-out.tell() % ALIGNMENT))
-            bases[path] = out.tell()
-            with path.open("rb") as source:
-                while chunk := source.read(CHUNK):
-                    if chunk == ZEROS[: len(chunk)]:
-                        out.seek(len(chunk), SEEK_CUR)  # a hole, where the file system has such
-                    else:
-                        out.write(chunk)
-            out.truncate(out.tell())
-    return bases
-
-
-def _move(tensor: TensorProto, location: str, base: int) -> None:
-    place = {**entries(tensor), "location": location}
-    if base:
-        place["offset"] = str(base + int(place.get("offset", 0)))
-    place.pop("checksum", None)  # of the file as it was
-    del tensor.external_data[:]
-    for key, value in place.items():
-        tensor.external_data.add(key=key, value=value)
+        place(tensor, folder)

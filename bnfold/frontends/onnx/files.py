@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from ...errors import ModelError
 from .apply import Applied
-from .external import carry_over
+from .sidefile import carry_over
 from .skeleton import Skeleton, nested_graphs, skeleton, small
 from .stream import write
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import onnx.inliner
-from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+from onnx import FunctionProto, ModelProto, NodeProto
 
-from .skeleton import nested_graphs
+from .skeleton import nested_graphs, sparse_names
 
 Id = tuple[str, str]
 """Domain and name of a function."""
@@ -15,37 +15,34 @@ Id = tuple[str, str]
 
 def with_norms(model: ModelProto) -> set[Id]:
     """The functions that are called and hold a batch norm, themselves or in what they call."""
-    functions = {_id(function): function for function in model.functions}
+    functions = _bodies(model)
     return {key for key in called(model) if _holds_norm(functions, key, frozenset())}
 
 
 def called(model: ModelProto) -> set[Id]:
     """The functions that the graph calls, directly or by way of other functions."""
-    functions = {_id(function): function for function in model.functions}
+    functions = _bodies(model)
     found: set[Id] = set()
-    queue = [(node.domain, node.op_type) for node in _nodes(model.graph)]
+    queue = [_callee(node) for node in _nodes(model.graph.node)]
     while queue:
         key = queue.pop()
         if key in functions and key not in found:
             found.add(key)
-            queue += [(node.domain, node.op_type) for node in _inner(functions[key])]
+            queue += map(_callee, functions[key])
     return found
 
 
-def inline(model: ModelProto, names: set[Id]) -> bool:
+def inline(model: ModelProto, names: set[Id], partly: bool = False) -> bool:
     """Inline functions into a model, in place; False, and nothing changed, where onnx's inliner cannot.
 
-    The inliner sees a model without initializers, so that no weight is copied.
+    `names` with all that call them. `partly`: what can be inlined is, and the rest stays. The inliner sees a model
+    without initializers, so that no weight is copied.
     """
-    bare = ModelProto(ir_version=model.ir_version, functions=model.functions, opset_import=model.opset_import)
-    for part in ("node", "input", "output", "value_info"):
-        getattr(bare.graph, part).extend(getattr(model.graph, part))
     try:
-        done = onnx.inliner.inline_selected_functions(bare, sorted(names))
+        done = _in_rounds(_without_weights(model), names)
     except Exception:  # whatever it trips over, the model stays as it is
         return False
-    weights = {tensor.name for tensor in model.graph.initializer}
-    if names & called(done) or weights & {name for node in done.graph.node for name in node.output}:
+    if names & called(done) and not partly:
         return False
     for part in ("node", "value_info"):
         model.graph.ClearField(part)
@@ -56,28 +53,92 @@ def inline(model: ModelProto, names: set[Id]) -> bool:
     return True
 
 
+def inlined(model: ModelProto) -> ModelProto:
+    """A copy with every function inlined that onnx's inliner can; where that is all, none is left."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    inline(copy, called(copy), partly=True)
+    if not called(copy):
+        copy.ClearField("functions")
+    return copy
+
+
+def _without_weights(model: ModelProto) -> ModelProto:
+    """The model with inputs for initializers: their names are taken."""
+    bare = ModelProto(ir_version=model.ir_version, functions=model.functions, opset_import=model.opset_import)
+    for part in ("node", "input", "output", "value_info"):
+        getattr(bare.graph, part).extend(getattr(model.graph, part))
+    weights = {tensor.name for tensor in model.graph.initializer} | sparse_names(model.graph)
+    for name in sorted(weights - {value.name for value in bare.graph.input}):
+        bare.graph.input.add(name=name)
+    return bare
+
+
+def _in_rounds(model: ModelProto, names: set[Id]) -> ModelProto:
+    """Inline callers before what they call, until nothing more can be.
+
+    So each call stands in the graph, with all that its caller hands on, when the defaults of its attributes are
+    written into it: the inliner knows no defaults (a fault of onnx.inliner, seen in onnx 1.23).
+    """
+    while outermost := _outermost(model, names):
+        _write_defaults(model, outermost)
+        model = _inlined_once(model, outermost)
+        names = names - outermost
+    return model
+
+
+def _inlined_once(model: ModelProto, names: set[Id]) -> ModelProto:
+    """The inliner sees no other functions: one that it refuses must not keep it from the rest."""
+    others = [function for function in model.functions if _id(function) not in names]
+    chosen = [function for function in model.functions if _id(function) in names]
+    model.ClearField("functions")
+    model.functions.extend(chosen)
+    done: ModelProto = onnx.inliner.inline_local_functions(model)
+    done.functions.extend(others)
+    return done
+
+
+def _outermost(model: ModelProto, names: set[Id]) -> set[Id]:
+    """Those that the graph calls and no function that it calls."""
+    functions, reached = _bodies(model), called(model)
+    return names & reached - {_callee(node) for key in reached for node in functions[key]}
+
+
+def _write_defaults(model: ModelProto, names: set[Id]) -> None:
+    """Let the calls of functions say what their attributes are where only the functions say so."""
+    defaults = {(*_id(function), function.overload): function.attribute_proto for function in model.functions}
+    for node in _nodes(model.graph.node):
+        given = {attribute.name for attribute in node.attribute}
+        missing = defaults.get((*_callee(node), node.overload), ()) if _callee(node) in names else ()
+        node.attribute.extend(attribute for attribute in missing if attribute.name not in given)
+
+
+def _callee(node: NodeProto) -> Id:
+    return node.domain, node.op_type
+
+
+def _bodies(model: ModelProto) -> dict[Id, list[NodeProto]]:
+    """All nodes of each function, of all its overloads and the bodies in them."""
+    found: dict[Id, list[NodeProto]] = {}
+    for function in model.functions:
+        found.setdefault(_id(function), []).extend(_nodes(function.node))
+    return found
+
+
 def _id(function: FunctionProto) -> Id:
     return function.domain, function.name
 
 
-def _holds_norm(functions: dict[Id, FunctionProto], key: Id, around: frozenset[Id]) -> bool:
+def _holds_norm(functions: dict[Id, list[NodeProto]], key: Id, around: frozenset[Id]) -> bool:
     if key not in functions or key in around:
         return False
-    inner = list(_inner(functions[key]))
-    if any(node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx") for node in inner):
+    if any(node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx") for node in functions[key]):
         return True
-    return any(_holds_norm(functions, (node.domain, node.op_type), around | {key}) for node in inner)
+    return any(_holds_norm(functions, _callee(node), around | {key}) for node in functions[key])
 
 
-def _inner(function: FunctionProto) -> Iterator[NodeProto]:
-    for node in function.node:
+def _nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    for node in nodes:
         yield node
         for body in nested_graphs(node):
-            yield from _nodes(body)
-
-
-def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    for node in graph.node:
-        yield node
-        for body in nested_graphs(node):
-            yield from _nodes(body)
+            yield from _nodes(body.node)

@@ -162,9 +162,14 @@ def same(node: Node) -> Ops | None:
         training = (node.constant(2) and bool(node.value(2).item())) or (node.input(2) and not node.constant(2))
         if training or not node.only_output or (node.opset < 7 and not node.attrs.get("is_test", 0)):
             return None
-    if node.type == "Cast" and np.dtype(helper.tensor_dtype_to_np_dtype(node.attrs["to"])).name not in FLOATS:
+    if node.type == "Cast" and not _to_floats(node.attrs["to"]):
         return None
     return [Carry(node.label, node.inputs[:1], node.outputs[:1])]
+
+
+def _to_floats(to: int | str) -> bool:
+    """Whether a Cast gives floats; what opsets before 6 have as text is left alone."""
+    return isinstance(to, int) and np.dtype(helper.tensor_dtype_to_np_dtype(to)).name in FLOATS
 
 
 def cast_like(node: Node) -> Ops | None:

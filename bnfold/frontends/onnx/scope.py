@@ -9,7 +9,7 @@ from onnx import GraphProto
 
 from ...graph import Shape
 from .constants import Constants
-from .skeleton import nested_graphs
+from .skeleton import nested_graphs, sparse_names
 
 BODIES = frozenset({"If", "Loop", "Scan"})
 """The operators whose bodies are read."""
@@ -42,7 +42,7 @@ class Scope:
     def __post_init__(self) -> None:
         produced = {name for node in self.graph.node for name in node.output}
         given = {value.name for value in self.graph.input} | {tensor.name for tensor in self.graph.initializer}
-        self.local = produced | given
+        self.local = produced | given | sparse_names(self.graph)
 
     def neutral(self, name: str, taken: dict[str, Shape | None]) -> str:
         """The name of a tensor in the neutral graph; a new one gets its own, unless the name is `taken`."""
@@ -86,4 +86,5 @@ def pinned(graph: GraphProto, body_of: str = "") -> dict[str, str]:
             why = f"is read inside the body of {node.name or node.op_type}"
             held.update((name, why) for name in count_uses(body))
     held.update((value.name, f"is {'an' if body_of else 'a graph'} input{where}") for value in graph.input)
+    held.update((name, "is a sparse tensor") for name in sparse_names(graph))
     return held

@@ -16,8 +16,12 @@ import onnx
 import onnx.shape_inference
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ...errors import ModelError
+
 SMALL = 64
 """Tensors of up to so many elements are kept: shapes, axes, indices, scalars."""
+PACKED = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
+"""Bits of an element, where several share a byte."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ def _definitions(graph: GraphProto) -> dict[str, set[Kind | None]]:
     found: dict[str, set[Kind | None]] = {}
     for tensor in graph.initializer:
         found.setdefault(tensor.name, set()).add((tensor.data_type, tuple(tensor.dims)))
+    for sparse in graph.sparse_initializer:
+        found.setdefault(sparse.values.name, set()).add((sparse.values.data_type, tuple(sparse.dims)))
     for name in (*(value.name for value in graph.input), *(out for node in graph.node for out in node.output)):
         found.setdefault(name, set()).add(None)
     for node in graph.node:
@@ -116,11 +122,27 @@ def _hollow(
             hoisted[tensor.name] = kind
             del body.initializer[i]
         elif tensor.data_location == TensorProto.EXTERNAL:
-            size = prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=kind[0], dims=kind[1], raw_data=bytes(size)))
+            raw = bytes(byte_size(tensor))
+            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=kind[0], dims=kind[1], raw_data=raw))
+    for i in reversed(range(len(body.sparse_initializer))):
+        sparse = body.sparse_initializer[i]
+        kind = sparse.values.data_type, tuple(sparse.dims)
+        if defined[sparse.values.name] == {kind}:
+            hoisted[sparse.values.name] = kind
+            del body.sparse_initializer[i]
     for node in body.node:
         for inner in nested_graphs(node):
             _hollow(inner, folder, defined, hoisted)
+
+
+def byte_size(tensor: TensorProto) -> int:
+    """How many bytes a tensor has by its shape and type. ModelError where the type is none."""
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except KeyError:
+        raise ModelError(f"tensor {tensor.name!r} has the unknown type {tensor.data_type}") from None
+    bits = PACKED.get(dtype.name, 8 * dtype.itemsize)
+    return -int(-prod(tensor.dims) * bits // 8)
 
 
 def constant_tensor(node: NodeProto) -> TensorProto | None:
@@ -133,6 +155,11 @@ def constant_tensor(node: NodeProto) -> TensorProto | None:
 def small(tensor: TensorProto) -> bool:
     """Whether a tensor is kept in the skeleton."""
     return prod(tensor.dims) <= SMALL and tensor.data_location != TensorProto.EXTERNAL
+
+
+def sparse_names(graph: GraphProto) -> set[str]:
+    """The names of a graph's sparse initializers."""
+    return {sparse.values.name for sparse in graph.sparse_initializer}
 
 
 def nested_graphs(node: NodeProto) -> Iterable[GraphProto]:

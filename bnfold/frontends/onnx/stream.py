@@ -23,7 +23,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from .apply import Applied
 from .editor import Pending
-from .skeleton import constant_tensor, small
+from .skeleton import PACKED, constant_tensor, small
 
 RAW_DATA, GRAPH, NODE, INITIALIZER = 9, 7, 1, 5
 SMALL_CHUNK = 1 << 16
@@ -173,9 +173,6 @@ def raw_size(tensor: TensorProto) -> int:
     if dtype.name in PACKED:
         return len(tensor.raw_data)
     return int(prod(tensor.dims) * dtype.itemsize)
-
-
-PACKED = frozenset({"int4", "uint4", "float4_e2m1fn", "int2", "uint2"})
 
 
 def _bytes(array: npt.NDArray[Any]) -> memoryview:

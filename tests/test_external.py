@@ -1,0 +1,212 @@
+"""Weights in files beside the model that share bytes, have several readers, or lie in bodies and attributes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+import bnfold
+from bnfold.frontends.onnx.external import Place
+from bnfold.frontends.onnx.sidefile import overlapping
+
+from .nets import Net, node_named
+from .test_onnx_file import agree, verdicts
+
+Array = npt.NDArray[Any]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def send_out(tensor: TensorProto, offset: int, location: str = "w.bin", length: bool = True) -> None:
+    """Let a tensor have its data in a file, from `offset` on."""
+    raw = numpy_helper.to_array(tensor).tobytes()
+    for part in ("raw_data", "float_data", "external_data"):
+        tensor.ClearField(part)
+    tensor.data_location = TensorProto.EXTERNAL
+    places = {"location": location, "offset": str(offset)} | ({"length": str(len(raw))} if length else {})
+    for key, value in places.items():
+        tensor.external_data.add(key=key, value=value)
+
+
+def tensors(model: ModelProto) -> dict[str, TensorProto]:
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def fold_both(folder: Path, model: ModelProto) -> bnfold.FoldResult:
+    """Fold a file, with the check and without; both compute what the original did."""
+    path, out = folder / "m.onnx", folder / "out.onnx"
+    path.write_bytes(model.SerializeToString())
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for verify in (True, False):
+        result = bnfold.fold(path, out=out, verify=verify)
+        onnx.checker.check_model(str(out))
+        agree(onnx.load(path), onnx.load(out), "ort")
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    return result
+
+
+def two_convs(second: str = "Relu") -> Net:
+    """conv1, bn1, an activation, conv2: both weights are of 40 x 40 x 3 x 3."""
+    net = Net()
+    x = net.bn(net.conv(net.input("x", ("N", 40, 8, 8)), (40, 40), "conv1"), 40, "bn1")
+    net.output(net.conv(net.node(second, [x], "between"), (40, 40), "conv2"))
+    return net
+
+
+@pytest.mark.parametrize("also", [False, True], ids=["one_edited", "both_edited"])
+@pytest.mark.parametrize("shift", [0, 4000, 57_596], ids=["same_bytes", "half", "one_number"])
+def test_weights_that_share_bytes_are_edited_apart(folder: Path, shift: int, also: bool) -> None:
+    net = two_convs()
+    if also:
+        net.outputs.clear()
+        net.output(net.bn("conv2_out", 40, "bn2"))
+    model = net.model()
+    data = net.rng.standard_normal((57_600 + shift) // 4).astype(np.float32) / 20
+    (folder / "w.bin").write_bytes(data.tobytes())
+    for name, start in (("conv1_weight", 0), ("conv2_weight", shift)):
+        send_out(tensors(model)[name], start)
+    result = fold_both(folder, model)
+    assert set(verdicts(result).values()) == {"folded"}
+    size = (folder / "out.onnx.data").stat().st_size
+    assert size <= 57_600 * (3 if also else 2) + shift + 2 * 4096
+
+
+def test_a_weight_of_its_own_is_written_in_its_place(folder: Path) -> None:
+    model = two_convs().model()
+    data = b"".join(tensors(model)[f"conv{i}_weight"].raw_data for i in (1, 2))
+    (folder / "w.bin").write_bytes(data)
+    for name, start in (("conv1_weight", 0), ("conv2_weight", 57_600)):
+        send_out(tensors(model)[name], start)
+    fold_both(folder, model)
+    new = (folder / "out.onnx.data").read_bytes()
+    assert len(new) == len(data)
+    assert new[57_600:] == data[57_600:]
+    assert new[:57_600] != data[:57_600]
+
+
+def test_a_weight_that_shares_bytes_with_one_in_a_body_is_edited_apart(folder: Path) -> None:
+    net = two_convs()
+    flag = net.input("flag", (), np.bool_)
+    inner = helper.make_node("Conv", ["between_out", "inner_weight"], ["z"])
+    tensor = numpy_helper.from_array(net.weights["conv1_weight"], "inner_weight")
+    info = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    yes = helper.make_graph([inner], "yes", [], [info], [tensor])
+    no = helper.make_graph([helper.make_node("Neg", ["between_out"], ["z2"])], "no", [], [_named(info, "z2")])
+    net.output(net.node("If", [flag], "if", then_branch=yes, else_branch=no))
+    model = net.model()
+    (folder / "w.bin").write_bytes(tensors(model)["conv1_weight"].raw_data)
+    send_out(tensors(model)["conv1_weight"], 0)
+    (inner_tensor,) = (t for attribute in node_named(model, "if").attribute for t in attribute.g.initializer)
+    send_out(inner_tensor, 0)
+    assert verdicts(fold_both(folder, model)) == {"bn1": "folded"}
+
+
+def _named(info: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+    made = onnx.ValueInfoProto()
+    made.CopyFrom(info)
+    made.name = name
+    return made
+
+
+def test_a_constant_with_the_name_of_an_edited_weight_stays(folder: Path) -> None:
+    """The tensor of a Constant node may have any name, that of a weight too."""
+    net = two_convs()
+    net.output(net.node("Constant", [], "constant", value=numpy_helper.from_array(np.zeros((40, 40, 3, 3), "f4"))))
+    model = net.model()
+    held = node_named(model, "constant").attribute[0].t
+    held.name = "conv1_weight"
+    values = net.filter("other", 40, 40, 3, 3)
+    held.raw_data = net.weights[values].tobytes()
+    (folder / "w.bin").write_bytes(tensors(model)["conv1_weight"].raw_data + held.raw_data)
+    send_out(tensors(model)["conv1_weight"], 0)
+    send_out(held, 57_600)
+    assert verdicts(fold_both(folder, model)) == {"bn1": "folded"}
+
+
+def test_folded_weights_in_constant_nodes_are_read_from_the_side_file(folder: Path) -> None:
+    model = two_convs().model()
+    weight = tensors(model)["conv1_weight"]
+    node = helper.make_node("Constant", [], ["conv1_weight"], value=weight)
+    model.graph.initializer.remove(weight)
+    model.graph.node.insert(0, node)
+    held = model.graph.node[0].attribute[0].t
+    (folder / "w.bin").write_bytes(held.raw_data)
+    send_out(held, 0)
+    assert verdicts(fold_both(folder, model)) == {"bn1": "folded"}
+
+
+def dense(readers: str) -> Net:
+    """A product and a norm behind it; its matrix of 96 x 96 is looked up in, or multiplied by, once more."""
+    net = Net()
+    x = net.input("x", (5, 96))
+    net.weight("matrix", net.rng.standard_normal((96, 96)) / 10)
+    net.weight("rows", np.arange(5))
+    y = net.node("Gemm", [x, "matrix"], "gemm1")
+    net.output(net.relu(net.bn(y, 96, "bn1"), "relu1"), (5, 96))
+    if readers == "gather":
+        net.output(net.node("Gather", ["matrix", "rows"], "gather"), (5, 96))
+    elif readers == "gemm":
+        net.output(net.node("Gemm", [x, "matrix"], "gemm2"), (5, 96))
+    else:
+        net.output(net.bn(net.node("Gemm", [x, "matrix"], "gemm2"), 96, "bn2"), (5, 96))
+    return net
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["nothing_there", "stale_side_file"])
+@pytest.mark.parametrize("readers", ["gather", "gemm", "gemm_and_norm"])
+def test_a_weight_with_another_reader_is_read_from_its_own_file(folder: Path, readers: str, stale: bool) -> None:
+    net = dense(readers)
+    onnx.save(net.model(), folder / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=4096)
+    if stale:
+        net.rng.standard_normal(2 * 96 * 96).astype(np.float32).tofile(folder / "out.onnx.data")
+    for verify in (False, True):
+        result = bnfold.fold(folder / "m.onnx", out=folder / "out.onnx", verify=verify)
+        assert set(verdicts(result).values()) == {"folded"}
+        agree(net.model(), onnx.load(folder / "out.onnx"), "ort")
+    completed = result.model
+    onnx.external_data_helper.load_external_data_for_model(completed, str(folder))
+    agree(net.model(), completed, "ort")
+
+
+def test_side_files_of_which_no_length_is_said_can_be_joined(folder: Path) -> None:
+    model = two_convs().model()
+    for i in (1, 2):
+        weight = tensors(model)[f"conv{i}_weight"]
+        (folder / f"w{i}.bin").write_bytes(weight.raw_data)
+        send_out(weight, 0, f"w{i}.bin", length=False)
+    fold_both(folder, model)
+
+
+def test_types_that_share_bytes_need_half_of_them(folder: Path) -> None:
+    """128 numbers of 4 bits lie in 64 bytes."""
+    net = two_convs()
+    net.opset, net.ir = 21, 10
+    model = net.model()
+    packed = TensorProto(name="q", data_type=TensorProto.INT4, dims=[128], data_location=TensorProto.EXTERNAL)
+    packed.external_data.add(key="location", value="q.bin")
+    (folder / "q.bin").write_bytes(net.rng.bytes(64))
+    model.graph.initializer.append(packed)
+    fold_both(folder, model)
+    assert (folder / "out.onnx.data").read_bytes() == (folder / "q.bin").read_bytes()
+
+
+def test_overlaps_are_found_as_by_comparing_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        places = [Place(Path("ab"[rng.integers(2)]), *map(int, rng.integers(0, (40, 9)))) for _ in range(8)]
+        pairs = [(i, j) for i in range(8) for j in range(8) if i != j and _meet(places[i], places[j])]
+        assert overlapping(places) == {i for pair in pairs for i in pair}
+
+
+def _meet(a: Place, b: Place) -> bool:
+    common = range(max(a.offset, b.offset), min(a.offset + a.length, b.offset + b.length))
+    return a.path == b.path and len(common) > 0
