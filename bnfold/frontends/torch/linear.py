@@ -105,7 +105,7 @@ def _linear(
     weight_name, bias_name = weight_arguments(node.type)
     weight, bias = node.args[weight_name], node.args[bias_name] if bias_name else None
     source = data if data is not None else node.fx.args[0]
-    if not isinstance(source, fx.Node) or not node.constant(weight) or node.rank == 1:
+    if not isinstance(source, fx.Node) or not node.constant(weight) or (data is None and node.rank == 1):
         return None
     if bias is not None and not node.constant(bias):
         return None

@@ -64,6 +64,7 @@ READERS: dict[str, Reader] = {
     "pixel_unshuffle": movement.pixel_unshuffle,
     "channel_shuffle": movement.channel_shuffle,
     **dict.fromkeys(("sym_size", "sym_numel", "sym_stride", "size", "numel"), pointwise.measure),
+    "_assert_tensor_metadata": pointwise.measure,
     **dict.fromkeys(norms.NORMS, norms.norm),
 }  # fmt: skip
 OCTAVES = {torch.float16: 5.0, torch.float64: 400.0}
