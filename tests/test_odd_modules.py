@@ -43,9 +43,9 @@ class Product(nn.Module):
 @pytest.mark.parametrize("name", ["cast", "addmm", "linear"])
 def test_the_norm_folds(name: str, form: str) -> None:
     torch.manual_seed(0)
-    made = {"cast": Cast, "addmm": Product, "linear": lambda: nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16))}[name]
+    nets = {"cast": Cast(), "addmm": Product(), "linear": nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16))}
     x = torch.randn(2, 3, 8, 8) if name == "cast" else torch.randn(4, 8)
-    net: Any = alive(made(), zeros=False)
+    net: Any = alive(nets[name], zeros=False)
     if form != "module":
         net = torch.export.export(net, (x,))
     if form == "core":
