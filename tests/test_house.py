@@ -29,6 +29,7 @@ STAGES = [
     {"lrn"},
     {"report"},
     {"onnxmodels", "pytorch"},
+    {"modulefolding"},
     {"torchfiles"},
     {"verifying"},
     {"exporting", "retraining", "swapping", "onnxswapping", "onnxretraining"},

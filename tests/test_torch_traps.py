@@ -742,3 +742,137 @@ def test_a_wrong_fold_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_widened_leaves_integers() -> None:
     assert widened((torch.arange(3), X))[0].dtype == torch.int64
+
+
+# --- memory that weights share, when the module itself is edited
+
+
+def _flat_pair(gap: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """Two weights in one flat tensor, so many numbers apart."""
+    flat = torch.randn(576 + gap) * 0.1
+    return nn.Parameter(flat[:576].view(8, 8, 3, 3)), nn.Parameter(flat[gap:].view(8, 8, 3, 3))
+
+
+def _two(run: Any = lambda s, x: s.b(s.c(x)) + s.d(x)) -> Any:
+    return net(run, c=conv(), d=conv(), b=nn.BatchNorm2d(8))
+
+
+def _tied(how: str) -> Any:
+    """A network in which the weight of `c`, in front of a norm, is read by other code too."""
+    m = _two()
+    if how == "parameter":
+        m.d.weight = nn.Parameter(m.c.weight.detach())
+    elif how == "data":
+        m.d.weight.data = m.c.weight.data
+    elif how == "overlapping":
+        m.c.weight, m.d.weight = _flat_pair(100)
+    else:
+        m.run = lambda s, x: s.b(s.c(x)) + F.conv2d(x, s.w[0] if how == "list" else s.w, padding=1)
+        if how == "buffer":
+            m.register_buffer("w", m.c.weight.data)
+        else:
+            m.w = [m.c.weight.data] if how == "list" else m.c.weight.data
+    return m
+
+
+@pytest.mark.parametrize("how", ["parameter", "data", "overlapping", "buffer", "attribute", "list"])
+def test_weights_that_share_memory_are_tied_in_place(how: str) -> None:
+    m = _tied(how)
+    expected = m(X)
+    result = bnfold.fold(m, (X,), inplace=True)
+    assert "c shares its weight c.weight with other code" in str(result.plan.batch_norms[0].reason)
+    assert error(expected, m(X)) < 1e-5
+    copied = bnfold.fold(m, (X,))  # a copy parts them
+    assert fates(copied) == {"b": "folded"}
+    assert error(expected, copied.model(X)) < 1e-5
+
+
+def test_a_transposed_weight_is_tied_in_place() -> None:
+    m = net(lambda s, x: s.b(s.c(x)) + torch.tanh(s.d(x)), c=nn.Linear(8, 8), d=nn.Linear(8, 8), b=nn.BatchNorm1d(8))
+    m.d.weight = nn.Parameter(m.c.weight.data.t())
+    x = torch.randn(5, 8)
+    expected = m(x)
+    result = bnfold.fold(m, (x,), inplace=True)
+    assert fates(result) == {"b": "kept"}
+    assert error(expected, m(x)) < 1e-5
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_views_of_one_tensor_that_do_not_meet_are_not_tied(columns: bool) -> None:
+    m = _two()
+    m.c.weight, m.d.weight = _flat_pair(576)
+    if columns:
+        both = torch.randn(8, 16, 3, 3) * 0.1
+        m.c.weight, m.d.weight = nn.Parameter(both[:, :8]), nn.Parameter(both[:, 8:])
+    expected = m(X)
+    assert fates(bnfold.fold(m, (X,), inplace=True)) == {"b": "folded"}
+    assert error(expected, m(X)) < 1e-5
+
+
+def _state(m: nn.Module) -> dict[str, Any]:
+    return {"types": {n: type(i) for n, i in m.named_modules()}, **{k: v.clone() for k, v in m.state_dict().items()}}
+
+
+def _untouched(m: nn.Module, before: dict[str, Any]) -> None:
+    after = _state(m)
+    assert before.keys() == after.keys()
+    assert before.pop("types") == after.pop("types")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_memory_that_only_code_knows_is_found_by_running_the_module_itself() -> None:
+    m = _two()
+    hidden = m.c.weight.data
+    m.run = lambda s, x: s.b(s.c(x)) + F.conv2d(x, hidden, padding=1)
+    before, weight, norm = _state(m), m.c.weight, m.b
+    with pytest.raises(bnfold.VerificationError, match=r"output_0 differs.*it was put back"):
+        bnfold.fold(m, (X,), inplace=True)
+    _untouched(m, before)
+    assert m.c.weight is weight
+    assert m.b is norm
+    assert m.c.bias is None
+    assert hidden.data_ptr() == weight.data_ptr()
+
+
+@pytest.mark.parametrize("bake", [False, True])
+def test_a_failure_in_the_middle_puts_everything_back(bake: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnfold.frontends.torch import apply as applying
+
+    real: Any = vars(applying)["write"]
+    m = net(lambda s, x: s.e(s.d(torch.relu(s.b(s.c(x))))), c=conv(), b=nn.BatchNorm2d(8), d=conv(bias=True),
+            e=nn.BatchNorm2d(8))  # fmt: skip
+    if bake:
+        nn.utils.parametrizations.weight_norm(m.d)
+    m.train()
+    before, expected = _state(m), copy.deepcopy(m).eval()(X)
+    own = {id(p) for p in m.parameters()}
+
+    def failing(tensor: Tensor, value: Tensor) -> None:
+        if id(tensor) in own and tensor is m.d.bias:
+            raise RuntimeError("no more")
+        real(tensor, value)
+
+    monkeypatch.setattr(applying, "write", failing)
+    with pytest.raises(ModelError, match="cannot be edited in place, and was put back: no more"):
+        bnfold.fold(m, (X,), inplace=True, bake=bake, eval=True)
+    _untouched(m, before)
+    assert m.training
+    assert torch.equal(m.eval()(X), expected)
+
+
+@pytest.mark.parametrize("which", ["weight", "bias"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_expanded_tensors_and_those_made_for_inference_take_new_values(which: str, inference: bool) -> None:
+    with torch.inference_mode(inference):
+        m = net(lambda s, x: s.e(s.d(torch.relu(s.b(s.c(x))))), c=conv(), b=nn.BatchNorm2d(8), d=conv(bias=True),
+                e=nn.BatchNorm2d(8))  # fmt: skip
+        if which == "weight":
+            m.d.weight = nn.Parameter(torch.randn(1, 8, 3, 3).expand(8, 8, 3, 3))
+        else:
+            m.d.bias = nn.Parameter(torch.ones(1).expand(8))
+        positive(m)
+    with torch.no_grad():
+        expected = m(X)
+        result = bnfold.fold(m, (X,), inplace=True)
+        assert fates(result) == {"b": "folded", "e": "folded"}
+        assert error(expected, m(X)) < 1e-5
