@@ -876,3 +876,176 @@ def test_expanded_tensors_and_those_made_for_inference_take_new_values(which: st
         result = bnfold.fold(m, (X,), inplace=True)
         assert fates(result) == {"b": "folded", "e": "folded"}
         assert error(expected, m(X)) < 1e-5
+
+
+# --- code that does more with a norm than to call it
+
+
+class Branch(nn.Module):
+    """A RepVGG block; `run` adds the two."""
+
+    def __init__(self, run: Any) -> None:
+        super().__init__()
+        self.c, self.b, self.run = conv(), nn.BatchNorm2d(8), run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.run(self, x))
+
+
+def _added(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.b(x)
+    y += s.c(x)
+    return y
+
+
+def _same_shape(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.b(x)
+    assert y.shape == x.shape
+    y = y + s.c(x)
+    return y
+
+
+@pytest.mark.parametrize("run", [_added, _same_shape, lambda s, x: s.b(x).add_(s.c(x))])
+def test_identity_branches_whose_code_needs_their_shape(run: Any) -> None:
+    torch.manual_seed(0)
+    m = alive(nn.Sequential(conv(), nn.ReLU(), *(Branch(run) for _ in range(3))))
+    result = folded(m, X)
+    assert set(fates(result).values()) == {"folded"}
+    assert "zeros of full shape" in result.plan.notes[0]
+
+
+class Masked(nn.BatchNorm2d):
+    def forward(self, x: Tensor, mask: Any = None) -> Tensor:
+        return super().forward(x)
+
+
+class Pair(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), None
+
+
+def _sized(s: Any, y: Tensor) -> Tensor:
+    assert y.shape[1] == s.b.num_features
+    return s.b(y)  # type: ignore[no-any-return]
+
+
+class Uncooperative(nn.Module):
+    """A block whose code does more with its norm; plain blocks behind it do not."""
+
+    def __init__(self, norm: nn.Module, run: Any) -> None:
+        super().__init__()
+        self.c, self.b, self.run = conv(), norm, run
+        self.layers = [self.c, self.b]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.run is not None:
+            return torch.relu(self.run(self, self.c(x)))
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def _biased(s: Any, y: Tensor) -> Tensor:
+    return s.b(y * 2 if s.c.bias is not None else y)  # type: ignore[no-any-return]
+
+
+CODE: dict[str, tuple[Any, Any]] = {
+    "a list of modules": (nn.BatchNorm2d, None),
+    "a further argument": (Masked, lambda s, y: s.b(y, None)),
+    "a tuple": (Pair, lambda s, y: s.b(y)[0]),
+    "an attribute": (nn.BatchNorm2d, _sized),
+    "its class": (nn.BatchNorm2d, lambda s, y: s.b(y) if isinstance(s.b, nn.BatchNorm2d) else s.b(y) * 2),
+    "a bias": (nn.BatchNorm2d, _biased),
+}
+
+
+def _uncooperative(case: str, blocks: int = 1) -> nn.Module:
+    torch.manual_seed(0)
+    kind, run = CODE[case]
+    plain = [conv(), nn.BatchNorm2d(8), nn.ReLU(), conv(), nn.BatchNorm2d(8)]
+    return positive(alive(nn.Sequential(*(Uncooperative(kind(8), run) for _ in range(blocks)), *plain), zeros=False))
+
+
+def test_one_norm_that_the_code_does_not_let_go_stays_and_others_fold() -> None:
+    for case in CODE:
+        result = folded(_uncooperative(case), X, blamed=True)
+        assert fates(result) == {"0.b": "kept", "2": "folded", "5": "folded"}, case
+        assert codes(result) == {"0.b": "uncooperative-code"}
+        assert "kept, because the network did not pass without: 0.b (" in result.plan.notes[0]
+
+
+def test_norms_of_alike_blocks_are_blamed_together() -> None:
+    result = folded(_uncooperative("an attribute", 9), X, blamed=True)
+    assert codes(result) == {f"{i}.b": "uncooperative-code" for i in range(9)}
+    assert "'Identity' object has no attribute 'num_features'" in str(result.plan.batch_norms[0].reason)
+
+
+def test_the_module_itself_keeps_what_its_code_does_not_let_go() -> None:
+    m: Any = _uncooperative("its class")
+    expected = m(X)
+    assert codes(bnfold.fold(m, (X,), inplace=True)) == {"0.b": "uncooperative-code"}
+    assert isinstance(m[0].b, nn.BatchNorm2d)
+    assert isinstance(m[2], nn.Identity)
+    assert error(expected, m(X)) < 1e-5
+
+
+def test_a_part_keeps_what_its_code_does_not_let_go() -> None:
+    class Outer(Branching):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = _uncooperative("a further argument")  # type: ignore[assignment]
+
+    result = folded(alive(Outer(), zeros=False), X, blamed=True)
+    assert codes(result) == {"body.0.b": "uncooperative-code", "norm": "untraced"}
+    assert len(result.plan.notes) == 2
+
+
+def test_a_network_that_lets_no_norm_go_fails() -> None:
+    m = net(lambda s, x: _sized(s, s.c(x)), c=conv(), b=nn.BatchNorm2d(8))
+    with pytest.raises(bnfold.VerificationError, match=r"did not pass.*num_features"):
+        bnfold.fold(m, (X,))
+
+
+def test_leftovers_take_their_input_by_the_name_that_norms_give_it() -> None:
+    m = net(lambda s, x: torch.tanh(s.b(input=torch.sigmoid(x))), b=nn.BatchNorm2d(8))
+    m.b.weight.data.fill_(1)
+    m.b.running_var.data.fill_(1 - m.b.eps)
+    folded(m, X, leftovers="all")
+    from bnfold.layers import ChannelAffine, ChannelClamp, Copy, Nothing, Zeros
+
+    made = (
+        ChannelAffine(None, torch.ones(8, 1, 1)),
+        ChannelClamp(torch.ones(8, 1, 1), None),
+        Copy(),
+        Nothing(),
+        Zeros(),
+    )
+    assert all(layer(input=X).shape in (X.shape, (1,)) for layer in made)
+
+
+def test_wrong_weights_are_not_blamed_on_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnfold.frontends.torch import apply as applying
+
+    real: Any = vars(applying)["scale_weight"]
+    monkeypatch.setattr(applying, "scale_weight", lambda *a: real(*a) * 1.01)
+    with pytest.raises(bnfold.VerificationError, match="did not pass"):
+        bnfold.fold(alive(nn.Sequential(*(nn.Sequential(conv(), nn.BatchNorm2d(8)) for _ in range(5)))), (X,))
+
+
+def test_the_search_ends_after_so_many_trials() -> None:
+    from bnfold.frontends.torch.blame import TRIALS, Search
+
+    names = [str(i) for i in range(200)]
+    trials: list[int] = []
+
+    def fault(kept: Any, guilty: set[str]) -> str:
+        trials.append(len(kept))
+        return "no" if guilty - set(kept) else ""
+
+    assert Search(names, lambda kept: fault(kept, {"3", "77", "199"}), str).culprits().keys() == {"3", "77", "199"}
+    assert len(trials) <= 2 * 8 * 3
+    trials.clear()
+    assert Search(names, lambda kept: fault(kept, set(names[::7])), str).culprits() == {}
+    assert len(trials) == TRIALS
+    assert Search(names, lambda kept: fault(kept, set(names)), lambda name: "").culprits() == {}
+    assert Search(names, lambda kept: fault(kept, {"elsewhere"}), str).culprits() == {}
