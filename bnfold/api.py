@@ -125,10 +125,11 @@ def fold(
     the name of each stage.
 
     For PyTorch: `eval`: put the module (the copy of it) in eval mode first; one in train mode is refused otherwise.
-    `inplace`: change the module itself, once a copy has passed. `bake`: make parametrizations and weight norm plain
-    weights first. `ignore_hooks`: no hook needs to see the values as they are (those that a hook sees are kept
-    otherwise). `arch`, `arch_args`: for checkpoints, what makes the network: "package.module:factory",
-    "path/to/net.py:Net", or a function; and its arguments as JSON. `trust_pickle`: read files that run code when read.
+    `inplace`: change the module itself, once a copy has passed; it is put back when it then differs. `bake`: make
+    parametrizations and weight norm plain weights first. `ignore_hooks`: no hook needs to see the values as they are
+    (those that a hook sees are kept otherwise). `arch`, `arch_args`: for checkpoints, what makes the network:
+    "package.module:factory", "path/to/net.py:Net", or a function; and its arguments as JSON. `trust_pickle`: read files
+    that run code when read.
     For `inputs` shapes in text will do: "1x3x224x224" or "1x16:int64".
 
     Raises ModelError (a model that cannot be read or traced), OutputError (cannot write), UsageError (arguments that do

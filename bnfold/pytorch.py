@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_unflatten
 from .errors import ModelError, UsageError, VerificationError
 from .frontends.torch import program as programs
 from .frontends.torch.capture import capture_program, one_line
-from .frontends.torch.fold import ModulePlan, Options, copied, plan, prepared, ready
+from .frontends.torch.fold import Options, prepared, survey
 from .frontends.torch.read import Source, read
 from .frontends.torch.strain import strained
 from .limits import LEFTOVERS, PRECISION_LIMIT
@@ -95,29 +95,7 @@ class Judging:
 
 def inspect_module(module: nn.Module, call: Call, policy: Policy, options: Options) -> Plan:
     """What folding a module would do."""
-    return plan(prepared(module, options), call.args, call.kwargs, policy.plan, options).plan
-
-
-def fold_module(
-    module: nn.Module, call: Call, policy: Policy, options: Options, judging: Judging, inplace: bool = False
-) -> tuple[nn.Module, Plan, Check | None]:
-    """A folded copy of a module, or the module itself with `inplace`, its plan, and the judge's verdict.
-
-    With `inplace` the module changes only after a copy passed.
-    """
-    judging.progress("tracing")
-    reference = prepared(module, options)
-    made = plan(reference, call.args, call.kwargs, policy.plan, options)
-    judging.progress("folding")
-    folded = made.apply(copied(reference))
-    check = _judged(reference, folded, call, judging, made.plan) if judging.verify else None
-    if not inplace:
-        return folded, made.plan, check
-    return _in_place(module, made, options), made.plan, check
-
-
-def _in_place(module: nn.Module, made: ModulePlan, options: Options) -> nn.Module:
-    return made.apply(ready(module, options))
+    return survey(prepared(module, options), call.args, call.kwargs, options).plan(policy.plan).plan
 
 
 def inspect_program(program: ExportedProgram, policy: Policy, options: Options) -> Plan:
@@ -136,23 +114,30 @@ def fold_program(
     folded = programs.apply(source, made) if made.edits else copy.deepcopy(program)
     if not judging.verify:
         return folded, made, None
-    return folded, made, _judged(program.module(), folded.module(), call, judging, made)
+    return folded, made, judged(program.module(), folded.module(), call, judging, made)
 
 
-def _judged(reference: nn.Module, folded: nn.Module, call: Call, judging: Judging, made: Plan) -> Check:
+def judged(reference: nn.Module, folded: nn.Module, call: Call, judging: Judging, made: Plan) -> Check:
     """The verdict on a folded module; VerificationError where it did not pass."""
+    check = judgement(reference, folded, call, judging)
+    if not check.passed:
+        error = VerificationError(f"the folded module did not pass, nothing was changed: {check.message}")
+        error.check, error.plan = check, made
+        raise error
+    return check
+
+
+def judgement(
+    reference: nn.Module, folded: nn.Module, call: Call, judging: Judging, kinds: tuple[str, ...] = ()
+) -> Check:
+    """The verdict on a folded module. `kinds`: on these inputs and those given, without looking for the place."""
     from .equivalence.inputs import Inputs
     from .equivalence.judge import judge
     from .equivalence.modules import ModuleSubject
 
     first, second = (ModuleSubject(m, call.args, call.kwargs) for m in (reference, folded))
     with quiet():
-        check = judge(first, second, Inputs(judging.seed), None, judging.progress)
-    if not check.passed:
-        error = VerificationError(f"the folded module did not pass, nothing was changed: {check.message}")
-        error.check, error.plan = check, made
-        raise error
-    return check
+        return judge(first, second, Inputs(judging.seed, kinds=kinds), None, judging.progress, not kinds)
 
 
 def program_of_script(module: torch.jit.ScriptModule, call: Call) -> ExportedProgram:

@@ -22,13 +22,13 @@ from .frontends.torch.load import Checkpoint
 from .frontends.torch.specs import examples
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .lrn.find import find_lrn
+from .modulefolding import fold_module
 from .plan import OtherNorm, Plan
 from .pytorch import (
     Call,
     Judging,
     Policy,
     Progress,
-    fold_module,
     fold_program,
     inspect_module,
     inspect_program,

@@ -30,6 +30,7 @@ STAGES = [
     {"lrn"},
     {"report"},
     {"onnxmodels", "pytorch"},
+    {"modulefolding"},
     {"torchfiles"},
     {"verifying"},
     {"exporting", "retraining", "swapping", "onnxswapping", "onnxretraining"},

@@ -122,6 +122,7 @@ MODULES: dict[str, Callable[[], None]] = {
     "in-code": traps.test_a_norm_with_an_activation_in_its_code_stays,
     "shared": traps.test_a_norm_called_twice_behind_different_convs_stays_whole_or_goes_whole,
     "in-place": traps.test_an_in_place_function_behind_a_removed_norm_gets_a_copy,
+    "uncooperative-code": traps.test_one_norm_that_the_code_does_not_let_go_stays_and_others_fold,
     "untraced": traps.test_parts_are_folded_where_the_whole_cannot_be_traced,
 }
 """Codes of PyTorch, and the tests that reach them."""

@@ -742,3 +742,310 @@ def test_a_wrong_fold_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_widened_leaves_integers() -> None:
     assert widened((torch.arange(3), X))[0].dtype == torch.int64
+
+
+# --- memory that weights share, when the module itself is edited
+
+
+def _flat_pair(gap: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """Two weights in one flat tensor, so many numbers apart."""
+    flat = torch.randn(576 + gap) * 0.1
+    return nn.Parameter(flat[:576].view(8, 8, 3, 3)), nn.Parameter(flat[gap:].view(8, 8, 3, 3))
+
+
+def _two(run: Any = lambda s, x: s.b(s.c(x)) + s.d(x)) -> Any:
+    return net(run, c=conv(), d=conv(), b=nn.BatchNorm2d(8))
+
+
+def _tied(how: str) -> Any:
+    """A network in which the weight of `c`, in front of a norm, is read by other code too."""
+    m = _two()
+    if how == "parameter":
+        m.d.weight = nn.Parameter(m.c.weight.detach())
+    elif how == "data":
+        m.d.weight.data = m.c.weight.data
+    elif how == "overlapping":
+        m.c.weight, m.d.weight = _flat_pair(100)
+    else:
+        m.run = lambda s, x: s.b(s.c(x)) + F.conv2d(x, s.w[0] if how == "list" else s.w, padding=1)
+        if how == "buffer":
+            m.register_buffer("w", m.c.weight.data)
+        else:
+            m.w = [m.c.weight.data] if how == "list" else m.c.weight.data
+    return m
+
+
+@pytest.mark.parametrize("how", ["parameter", "data", "overlapping", "buffer", "attribute", "list"])
+def test_weights_that_share_memory_are_tied_in_place(how: str) -> None:
+    m = _tied(how)
+    expected = m(X)
+    result = bnfold.fold(m, (X,), inplace=True)
+    assert "c shares its weight c.weight with other code" in str(result.plan.batch_norms[0].reason)
+    assert error(expected, m(X)) < 1e-5
+    copied = bnfold.fold(m, (X,))  # a copy parts them
+    assert fates(copied) == {"b": "folded"}
+    assert error(expected, copied.model(X)) < 1e-5
+
+
+def test_a_transposed_weight_is_tied_in_place() -> None:
+    m = net(lambda s, x: s.b(s.c(x)) + torch.tanh(s.d(x)), c=nn.Linear(8, 8), d=nn.Linear(8, 8), b=nn.BatchNorm1d(8))
+    m.d.weight = nn.Parameter(m.c.weight.data.t())
+    x = torch.randn(5, 8)
+    expected = m(x)
+    result = bnfold.fold(m, (x,), inplace=True)
+    assert fates(result) == {"b": "kept"}
+    assert error(expected, m(x)) < 1e-5
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_views_of_one_tensor_that_do_not_meet_are_not_tied(columns: bool) -> None:
+    m = _two()
+    m.c.weight, m.d.weight = _flat_pair(576)
+    if columns:
+        both = torch.randn(8, 16, 3, 3) * 0.1
+        m.c.weight, m.d.weight = nn.Parameter(both[:, :8]), nn.Parameter(both[:, 8:])
+    expected = m(X)
+    assert fates(bnfold.fold(m, (X,), inplace=True)) == {"b": "folded"}
+    assert error(expected, m(X)) < 1e-5
+
+
+def _state(m: nn.Module) -> dict[str, Any]:
+    return {"types": {n: type(i) for n, i in m.named_modules()}, **{k: v.clone() for k, v in m.state_dict().items()}}
+
+
+def _untouched(m: nn.Module, before: dict[str, Any]) -> None:
+    after = _state(m)
+    assert before.keys() == after.keys()
+    assert before.pop("types") == after.pop("types")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_memory_that_only_code_knows_is_found_by_running_the_module_itself() -> None:
+    m = _two()
+    hidden = m.c.weight.data
+    m.run = lambda s, x: s.b(s.c(x)) + F.conv2d(x, hidden, padding=1)
+    before, weight, norm = _state(m), m.c.weight, m.b
+    with pytest.raises(bnfold.VerificationError, match=r"output_0 differs.*it was put back"):
+        bnfold.fold(m, (X,), inplace=True)
+    _untouched(m, before)
+    assert m.c.weight is weight
+    assert m.b is norm
+    assert m.c.bias is None
+    assert hidden.data_ptr() == weight.data_ptr()
+
+
+@pytest.mark.parametrize("bake", [False, True])
+def test_a_failure_in_the_middle_puts_everything_back(bake: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnfold.frontends.torch import apply as applying
+
+    real: Any = vars(applying)["write"]
+    m = net(lambda s, x: s.e(s.d(torch.relu(s.b(s.c(x))))), c=conv(), b=nn.BatchNorm2d(8), d=conv(bias=True),
+            e=nn.BatchNorm2d(8))  # fmt: skip
+    if bake:
+        nn.utils.parametrizations.weight_norm(m.d)
+    m.train()
+    before, expected = _state(m), copy.deepcopy(m).eval()(X)
+    own = {id(p) for p in m.parameters()}
+
+    def failing(tensor: Tensor, value: Tensor) -> None:
+        if id(tensor) in own and tensor is m.d.bias:
+            raise RuntimeError("no more")
+        real(tensor, value)
+
+    monkeypatch.setattr(applying, "write", failing)
+    with pytest.raises(ModelError, match="cannot be edited in place, and was put back: no more"):
+        bnfold.fold(m, (X,), inplace=True, bake=bake, eval=True)
+    _untouched(m, before)
+    assert m.training
+    assert torch.equal(m.eval()(X), expected)
+
+
+@pytest.mark.parametrize("which", ["weight", "bias"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_expanded_tensors_and_those_made_for_inference_take_new_values(which: str, inference: bool) -> None:
+    with torch.inference_mode(inference):
+        m = net(lambda s, x: s.e(s.d(torch.relu(s.b(s.c(x))))), c=conv(), b=nn.BatchNorm2d(8), d=conv(bias=True),
+                e=nn.BatchNorm2d(8))  # fmt: skip
+        if which == "weight":
+            m.d.weight = nn.Parameter(torch.randn(1, 8, 3, 3).expand(8, 8, 3, 3))
+        else:
+            m.d.bias = nn.Parameter(torch.ones(1).expand(8))
+        positive(m)
+    with torch.no_grad():
+        expected = m(X)
+        result = bnfold.fold(m, (X,), inplace=True)
+        assert fates(result) == {"b": "folded", "e": "folded"}
+        assert error(expected, m(X)) < 1e-5
+
+
+# --- code that does more with a norm than to call it
+
+
+class Branch(nn.Module):
+    """A RepVGG block; `run` adds the two."""
+
+    def __init__(self, run: Any) -> None:
+        super().__init__()
+        self.c, self.b, self.run = conv(), nn.BatchNorm2d(8), run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.run(self, x))
+
+
+def _added(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.b(x)
+    y += s.c(x)
+    return y
+
+
+def _same_shape(s: Any, x: Tensor) -> Tensor:
+    y: Tensor = s.b(x)
+    assert y.shape == x.shape
+    y = y + s.c(x)
+    return y
+
+
+@pytest.mark.parametrize("run", [_added, _same_shape, lambda s, x: s.b(x).add_(s.c(x))])
+def test_identity_branches_whose_code_needs_their_shape(run: Any) -> None:
+    torch.manual_seed(0)
+    m = alive(nn.Sequential(conv(), nn.ReLU(), *(Branch(run) for _ in range(3))))
+    result = folded(m, X)
+    assert set(fates(result).values()) == {"folded"}
+    assert "zeros of full shape" in result.plan.notes[0]
+
+
+class Masked(nn.BatchNorm2d):
+    def forward(self, x: Tensor, mask: Any = None) -> Tensor:
+        return super().forward(x)
+
+
+class Pair(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), None
+
+
+def _sized(s: Any, y: Tensor) -> Tensor:
+    assert y.shape[1] == s.b.num_features
+    return s.b(y)  # type: ignore[no-any-return]
+
+
+class Uncooperative(nn.Module):
+    """A block whose code does more with its norm; plain blocks behind it do not."""
+
+    def __init__(self, norm: nn.Module, run: Any) -> None:
+        super().__init__()
+        self.c, self.b, self.run = conv(), norm, run
+        self.layers = [self.c, self.b]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.run is not None:
+            return torch.relu(self.run(self, self.c(x)))
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def _biased(s: Any, y: Tensor) -> Tensor:
+    return s.b(y * 2 if s.c.bias is not None else y)  # type: ignore[no-any-return]
+
+
+CODE: dict[str, tuple[Any, Any]] = {
+    "a list of modules": (nn.BatchNorm2d, None),
+    "a further argument": (Masked, lambda s, y: s.b(y, None)),
+    "a tuple": (Pair, lambda s, y: s.b(y)[0]),
+    "an attribute": (nn.BatchNorm2d, _sized),
+    "its class": (nn.BatchNorm2d, lambda s, y: s.b(y) if isinstance(s.b, nn.BatchNorm2d) else s.b(y) * 2),
+    "a bias": (nn.BatchNorm2d, _biased),
+}
+
+
+def _uncooperative(case: str, blocks: int = 1) -> nn.Module:
+    torch.manual_seed(0)
+    kind, run = CODE[case]
+    plain = [conv(), nn.BatchNorm2d(8), nn.ReLU(), conv(), nn.BatchNorm2d(8)]
+    return positive(alive(nn.Sequential(*(Uncooperative(kind(8), run) for _ in range(blocks)), *plain), zeros=False))
+
+
+def test_one_norm_that_the_code_does_not_let_go_stays_and_others_fold() -> None:
+    for case in CODE:
+        result = folded(_uncooperative(case), X, blamed=True)
+        assert fates(result) == {"0.b": "kept", "2": "folded", "5": "folded"}, case
+        assert codes(result) == {"0.b": "uncooperative-code"}
+        assert "kept, because the network did not pass without: 0.b (" in result.plan.notes[0]
+
+
+def test_norms_of_alike_blocks_are_blamed_together() -> None:
+    result = folded(_uncooperative("an attribute", 9), X, blamed=True)
+    assert codes(result) == {f"{i}.b": "uncooperative-code" for i in range(9)}
+    assert "'Identity' object has no attribute 'num_features'" in str(result.plan.batch_norms[0].reason)
+
+
+def test_the_module_itself_keeps_what_its_code_does_not_let_go() -> None:
+    m: Any = _uncooperative("its class")
+    expected = m(X)
+    assert codes(bnfold.fold(m, (X,), inplace=True)) == {"0.b": "uncooperative-code"}
+    assert isinstance(m[0].b, nn.BatchNorm2d)
+    assert isinstance(m[2], nn.Identity)
+    assert error(expected, m(X)) < 1e-5
+
+
+def test_a_part_keeps_what_its_code_does_not_let_go() -> None:
+    class Outer(Branching):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = _uncooperative("a further argument")  # type: ignore[assignment]
+
+    result = folded(alive(Outer(), zeros=False), X, blamed=True)
+    assert codes(result) == {"body.0.b": "uncooperative-code", "norm": "untraced"}
+    assert len(result.plan.notes) == 2
+
+
+def test_a_network_that_lets_no_norm_go_fails() -> None:
+    m = net(lambda s, x: _sized(s, s.c(x)), c=conv(), b=nn.BatchNorm2d(8))
+    with pytest.raises(bnfold.VerificationError, match=r"did not pass.*num_features"):
+        bnfold.fold(m, (X,))
+
+
+def test_leftovers_take_their_input_by_the_name_that_norms_give_it() -> None:
+    m = net(lambda s, x: torch.tanh(s.b(input=torch.sigmoid(x))), b=nn.BatchNorm2d(8))
+    m.b.weight.data.fill_(1)
+    m.b.running_var.data.fill_(1 - m.b.eps)
+    folded(m, X, leftovers="all")
+    from bnfold.layers import ChannelAffine, ChannelClamp, Copy, Nothing, Zeros
+
+    made = (
+        ChannelAffine(None, torch.ones(8, 1, 1)),
+        ChannelClamp(torch.ones(8, 1, 1), None),
+        Copy(),
+        Nothing(),
+        Zeros(),
+    )
+    assert all(layer(input=X).shape in (X.shape, (1,)) for layer in made)
+
+
+def test_wrong_weights_are_not_blamed_on_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bnfold.frontends.torch import apply as applying
+
+    real: Any = vars(applying)["scale_weight"]
+    monkeypatch.setattr(applying, "scale_weight", lambda *a: real(*a) * 1.01)
+    with pytest.raises(bnfold.VerificationError, match="did not pass"):
+        bnfold.fold(alive(nn.Sequential(*(nn.Sequential(conv(), nn.BatchNorm2d(8)) for _ in range(5)))), (X,))
+
+
+def test_the_search_ends_after_so_many_trials() -> None:
+    from bnfold.frontends.torch.blame import TRIALS, Search
+
+    names = [str(i) for i in range(200)]
+    trials: list[int] = []
+
+    def fault(kept: Any, guilty: set[str]) -> str:
+        trials.append(len(kept))
+        return "no" if guilty - set(kept) else ""
+
+    assert Search(names, lambda kept: fault(kept, {"3", "77", "199"}), str).culprits().keys() == {"3", "77", "199"}
+    assert len(trials) <= 2 * 8 * 3
+    trials.clear()
+    assert Search(names, lambda kept: fault(kept, set(names[::7])), str).culprits() == {}
+    assert len(trials) == TRIALS
+    assert Search(names, lambda kept: fault(kept, set(names)), lambda name: "").culprits() == {}
+    assert Search(names, lambda kept: fault(kept, {"elsewhere"}), str).culprits() == {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +14,10 @@ from torch import nn
 
 from ...absorb import moves_bias, new_bias, scale_weight, tapped
 from ...errors import PlanError
-from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing
+from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing, Zeros
 from ...plan import Merge, Remove, Replace, Rescale
 from .bindings import ActivationBinding, AffineBinding, LinearBinding
+from .memory import tangled
 from .module import Planned
 from .sharing import argument, weight_arguments
 
@@ -85,7 +88,7 @@ class _Work:
     def remove(self, edit: Remove, at: AffineBinding) -> None:
         """Nothing in place of a norm, or zeros, or a copy."""
         if edit.op in self.planned.vanished:
-            self._exchange(at, Nothing())
+            self._exchange(at, self._zeros())
         elif at.path in self.planned.copies:
             self._exchange(at, Copy())
         else:
@@ -158,13 +161,17 @@ class _Work:
         for op in {*edit.drop, edit.op}:
             binding = self.planned.source.bindings.get(op)
             if isinstance(binding, AffineBinding):
-                self._exchange(binding, Nothing() if op in self.planned.vanished else None)
+                self._exchange(binding, self._zeros() if op in self.planned.vanished else None)
+
+    def _zeros(self) -> nn.Module:
+        return Zeros() if self.planned.solid else Nothing()
 
     def finish(self) -> None:
-        """Put all values and modules in place."""
+        """Put all values and modules in place; nothing is changed where one of the values has no place."""
+        rounded = {name: self._rounded(name, value) for name, value in self.values.items()}
         for path in self.planned.outplace:
             self.target.get_submodule(path).inplace = False  # type: ignore[assignment]
-        for name, value in self.values.items():
+        for name, value in rounded.items():
             self._assign(name, value)
         exchanged = {id(self.target.get_submodule(path)): made for path, made in self.modules.items()}
         for parent in list(self.target.modules()):
@@ -172,21 +179,35 @@ class _Work:
                 if id(inner) in exchanged:
                     setattr(parent, name, exchanged[id(inner)])
 
-    def _assign(self, name: str, value: Array) -> None:
-        """One rounding, into the memory that the parameter has; a bias that was not there is added."""
+    def _rounded(self, name: str, value: Array) -> torch.Tensor:
+        """One rounding, to the type of the parameter; of the weight beside it, for a bias that was not there."""
+        owner, leaf = self._place(name)
+        held: torch.Tensor = owner.weight if getattr(owner, leaf) is None else getattr(owner, leaf)
+        rounded = torch.from_numpy(np.ascontiguousarray(value)).to(held.dtype)
+        if np.isfinite(value).all() and not torch.isfinite(rounded).all():
+            raise PlanError(
+                f"{name}: the folded values exceed the range of {held.dtype}; leave the norm next to it alone "
+                "(--skip NAME)"
+            )
+        return rounded.to(held.device)
+
+    def _place(self, name: str) -> tuple[Any, str]:
         path, _, leaf = name.rpartition(".")
-        owner = self.target.get_submodule(path)
-        new = torch.from_numpy(np.ascontiguousarray(value))
+        return self.target.get_submodule(path), leaf
+
+    def _assign(self, name: str, value: torch.Tensor) -> None:
+        """Into the memory that the parameter has; a bias that was not there is added."""
+        owner, leaf = self._place(name)
         if getattr(owner, leaf) is None:
-            weight: torch.Tensor = owner.weight  # type: ignore[assignment]
-            held = torch.zeros(new.shape, dtype=weight.dtype, device=weight.device)
-            owner.register_parameter(leaf, nn.Parameter(held, weight.requires_grad))
-        tensor: torch.Tensor = getattr(owner, leaf)
-        with torch.no_grad():
-            rounded = new.to(tensor.dtype)
-            if np.isfinite(value).all() and not torch.isfinite(rounded).all():
-                raise PlanError(
-                    f"{name}: the folded values exceed the range of {tensor.dtype}; leave the norm next to it alone "
-                    "(--skip NAME)"
-                )
-            tensor.copy_(rounded)
+            owner.register_parameter(leaf, nn.Parameter(value.clone(), owner.weight.requires_grad))
+        else:
+            write(getattr(owner, leaf), value)
+
+
+def write(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """New values for a tensor, in its own memory; in new memory where several of its elements lie in one place."""
+    with torch.no_grad(), torch.inference_mode() if tensor.is_inference() else nullcontext():
+        if tangled(tensor):
+            tensor.data = value.clone(memory_format=torch.contiguous_format)
+        else:
+            tensor.copy_(value)

@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
 from ...errors import ModelError
+from .memory import Memory
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 SEEN = "bnfold::seen"
@@ -51,12 +52,18 @@ class Capture:
     added: frozenset[str] = field(default_factory=frozenset)
     hooked: Mapping[str, str] = field(default_factory=dict)
     """Modules with hooks, by qualified name, and which kind of hook."""
+    memory: Memory = field(default_factory=Memory)
+    """Which of the tensors are tied."""
 
 
-def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ignore_hooks: bool = False) -> Capture:
+def capture(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ignore_hooks: bool = False,
+    memory: Memory | None = None,
+) -> Capture:  # fmt: skip
     """Trace a module in eval mode. ModelError with torch's message where it cannot be.
 
-    `ignore_hooks`: no hook needs the values as they are; what hooks do to them is seen all the same.
+    `ignore_hooks`: no hook needs the values as they are; what hooks do to them is seen all the same. `memory`: which
+    tensors count as tied; those of the module that are, by default.
     """
     hooked = {} if ignore_hooks else {name: kind for name, inner in module.named_modules() if (kind := _hook(inner))}
     traced = _traced(module, ignore_hooks)
@@ -69,7 +76,8 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], i
         except Exception as error:  # whatever torch trips over, the caller needs to know it
             raise ModelError(f"torch.export cannot trace {type(module).__name__}: {one_line(error)}") from error
     _without_aliases(functional.graph)
-    return Capture(functional, program.graph, _tensors(functional), frozenset(added), hooked)
+    tied = memory if memory is not None else Memory.of(module)
+    return Capture(functional, program.graph, _tensors(functional), frozenset(added), hooked, tied)
 
 
 def _without_aliases(graph: fx.Graph) -> None:

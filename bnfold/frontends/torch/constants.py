@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ class Constants:
             for spec in signature.input_specs
             if spec.kind in KINDS and spec.target in self.tensors and spec.target not in changed
         }
-        self.keys = storage_keys(self.tensors)
+        self.keys = {name: capture.memory.key(tensor) for name, tensor in self.tensors.items()}
         self.nodes: set[fx.Node] = set()
         for node in capture.program.graph.nodes:
             given = node.op == "placeholder" and node.name in self.targets
@@ -103,17 +102,6 @@ def op_name(node: fx.Node) -> str:
         return getattr(node.target, "__name__", str(node.target))
     space, _, name = schema.name.rpartition("::")
     return str(name) if space == "aten" else str(schema.name)
-
-
-def storage_keys(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[Any, ...]]:
-    """What tells whether two names stand for the same memory."""
-    keys: dict[str, tuple[Any, ...]] = {}
-    for name, tensor in tensors.items():
-        try:
-            keys[name] = (tensor.untyped_storage().data_ptr(), tensor.device) if tensor.numel() else (name,)
-        except (RuntimeError, NotImplementedError):  # a tensor without memory of its own
-            keys[name] = (id(tensor),)
-    return keys
 
 
 def to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.float64]:

@@ -17,7 +17,8 @@ from ...plan import BatchNorm, Edit, Plan
 from .apply import apply
 from .capture import capture, computed, one_line
 from .house import Modules
-from .module import Planned, Planner, plan_module
+from .memory import Memory
+from .module import Planned, plan_module
 from .parts import parts
 
 
@@ -99,43 +100,63 @@ def _baked(module: nn.Module) -> nn.Module:
     return module
 
 
-def plan(
-    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], planner: Callable[..., Plan], options: Options
-) -> ModulePlan:
-    """Plan a module that is in the mode in which it is to be used. Nothing of it is changed."""
-    name = type(module).__name__
+@dataclass(frozen=True)
+class Survey:
+    """A module that was traced, as a whole or in parts: for each part its path; `note`: why it is in parts."""
 
+    module: nn.Module
+    parts: tuple[tuple[str, Modules], ...]
+    note: str
+    options: Options
+
+    def plan(
+        self, planner: Callable[..., Plan], kept: Mapping[str, Reason] | None = None, solid: bool = False
+    ) -> ModulePlan:
+        """A plan. `kept`: norms that are to stay, and why. `solid`: zeros that norms leave have the shape of the norm's
+        output, each in its own place, as code may ask that works on them in place."""
+        plans = []
+        for path, modules in self.parts:
+            start = f"{path}." if path else ""
+
+            def skipped(label: str, start: str = start) -> bool:
+                return self.options.skipped(f"{start}{label}")
+
+            own = {name[len(start) :]: reason for name, reason in (kept or {}).items() if name.startswith(start)}
+            made = plan_module(modules, path or self._name, planner, skipped, own)
+            plans.append((path, replace(made, solid=solid)))
+        return ModulePlan(plans[0][1].plan if not self.note else self._joined(plans), tuple(plans))
+
+    @property
+    def _name(self) -> str:
+        return type(self.module).__name__
+
+    def _joined(self, plans: Sequence[tuple[str, Planned]]) -> Plan:
+        norms = [*_prefixed(plans), *_unseen(self.module, plans)]
+        edits: list[Edit] = []
+        start = 0
+        for _, planned in plans:
+            edits += [replace(edit, op=edit.op + start) for edit in planned.plan.edits]
+            start += len(planned.source.graph.ops)
+        return Plan(self._name, tuple(norms), (), tuple(edits), (self.note,))
+
+
+def survey(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options,
+    original: nn.Module | None = None,
+) -> Survey:  # fmt: skip
+    """Trace a module that is in the mode in which it is to be used. Nothing of it is changed.
+
+    `original`: the module that it is a copy of, where that is to be edited: what is tied there counts as tied.
+    """
+    memory = Memory.of(module, original)
     try:
-        made = capture(module, args, kwargs, options.ignore_hooks)
+        made = capture(module, args, kwargs, options.ignore_hooks, memory)
+        return Survey(module, (("", Modules(module, made)),), "", options)
     except ModelError as error:
-        return _in_parts(module, args, kwargs, planner, options, error)
-    whole = plan_module(Modules(module, made), name, planner, options.skipped)
-    return ModulePlan(whole.plan, (("", whole),))
-
-
-def _in_parts(
-    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], planner: Planner, options: Options,
-    error: ModelError,
-) -> ModulePlan:  # fmt: skip
-    """The plans of those parts that can be traced, and what could not."""
-    found = parts(module, args, kwargs, options.ignore_hooks)
-    plans = []
-    for part in found:
-        modules = Modules(part.module, part.capture, part.foreign, part.memory)
-
-        def skipped(label: str, path: str = part.path) -> bool:
-            return options.skipped(f"{path}.{label}")
-
-        plans.append((part.path, plan_module(modules, part.path, planner, skipped)))
-    folded = ", ".join(path for path, _ in plans) or "none"
-    note = f"{error}. Traced on their own instead: {folded}"
-    norms = [*_prefixed(plans), *_unseen(module, plans)]
-    edits: list[Edit] = []
-    start = 0
-    for _, planned in plans:
-        edits += [replace(edit, op=edit.op + start) for edit in planned.plan.edits]
-        start += len(planned.source.graph.ops)
-    return ModulePlan(Plan(type(module).__name__, tuple(norms), (), tuple(edits), (note,)), tuple(plans))
+        found = parts(module, args, kwargs, options.ignore_hooks, memory)
+        note = f"{error}. Traced on their own instead: {', '.join(part.path for part in found) or 'none'}"
+        inner = [(part.path, Modules(part.module, part.capture, part.foreign, part.memory)) for part in found]
+        return Survey(module, tuple(inner), note, options)
 
 
 def _prefixed(plans: Sequence[tuple[str, Planned]]) -> list[BatchNorm]:

@@ -11,8 +11,8 @@ from torch import fx, nn
 from ...graph import Statistics
 from .capture import Capture
 from .constants import Constants, to_numpy
+from .memory import Key
 from .read import House, calls_of, module_call
-from .sharing import Key
 
 EXCHANGED = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 """Activations that a maximum or a clamp with bounds for each channel can take the place of."""
@@ -40,7 +40,7 @@ class Modules:
         self.owners: dict[Key, set[int]] = defaultdict(set)
         for inner in module.modules():
             for tensor in (*inner.parameters(False), *inner.buffers(False)):
-                self.owners[_key(tensor)].add(id(inner))
+                self.owners[self._key(tensor)].add(id(inner))
         self._exchangeable: dict[str, bool] = {}
 
     def house(self, skipped: Callable[[str], bool]) -> House:
@@ -81,7 +81,7 @@ class Modules:
 
     def _private(self, inner: nn.Module) -> bool:
         """Whether no code but that of its owners reads a module's own tensors."""
-        keys = {_key(tensor) for tensor in (*inner.parameters(False), *inner.buffers(False))}
+        keys = {self._key(tensor) for tensor in (*inner.parameters(False), *inner.buffers(False))}
         for node in self.capture.program.graph.nodes:
             if node.op == "placeholder" and self.constants.keys.get(self.constants.targets.get(node.name, "")) in keys:
                 for user in node.users:
@@ -92,7 +92,11 @@ class Modules:
     def alone(self, inner: nn.Module) -> bool:
         """Whether a module shares none of its tensors."""
         tensors = (*inner.parameters(False), *inner.buffers(False))
-        return all(len(self.owners[_key(tensor)]) == 1 for tensor in tensors)
+        keys = {self._key(tensor) for tensor in tensors}
+        return all(len(self.owners[key]) == 1 for key in keys) and not keys & self.capture.memory.frozen
+
+    def _key(self, tensor: torch.Tensor) -> Key:
+        return self.capture.memory.key(tensor)
 
     def then(self, key: str) -> tuple[str, ...] | None:
         """The modules that run inside a call behind its own ops, one after another; None where it is not so."""
@@ -112,7 +116,8 @@ class Modules:
     def _frozen(self) -> set[Key]:
         """Memory that modules share of which some are not in the graph: nobody knows what reads it."""
         called = {inner for inner, keys in self.calls.items() if keys} | {id(self.module)}
-        return {key for key, owners in self.owners.items() if len(owners) > 1 and owners - called} | set(self.memory)
+        unseen = {key for key, owners in self.owners.items() if len(owners) > 1 and owners - called}
+        return unseen | self.capture.memory.frozen | set(self.memory)
 
 
 def _flows(before: list[fx.Node], after: list[fx.Node] | None) -> bool:
@@ -120,10 +125,6 @@ def _flows(before: list[fx.Node], after: list[fx.Node] | None) -> bool:
     leaving = {node: set(node.users) - set(before) for node in before}
     leaving = {node: users for node, users in leaving.items() if users}
     return len(leaving) == 1 and (after is None or all(users <= set(after) for users in leaving.values()))
-
-
-def _key(tensor: torch.Tensor) -> Key:
-    return (tensor.untyped_storage().data_ptr(), tensor.device) if tensor.numel() else (id(tensor),)
 
 
 def _key_of(constants: Constants, node: fx.Node) -> Key:

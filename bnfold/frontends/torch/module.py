@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...graph import Affine, Op, Reason, Sum
@@ -21,7 +21,7 @@ class Planned:
     """A plan that the module can hold, and what it was made from.
 
     `vanished`: ops that give zeros from now on. `outplace`: activations that may write into their input no more.
-    `copies`: norms in whose place a copy of the values is left.
+    `copies`: norms in whose place a copy of the values is left. `solid`: zeros have the shape of what went.
     """
 
     source: Source
@@ -30,13 +30,20 @@ class Planned:
     vanished: frozenset[int] = frozenset()
     outplace: frozenset[str] = frozenset()
     copies: frozenset[str] = frozenset()
+    solid: bool = False
 
 
-def plan_module(modules: Modules, name: str, planner: Planner, skipped: Callable[[str], bool]) -> Planned:
-    """The plan for a module; what its code cannot hold stays, with a reason, and the rest is planned anew."""
+def plan_module(
+    modules: Modules, name: str, planner: Planner, skipped: Callable[[str], bool],
+    stay: Mapping[str, Reason] | None = None,
+) -> Planned:  # fmt: skip
+    """The plan for a module; what its code cannot hold stays, with a reason, and the rest is planned anew.
+
+    `stay`: norms that are known not to go, and why.
+    """
     capture = modules.capture
     house = modules.house(skipped)
-    kept: dict[str, Reason] = {}
+    kept = dict(stay or {})
     untapped: set[str] = set()
     while True:
         source = read(capture, name, house, kept, untapped)

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_flatten
 
 from ...errors import ModelError
 from .capture import Capture, capture, one_line
+from .memory import Key, Memory
 from .read import calls_of
-from .sharing import Key
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,16 @@ def _form(call: tuple[Any, ...]) -> tuple[Any, ...]:
     return str(spec), kinds
 
 
-def parts(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ignore_hooks: bool) -> list[Part]:
+def parts(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ignore_hooks: bool, memory: Memory
+) -> list[Part]:
     """The largest inner modules that can be traced. ModelError where the module does not even run."""
     seen = _observe(module, args, kwargs)
     found: list[tuple[str, nn.Module, Capture]] = []
     for path, inner, call in _candidates(module, seen):
         if not any(path == other or path.startswith(f"{other}.") for other, _, _ in found):
             try:
-                found.append((path, inner, capture(inner, call[0], call[1], ignore_hooks)))
+                found.append((path, inner, capture(inner, call[0], call[1], ignore_hooks, memory)))
             except ModelError:
                 continue
     return [Part(path, inner, made, *_foreign(module, inner, made, seen)) for path, inner, made in found]
@@ -109,8 +111,6 @@ def _foreign(
     }
     outside = [inner for inner in module.modules() if id(inner) not in inside or id(inner) in foreign]
     memory = {
-        (tensor.untyped_storage().data_ptr(), tensor.device)
-        for inner in outside
-        for tensor in (*inner.parameters(False), *inner.buffers(False))
+        made.memory.key(tensor) for inner in outside for tensor in (*inner.parameters(False), *inner.buffers(False))
     }
     return frozenset(foreign), frozenset(memory)

@@ -14,9 +14,10 @@ from . import arithmetic, linear, movement, norms, pointwise
 from .bindings import AffineBinding, Binding
 from .capture import SEEN, Capture
 from .constants import Constants, op_name
+from .memory import Key
 from .node import Context, Node, Ops, Reading, shape_of
 from .norms import Call
-from .sharing import LAYERS, Key, Weights, argument, weight_arguments
+from .sharing import LAYERS, Weights, argument, weight_arguments
 
 Reader = Callable[[Node], Reading | Ops | None]
 

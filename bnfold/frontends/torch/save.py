@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ...errors import ModelError, UsageError
-from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing
+from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing, Zeros
 from .capture import one_line
 from .load import Checkpoint
 
@@ -23,7 +23,7 @@ FORMATS = {".pt2": "program", ".safetensors": "safetensors", ".pt": "checkpoint"
 NORMS: dict[str, type[nn.Module]] = {
     "BatchNorm1d": nn.BatchNorm1d, "BatchNorm2d": nn.BatchNorm2d, "BatchNorm3d": nn.BatchNorm3d,
 }  # fmt: skip
-PLACED = {"Identity": nn.Identity, "Copy": Copy, "Nothing": Nothing}
+PLACED = {"Identity": nn.Identity, "Copy": Copy, "Nothing": Nothing, "Zeros": Zeros}
 KEY = "bnfold"
 
 

@@ -16,13 +16,13 @@ import torch
 from torch import fx
 
 from .constants import THROUGH, Constants, op_name
+from .memory import Key
 
 LAYERS = frozenset(
     {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "linear",
      "addmm", "mm", "matmul"}
 )  # fmt: skip
 ROLES = {"addmm": ("mat2", "self"), "mm": ("mat2", ""), "matmul": ("other", "")}
-Key = tuple[Any, ...]
 COMPUTED = "computes its weight from other values (bake=True makes that of a parametrization constant)"
 
 

@@ -1,0 +1,139 @@
+"""Folding a module: on a copy first, without the norms that its code does not let go, then, if asked for, in place."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from .errors import BnfoldError, ModelError, VerificationError
+from .frontends.torch.blame import Search, uncooperative
+from .frontends.torch.capture import one_line
+from .frontends.torch.fold import ModulePlan, Options, Survey, copied, prepared, ready, survey
+from .frontends.torch.undo import Undo
+from .plan import Plan
+from .pytorch import Call, Judging, Policy, judged, judgement, quiet
+
+if TYPE_CHECKING:
+    from .equivalence.check import Check
+
+QUICK = ("normal",)
+"""The kinds of inputs, beside those that are given, on which a trial is checked."""
+
+
+def fold_module(
+    module: nn.Module, call: Call, policy: Policy, options: Options, judging: Judging, inplace: bool = False
+) -> tuple[nn.Module, Plan, Check | None]:
+    """A folded copy of a module, or the module itself with `inplace`, its plan, and the judge's verdict.
+
+    With `inplace` the module changes only after a copy passed, and is put back when it then differs from that.
+    """
+    judging.progress("tracing")
+    reference = prepared(module, options)
+    seen = survey(reference, call.args, call.kwargs, options, module if inplace else None)
+    judging.progress("folding")
+    folding = _Folding(seen, call, policy, judging)
+    made = seen.plan(policy.plan)
+    folded = made.apply(copied(reference))
+    check = None
+    if judging.verify:
+        made, folded, check = folding.verified(made, folded)
+    if inplace:
+        return _in_place(module, made, folded, call, options, judging), made.plan, check
+    return folded, made.plan, check
+
+
+def _in_place(
+    module: nn.Module, made: ModulePlan, folded: nn.Module, call: Call, options: Options, judging: Judging
+) -> nn.Module:
+    """The module itself, edited, and compared with the copy that passed; as it was, where anything goes wrong."""
+    from .equivalence.alike import difference, outputs
+
+    name, undo = type(module).__name__, Undo(module)
+    with quiet():  # before the edits, for memory that the module shares with nobody knows what may be the copy's too
+        expected = outputs(folded, call.args, call.kwargs) if judging.verify else []
+    try:
+        made.apply(ready(module, options))
+        with quiet():
+            fault = difference(expected, module, call.args, call.kwargs) if judging.verify else ""
+        if fault:
+            raise VerificationError(
+                f"{name}, edited in place, does not give what its folded copy gives ({fault}): its tensors may share "
+                "memory with others that it does not hold; it was put back; fold a copy of it (inplace=False)"
+            )
+    except BaseException as error:
+        undo.back()
+        if isinstance(error, BnfoldError) or not isinstance(error, Exception):
+            raise
+        raise ModelError(f"{name} cannot be edited in place, and was put back: {one_line(error)}") from error
+    return module
+
+
+@dataclass(frozen=True)
+class _Folding:
+    """The folds of one module that are tried until one passes."""
+
+    seen: Survey
+    call: Call
+    policy: Policy
+    judging: Judging
+
+    def verified(self, made: ModulePlan, folded: nn.Module) -> tuple[ModulePlan, nn.Module, Check]:
+        """A fold that passed, with its plan; VerificationError, with what is wrong with the first, where none does."""
+        try:
+            return made, folded, judged(self.seen.module, folded, self.call, self.judging, made.plan)
+        except VerificationError as error:
+            other = self._other(made) if error.check is not None else None
+            if other is None:
+                raise
+            try:
+                folded = other.apply(copied(self.seen.module))
+                return other, folded, judged(self.seen.module, folded, self.call, self.judging, other.plan)
+            except BnfoldError:
+                raise error from None
+
+    def _other(self, made: ModulePlan) -> ModulePlan | None:
+        """A plan that leaves alone what the code does not let go; None where that is not found."""
+        self.judging.progress("looking for norms that the code does not let go")
+        zeros = any(planned.vanished for _, planned in made.parts)
+        if zeros and not self._fault((), True):
+            return _noted(self.seen.plan(self.policy.plan, solid=True), {}, True)
+        names = list(dict.fromkeys(bn.name for bn in made.plan.batch_norms if bn.verdict != "kept"))
+        search = Search(names, lambda kept: self._fault(kept, zeros), self._kin)
+        culprits = search.culprits()
+        if not culprits:
+            return None
+        solid = zeros and bool(self._fault(culprits, False))
+        kept = {name: uncooperative(name, message) for name, message in culprits.items()}
+        return _noted(self.seen.plan(self.policy.plan, kept, solid), culprits, solid)
+
+    def _fault(self, kept: Collection[str], solid: bool) -> str:
+        """What is wrong with the fold that keeps these norms, on few inputs; "" where nothing is."""
+        try:
+            made = self.seen.plan(self.policy.plan, {name: uncooperative(name) for name in kept}, solid)
+            folded = made.apply(copied(self.seen.module))
+            check = judgement(self.seen.module, folded, self.call, self.judging, QUICK)
+        except BnfoldError as error:
+            return one_line(error)
+        return check.message
+
+    def _kin(self, name: str) -> Hashable:
+        """The classes of a norm and of the module around it, and its name there."""
+        around, _, leaf = name.rpartition(".")
+        modules = dict(self.seen.module.named_modules(remove_duplicate=False))
+        return type(modules.get(around)), leaf, type(modules.get(name))
+
+
+def _noted(made: ModulePlan, culprits: dict[str, str], solid: bool) -> ModulePlan:
+    """The plan, saying what was found by trial."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, message in culprits.items():
+        groups[message].append(name)
+    notes = [f"kept, because the network did not pass without: {', '.join(names)} ({message})"
+             for message, names in groups.items()]  # fmt: skip
+    if solid:
+        notes.append("norms that layers beside them took up leave zeros of full shape, which the code works on")
+    return replace(made, plan=replace(made.plan, notes=(*made.plan.notes, *notes)))
