@@ -179,3 +179,49 @@ def test_weights_of_torch_that_leave_float16_stay(program: bool) -> None:
         x = x.to(next(made.parameters()).dtype)
         given: Any = torch.export.export(made, (x,)) if program else made
         assert codes(bnfold.fold(given, (x,), verify=False)) == [code]
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("axes", [[2, 3], [-1], [2]])
+def test_a_sum_over_static_space_carries_an_offset(keep: int, axes: list[int]) -> None:
+    net = Net(seed=2, opset=18)
+    h = net.relu(net.conv(net.input("x", (2, 3, 8, 8)), (3, 4), "conv"), "relu")
+    h = net.bn(h, 4, "bn", gamma="both")
+    s = net.node("ReduceSum", [h, net.weight("axes", axes)], "sum", keepdims=keep)
+    if keep:
+        net.output(net.conv(s, (4, 3), "last", k=1), (2, 3, None, None))
+    else:
+        flat = net.node("Reshape", [s, net.weight("flat", [2, -1])], "flat")
+        features = 4 * 6 ** (2 - len(axes))
+        net.output(net.node("Gemm", [flat, net.filter("w", features, 3)], "fc"), (2, 3))
+    assert codes(same(net.model(), 1e-4)) == ["folded"]
+
+
+@pytest.mark.parametrize("mode", ["reflect", "edge", "constant"])
+def test_a_pad_that_names_its_axes(mode: str) -> None:
+    net = Net(seed=2, opset=18)
+    h = net.relu(net.conv(net.input("x", ("N", 3, 8, 8)), (3, 4), "conv"), "relu")
+    h = net.bn(h, 4, "bn", gamma="both")
+    p = net.node("Pad", [h, net.weight("pads", [1, 0, 2, 1]), "", net.weight("axes", [-1, 2])], "pad", mode=mode)
+    net.output(net.conv(p, (4, 3), "last"))
+    assert codes(same(net.model())) == ["zero-padding" if mode == "constant" else "folded"]
+
+
+def test_a_resize_that_names_its_axes() -> None:
+    net = Net(seed=2, opset=19, ir=9)
+    h = net.relu(net.conv(net.input("x", ("N", 3, 8, 8)), (3, 4), "conv"), "relu")
+    h = net.bn(h, 4, "bn", gamma="both")
+    r = net.node("Resize", [h, "", net.weight("scales", [2.0, 1.5])], "up", axes=[2, -1], mode="linear")
+    net.output(net.conv(r, (4, 3), "last"))
+    assert codes(same(net.model())) == ["folded"]
+
+
+@pytest.mark.parametrize("axis", [0, -4])
+def test_weights_dequantized_along_a_negative_axis(axis: int) -> None:
+    net = Net(seed=2)
+    x = net.input("x", ("N", 3, 8, 8))
+    net.weights["q"] = net.rng.integers(-99, 99, (4, 3, 3, 3)).astype(np.int8)
+    net.weights["scale"] = np.abs(net.rng.standard_normal(4)).astype(np.float32) * np.float32(0.01)
+    w = net.node("DequantizeLinear", ["q", "scale"], "w", axis=axis)
+    net.output(net.relu(net.bn(net.node("Conv", [x, w], "conv"), 4, "bn"), "relu"))
+    assert codes(same(net.model())) == ["folded"]

@@ -208,7 +208,8 @@ def quantization(node: Node, i: int, axis: int, out: int) -> tuple[str, Quantize
     last = chain[-1]
     scale = node.context.constants.shape(last.input[1])
     single = all(size == 1 for size in scale)
-    fits = node.opset >= 13 if single else len(scale) == 1 and attributes(last).get("axis", 1) % 8 == axis
+    rank = max(1, len(node.shape(last.output[0]) or ()))
+    fits = node.opset >= 13 if single else len(scale) == 1 and attributes(last).get("axis", 1) % rank == axis
     alone = all(node.context.uses[name] == 1 for name in names)
     index = node.context.constants.position(last)
     if axis < 0 or not fits or not alone or index is None:

@@ -135,7 +135,12 @@ def reduce(node: Node) -> Ops | None:
     where, keep = tuple(axis % rank for axis in axes), bool(node.attrs.get("keepdims", 1))
     if node.type in ("ReduceMax", "ReduceMin"):
         return [Select(node.label, node.inputs[:1], node.outputs, where, keep)]
-    mean = node.type == "ReduceMean"
+    mean, sizes = node.type == "ReduceMean", [(node.shape(node.input(0)) or (None,) * rank)[axis] for axis in where]
+    if not mean and all(isinstance(size, int) for size in sizes):  # so many times the mean
+        inner = node.step("mean", node.shape(node.outputs[0]))
+        count = float(np.prod([size for size in sizes if isinstance(size, int)]))
+        return [Carry(node.label, node.inputs[:1], (inner,), where, keep),
+                Sum(node.label, (inner,), node.outputs, (count,))]  # fmt: skip
     return [Carry(node.label, node.inputs[:1], node.outputs, where, keep, carries_shift=mean)]
 
 
@@ -190,7 +195,8 @@ def resize(node: Node) -> Ops | None:
     source, target = node.shape(node.inputs[0]), node.shape(node.outputs[0])
     if source is None or node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         return None
-    if not (_kept(source, target) or _unit_scales(node)):
+    over_space = "axes" in node.attrs and all(axis % len(source) > 1 for axis in node.attrs["axes"])
+    if not (_kept(source, target) or over_space or ("axes" not in node.attrs and _unit_scales(node))):
         return None
     return [Carry(node.label, node.inputs[:1], node.outputs, mixes=tuple(range(2, len(source))))]
 
@@ -212,8 +218,12 @@ def _unit_scales(node: Node) -> bool:
 def pad(node: Node) -> Ops | None:
     """Pad over space: with zeros, or with a mode that copies values."""
     rank, pads = node.rank(), node.ints(1, "pads" if node.opset > 1 else "paddings")
-    if rank is None or pads is None or node.input(3):
+    if rank is None or pads is None or (node.input(3) and not node.constant(3)):
         return None
+    if node.input(3):
+        axes = [int(axis) % rank for axis in node.value(3).ravel()]
+        given = dict(zip([*axes, *(axis + rank for axis in axes)], pads, strict=True))
+        pads = [given.get(place, 0) for place in range(2 * rank)]
     padded = tuple(axis for axis in range(rank) if pads[axis] or pads[axis + rank])
     mode = node.attrs.get("mode", "constant")
     if mode == "constant":
