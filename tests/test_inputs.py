@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 from PIL import Image
 
 import bnfold
@@ -136,6 +136,22 @@ def test_indices_lie_inside_the_table_that_they_look_up(tmp_path: Path) -> None:
     net = Net()
     net.output(net.node("Cast", [net.input("pixels", ("N", 3), np.uint8)], "wide", to=1))
     assert [s.high for s in input_specs(net.model())] == [256]
+
+
+@pytest.mark.parametrize("carrier", ["Constant", "Cast", "DequantizeLinear"])
+def test_tables_that_nodes_hold_or_carry_are_tables(carrier: str) -> None:
+    net = Net()
+    table = net.rng.standard_normal((5, 4)).astype(np.float32)
+    if carrier == "Constant":
+        held = net.node("Constant", [], "held", value=numpy_helper.from_array(table))
+    elif carrier == "Cast":
+        net.weights["table"] = table.astype(np.float16)
+        held = net.node("Cast", ["table"], "held", to=1)
+    else:
+        net.weights["table"] = np.ones((5, 4), np.int8)
+        held = net.node("DequantizeLinear", ["table", net.weight("scale", 0.5)], "held")
+    net.output(net.node("Gather", [held, net.input("ids", ("N", 6), np.int32)], "row"))
+    assert [s.high for s in input_specs(net.model())] == [5]
 
 
 def test_a_fault_is_found_on_a_users_data(tmp_path: Path) -> None:

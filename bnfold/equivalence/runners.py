@@ -154,6 +154,11 @@ def input_specs(model: ModelProto) -> list[InputSpec]:
 def _rows(model: ModelProto) -> dict[str, int]:
     """How many entries the tables have that tensors are looked up in: whole numbers must lie below."""
     sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+            sizes[node.output[0]] = list(node.attribute[0].t.dims)
+        elif node.op_type in ("Identity", "Cast", "DequantizeLinear") and node.input[0] in sizes:
+            sizes[node.output[0]] = sizes[node.input[0]]
     found: dict[str, int] = {}
     for node in reversed(model.graph.node):
         if node.op_type == "Gather" and sizes.get(node.input[0]):
