@@ -2,7 +2,8 @@
 
     python -m benchmarks.leftovers [--rounds 200]
 
-Each row times two networks of one block, concat -> form -> conv (as in a dense network), in turn.
+Each row times two networks of one block, concat -> form -> conv (as in a dense network), in turn. More tables: other
+readers, other ranks, and matrices.
 """
 
 from __future__ import annotations
@@ -17,31 +18,46 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.latency import medians
 
-SIZES = ((64, 56), (256, 28), (512, 14), (1024, 7)), ((60, 56), (252, 28), (508, 14), (1020, 7))
-"""Channels and pixels: in multiples of what onnxruntime's blocked layout takes, and not."""
+SIZES = (
+    ((64, 56), (256, 28), (512, 14), (1024, 7)),
+    ((60, 56), (252, 28), (508, 14), (1020, 7)),
+    ((4, 112), (8, 56), (12, 56), (20, 56)),
+)
+"""Channels and pixels: in multiples of what onnxruntime's blocked layout takes, not in such, and few."""
 FORMS = {
     "BN -> Add": (["BN"], ["Add"]),
     "BN -> Mul": (["BN"], ["Mul"]),
     "BN, Relu -> Add, Relu": (["BN", "Relu"], ["Add", "Relu"]),
     "BN, Relu -> Max": (["BN", "Relu"], ["Max"]),
     "BN, Clip -> Max, Min": (["BN", "Clip"], ["Max", "Min"]),
+    "BN -> depthwise Conv": (["BN"], ["Depthwise"]),
+    "BN, Relu -> depthwise Conv, Relu": (["BN", "Relu"], ["Depthwise", "Relu"]),
+    "BN, Clip -> depthwise Conv, Clip": (["BN", "Clip"], ["Depthwise", "Clip"]),
     "BN, padded Conv -> padded Conv, Add of a border map": (["BN", "Conv"], ["Conv", "Map"]),
     "Conv + BN of its input -> Conv": (["Conv+BN"], ["Conv"]),
 }
 
 
-class Block:
-    """relu(conv(x)) twice, concatenated; the ops of a form; a 1x1 conv."""
+ENDS = ("Conv", "GlobalAveragePool", "MaxPool", "Sigmoid", "output")
+"""What reads the norm, or the Relu behind it."""
 
-    def __init__(self, channels: int, size: int, ops: list[str]) -> None:
-        self.rng, self.c, self.size = np.random.default_rng(0), channels, size
+
+class Block:
+    """relu(conv(x)) twice, concatenated; the ops of a form; a 1x1 conv, or another op of `ENDS`. `axes`: of space."""
+
+    def __init__(self, channels: int, size: int, ops: list[str], end: str = "Conv", axes: int = 2) -> None:
+        self.rng, self.c, self.size, self.axes = np.random.default_rng(0), channels, size, axes
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
         halves = [self.op("Relu", self.conv("x", 16, channels // 2, 1)) for _ in range(2)]
         y = self.op("Concat", *halves, axis=1)
         for op in ops:
             y = self.form(op, y)
-        self.last = self.conv(y, channels, 32, 1)
+        if end == "Conv":
+            y = self.conv(y, channels, 32, 1)
+        elif end != "output":
+            y = self.op(end, y, **({"kernel_shape": [3, 3], "strides": [2, 2]} if end == "MaxPool" else {}))
+        self.last = y
 
     def w(self, *shape: int) -> str:
         """A new weight."""
@@ -56,13 +72,16 @@ class Block:
 
     def conv(self, x: str, c: int, out: int, k: int, groups: int = 1) -> str:
         """A conv that keeps the size."""
-        return self.op("Conv", x, self.w(out, c // groups, k, k), self.w(out), pads=[k // 2] * 4, group=groups)
+        weight = self.w(out, c // groups, *[k] * self.axes)
+        return self.op("Conv", x, weight, self.w(out), pads=[k // 2] * 2 * self.axes, group=groups)
 
     def form(self, op: str, x: str) -> str:
         """One op of a form; the padded conv is depthwise, so that it does not hide what is measured."""
         c = self.c
         if op == "Conv":
             return self.conv(x, c, c, 3, c)
+        if op == "Depthwise":
+            return self.conv(x, c, c, 1, c)
         if op == "Conv+BN":
             return self.op("Add", self.conv(x, c, c, 3, c), self.form("BN", x))
         if op == "BN":
@@ -73,13 +92,13 @@ class Block:
             bounds = [numpy_helper.from_array(np.array(v, np.float32), f"b{v}") for v in (0, 6)]
             self.weights += bounds
             return self.op("Clip", x, *(b.name for b in bounds))
-        return self.op(op, x) if op == "Relu" else self.op(op, x, self.w(c, 1, 1))
+        return self.op(op, x) if op == "Relu" else self.op(op, x, self.w(c, *[1] * self.axes))
 
     def model(self) -> onnx.ModelProto:
         """The block."""
         ends = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, c, self.size, self.size])
-            for name, c in (("x", 16), (self.last, 32))
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16, *[self.size] * self.axes]),
+            helper.make_tensor_value_info(self.last, TensorProto.FLOAT, None),
         ]
         graph = helper.make_graph(self.nodes, "block", ends[:1], ends[1:], self.weights)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -97,7 +116,30 @@ def main(rounds: int) -> None:
             cells = [cell for c, size in sizes for cell in compare(c, size, before, after, rounds)]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
         print()
+    surroundings(rounds)
     matrices(rounds)
+
+
+DEPTHWISE = {"BN": (["BN"], ["Depthwise"]), "BN, Relu": (["BN", "Relu"], ["Depthwise", "Relu"])}
+RANKS = ((1, 64, 3000), (1, 250, 200), (3, 64, 14), (3, 252, 7))
+"""Axes of space, channels, size along each."""
+
+
+def surroundings(rounds: int) -> None:
+    """Ratios of the depthwise Conv to the norm before other readers, and in other ranks."""
+    print("| norm | read by | " + " | ".join(f"{c}x{s}x{s}" for sizes in SIZES[:2] for c, s in sizes[:3:2]) + " |")
+    print("|---|---|" + "---|" * 4)
+    for name, (before, after) in DEPTHWISE.items():
+        for end in ENDS:
+            found = [compare(c, s, before, after, rounds, end) for sizes in SIZES[:2] for c, s in sizes[:3:2]]
+            print(f"| {name} | {end} | {' | '.join(cells[0] for cells in found)} |", flush=True)
+    print("\n| form | " + " | ".join(f"{c}x{'x'.join([str(s)] * axes)}" for axes, c, s in RANKS) + " |")
+    print("|---|" + "---|" * len(RANKS))
+    forms = {**{f"{k} -> depthwise": v for k, v in DEPTHWISE.items()}, "BN, Relu -> Max": (["BN", "Relu"], ["Max"])}
+    for name, (before, after) in forms.items():
+        found = [compare(c, s, before, after, rounds, axes=axes) for axes, c, s in RANKS]
+        print(f"| {name} | {' | '.join(cells[0] for cells in found)} |", flush=True)
+    print()
 
 
 MATRICES = ((196, 384), (784, 128), (16, 1000))
@@ -136,9 +178,11 @@ def matrices(rounds: int) -> None:
             print(f"| {rows}x{channels} | {threads} | {' | '.join(cells)} |")
 
 
-def compare(channels: int, size: int, before: list[str], after: list[str], rounds: int) -> list[str]:
+def compare(
+    channels: int, size: int, before: list[str], after: list[str], rounds: int, end: str = "Conv", axes: int = 2
+) -> list[str]:
     """Microseconds and ratio, for 1 and 2 threads."""
-    models = {key: Block(channels, size, ops).model() for key, ops in (("a", before), ("b", after))}
+    models = {key: Block(channels, size, ops, end, axes).model() for key, ops in (("a", before), ("b", after))}
     cells = []
     for threads in (1, 2):
         times = medians(models, threads, rounds)

@@ -76,7 +76,7 @@ def inspect(
     `skip`: names, or patterns with * and ?, of norms to leave alone. `freeze_inputs`: treat graph inputs that have a
     default as constants (IR 4 and later). `precision_limit`: how much precision the other readers of a tensor may lose
     to a fold, as a factor (docs/precision.md). `leftovers`: in which forms a norm that cannot go may be left: "fast",
-    those that measure no slower on onnxruntime (docs/benchmarks.md); "all", also a single Add, Max or Clip; "none".
+    those that measure no slower in the model's runtime (docs/benchmarks.md); "all", any single op; "none".
     The rest is for PyTorch: see `fold`. Raises ModelError where the model cannot be read, UsageError where arguments do
     not fit.
     """

@@ -58,7 +58,8 @@ def export_model(
     plan = None
     if not settings.keep_bn:
         judging.progress("folding")
-        program, plan, _ = fold_program(program, call, model.policy, model.options, replace(judging, verify=False))
+        policy = replace(model.policy, exports=True)
+        program, plan, _ = fold_program(program, call, policy, model.options, replace(judging, verify=False))
     judging.progress("exporting")
     made = _onnx(program, call, settings)
     _describe(made.model, plan, model)

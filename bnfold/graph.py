@@ -85,6 +85,8 @@ class Linear(Op):
     takes_bias: bool = True
     scales: str = "both"
     taps: bool = False
+    conv: bool = False
+    """Whether it is a convolution, and no transposed one."""
     shared: str = ""
     why: str = "has quantised weights, which take no other scale"
     """Why its weights take not every scale, in words that a person would use."""
@@ -97,6 +99,7 @@ class Affine(Op):
     `kind` says what the op can hold when it stays: "bn" both, "mul" a scale, "add" an offset. `candidate` is false for
     constants that nobody wants removed; they still take up what others leave. An "add" has scale 1, or -1 where it is
     `c - x`. `listed`: whether it counts as a norm; a single number does not, and goes only where that hinders no norm.
+    `layer`: whether a depthwise convolution can be written in its place.
     """
 
     type: str = "BatchNormalization"
@@ -107,6 +110,7 @@ class Affine(Op):
     statistics: Statistics | None = None
     candidate: bool = True
     listed: bool = True
+    layer: bool = False
 
     @property
     def reversed(self) -> bool:

@@ -83,9 +83,9 @@ class Replace(_Value):
     """The op becomes `form` along `axis`.
 
     "add": `scale * x + offset` with scale 1 or -1. "mul": `x * scale`. "bn": `x * scale + offset`, to be computed as
-    `(x - centre) * scale + ...`, which loses no digits where x lies far from zero. "max": `max(x,
-    offset)`. "clip": `min(max(x, scale * low + offset), scale * high + offset)`. "constant": the same op, with the
-    constant `scale * c + offset` in place of its constant c.
+    `(x - centre) * scale + ...`, which loses no digits where x lies far from zero. "conv": `x * scale + offset`, a
+    depthwise convolution. "max": `max(x, offset)`. "clip": `min(max(x, scale * low + offset), scale * high + offset)`.
+    "constant": the same op, with the constant `scale * c + offset` in place of its constant c.
     """
 
     op: int

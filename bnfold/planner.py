@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .gauge.branch import Branch, Cut, cut, find, taps
+from .gauge.depthwise import with_layers
 from .gauge.equations import AffinePort, Bend, BoundPort, Ids, LinearPort, Vector
 from .gauge.explain import Explainer
 from .gauge.guard import GONE, solve_within
@@ -31,7 +32,8 @@ def plan(
     """
     solution = solve_within(graph, precision_limit, leftovers, strained)
     shortened = _without_branches(graph, solution, precision_limit, leftovers, strained)
-    return _planned(graph, *(shortened or (solution, Cut(graph, {}, []))))
+    chosen, made = shortened or (solution, Cut(graph, {}, []))
+    return _planned(graph, with_layers(made.graph, chosen, leftovers, precision_limit), made)
 
 
 def plan_that_fits(
@@ -175,6 +177,8 @@ def _affine_edit(outcome: Outcome, index: dict[Op, int], s: Solution) -> Edit | 
         if op.kind == "mul" and np.array_equal(scale, port.scale):
             return None
         return Replace(index[op], op.name, "mul", port.axis, scale, np.zeros(scale.size))
+    if outcome.form == "conv":
+        return Replace(index[op], op.name, "conv", port.axis, scale, offset)
     if np.array_equal(scale, port.scale) and np.array_equal(offset, port.offset):
         return None
     known = op.statistics
@@ -266,7 +270,7 @@ def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explaine
         op.scale.size,
         verdict,
         outcome.form if verdict == "reduced" else "",
-        into(outcome.port) if verdict != "kept" else (),
+        into(outcome.port) if outcome.form not in ("stays", "conv") else (),
         reason,
         _conditioning(outcome.port, s),
     )

@@ -74,14 +74,20 @@ def _made(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a plan may do: see `bnfold.inspect`."""
+    """What a plan may do: see `bnfold.inspect`. `exports`: the result is to run in onnxruntime, and not in torch."""
 
     precision_limit: float = PRECISION_LIMIT
     leftovers: str = LEFTOVERS[0]
+    exports: bool = False
 
     def plan(self, source: Source) -> Plan:
-        """The plan of a network that was read."""
-        return plan_that_fits(source.graph, self.precision_limit, self.leftovers, partial(strained, source))
+        """The plan of a network that was read. In torch every single op is faster than a norm (docs/benchmarks.md)."""
+        leftovers = "all" if self.leftovers == "fast" and not self.exports else self.leftovers
+        return plan_that_fits(source.graph, self.precision_limit, leftovers, partial(strained, source))
+
+    def read(self, program: ExportedProgram, options: Options) -> Source:
+        """An exported program as it is planned."""
+        return read(capture_program(program), "program", None, skipped=options.skipped, layers=self.exports)
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def inspect_module(module: nn.Module, call: Call, policy: Policy, options: Optio
 
 def inspect_program(program: ExportedProgram, policy: Policy, options: Options) -> Plan:
     """What folding an exported program would do."""
-    return policy.plan(read(capture_program(program), "program", None, skipped=options.skipped))
+    return policy.plan(policy.read(program, options))
 
 
 def fold_program(
@@ -108,7 +114,7 @@ def fold_program(
 ) -> tuple[ExportedProgram, Plan, Check | None]:
     """A folded program, its plan, and the judge's verdict."""
     judging.progress("reading")
-    source = read(capture_program(program), "program", None, skipped=options.skipped)
+    source = policy.read(program, options)
     made = policy.plan(source)
     judging.progress("folding")
     folded = programs.apply(source, made) if made.edits else copy.deepcopy(program)

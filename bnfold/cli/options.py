@@ -26,7 +26,7 @@ def reading(command: F) -> F:
                      help="The same as --leftovers none: norms go without a trace or stay as they are."),
         click.option("--leftovers", type=click.Choice(LEFTOVERS), default=LEFTOVERS[0], show_default=True,
                      help="Forms in which norms that cannot go are left: those that measure no slower than the norm; "
-                          "all (a single Add, Max or Clip too); none."),
+                          "all (any single op in place of a norm); none."),
     ):  # fmt: skip
         command = option(command)
     return command

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..graph import Graph, Op
 from ..limits import LEFTOVERS
-from .equations import Vector
+from .equations import AffinePort, Vector
 from .rules import build
 from .scale import Conflict
 from .solve import Outcome, Solution, solve
@@ -79,12 +79,22 @@ def _violations(outcome: Outcome, s: Solution, shared: npt.NDArray[np.bool_], li
     with np.errstate(divide="ignore", invalid="ignore"):
         moved = np.where(held, s.q[port.x] / s.p[port.x], 0.0)
         behind = np.nan_to_num(np.abs(known.mean + port.offset / port.scale) / deviation, posinf=0.0)  # |beta / gamma|
-    cost = np.abs(known.mean + moved) / deviation
+    costs = np.abs(known.mean + moved) / deviation
     together = shared[s.base[port.x]]
     before = np.abs(known.mean) / deviation
-    left_there = (outcome.form in GONE) & (np.abs(moved) < np.abs(known.mean) / 2) & (cost > 3 * behind)
-    violations: npt.NDArray[np.bool_] = held & (cost > limit) & np.where(together, cost > 3 * before, left_there)
+    left_there = (outcome.form in GONE) & (np.abs(moved) < np.abs(known.mean) / 2) & (costs > 3 * behind)
+    violations: npt.NDArray[np.bool_] = held & (costs > limit) & np.where(together, costs > 3 * before, left_there)
     return violations
+
+
+def far(port: AffinePort, s: Solution, limit: float) -> bool:
+    """Whether a norm's input, as the folded model holds it, lies over `limit` deviations from 0 in some channel."""
+    known = port.op.statistics
+    if known is None:
+        return False
+    held = (s.p[port.x] != 0) & ~s.constant[port.x]
+    x, deviation = port.x[held], np.sqrt(known.var + known.eps)[held]
+    return bool((np.abs(known.mean[held] + s.q[x] / s.p[x]) > limit * deviation).any())
 
 
 def _culprits(s: Solution, bad: npt.NDArray[np.bool_]) -> dict[Op, Conflict]:

@@ -2,7 +2,7 @@
 
 The numbers come from `benchmarks.leftovers` on onnxruntime (docs/benchmarks.md): between layers whose channels fill
 its blocked layout the runtime makes a cheap convolution of a batch norm and fuses the Relu, which no Add, Max or Clip
-equals.
+equals. What is left there, and elsewhere, may become that convolution: see `depthwise`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ PIXELS = 14 * 14
 def allowed(policy: str, form: str, channels: int, shape: Shape | None) -> bool:
     """Whether a norm over a tensor of this shape may be left in a form.
 
-    `policy`: "all"; "none" (norms go without a trace or stay as they are); "fast", where it is no slower than the norm.
+    `policy`: "all"; "none" (norms go without a trace or stay as they are); "fast", where it is no slower than the norm
+    on onnxruntime.
     """
     if policy != "fast" or form == "bn":
         return policy == "all" or form == "bn"
@@ -29,6 +30,8 @@ def allowed(policy: str, form: str, channels: int, shape: Shape | None) -> bool:
     rank = 0 if shape is None else len(shape)
     if form == "add":
         return rank == 2
+    if form == "max" and rank in (3, 5):  # no layout is blocked there
+        return True
     sizes = () if shape is None else shape[2:]
     small = all(isinstance(size, int) for size in sizes) and prod(s for s in sizes if isinstance(s, int)) < PIXELS
     blocked = channels % BLOCK == 0

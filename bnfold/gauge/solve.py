@@ -24,7 +24,7 @@ class Outcome:
     """What became of one affine, and why it is not gone without a trace (`conflict`).
 
     `form`: "gone"; "max" or "clip", gone but the Relu or Clip behind it has bounds per channel now; "add" or "mul", one
-    op is left; "stays".
+    op is left; "conv", a depthwise convolution is written for it; "stays".
     """
 
     port: AffinePort

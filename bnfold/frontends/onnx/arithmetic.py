@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from onnx import TensorProto
 
 from ...affine import ChannelAffine
 from ...graph import Affine, Gate, Opaque, Reason, Shape, Statistics, Sum
@@ -36,8 +37,27 @@ def batch_norm(node: Node) -> Reading | None:
         bad = Reason("bad-statistics", "its statistics give a factor that is not a finite number", node.label)
         return [Opaque(node.label, _data(node), node.outputs, node.type, bad, mean.size)], {}
     statistics = Statistics(mean.ravel(), var.ravel(), eps)
-    op = Affine(node.label, _data(node), node.outputs[:1], node.type, "bn", 1, affine.inv, affine.shift, statistics)
+    op = Affine(
+        node.label,
+        _data(node),
+        node.outputs[:1],
+        node.type,
+        "bn",
+        1,
+        affine.inv,
+        affine.shift,
+        statistics,
+        layer=_fits_layer(node, rank),
+    )
     return [op], {0: AffineBinding(node.index)}
+
+
+def _fits_layer(node: Node, rank: int | None) -> bool:
+    """Whether a Conv can be written for a norm: in float32, for which every runtime has one, with an axis of space."""
+    dtypes = node.context.dtypes
+    single = dtypes.get(node.input(0)) or dtypes.get(node.outputs[0])
+    vectors = all(node.value(i).dtype == np.float32 for i in range(1, 5))
+    return rank is not None and rank > 2 and single == TensorProto.FLOAT and vectors
 
 
 def _data(node: Node) -> tuple[str, ...]:

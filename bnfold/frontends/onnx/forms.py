@@ -50,7 +50,7 @@ def replace(editor: Editor, edit: Replace, at: Binding | None) -> bool:
         _clip(editor, edit, at)
     elif isinstance(at, BoundBinding) and edit.form == "constant":
         _bound(editor, edit, at)
-    elif isinstance(at, AffineBinding) and edit.form in ("add", "mul", "max", "bn"):
+    elif isinstance(at, AffineBinding) and edit.form in ("add", "mul", "max", "bn", "conv"):
         _affine(editor, edit, at)
     else:
         return False
@@ -104,7 +104,7 @@ def _bound(editor: Editor, edit: Replace, at: BoundBinding) -> None:
 
 
 def _affine(editor: Editor, edit: Replace, at: AffineBinding) -> None:
-    """Add, Mul or Max with one vector, or a BatchNormalization with var 1 and eps 0."""
+    """Add, Mul or Max with one vector, a depthwise Conv, or a BatchNormalization with var 1 and eps 0."""
     node = editor.graph.node[at.node]
     source = node.input[at.data]
     dtype = _dtype(editor, node, at)
@@ -114,6 +114,9 @@ def _affine(editor: Editor, edit: Replace, at: AffineBinding) -> None:
         mean = rounded(centre, editor.constants.value(node.input[3]).dtype).astype(np.float64)
         bias = edit.offset + mean * edit.scale
         _as_batch_norm(editor, node, edit, [edit.scale, bias, mean, np.ones_like(mean)], source)
+        return
+    if edit.form == "conv":
+        _as_conv(editor, node, edit, source, dtype)
         return
     vector = edit.scale if edit.form == "mul" else edit.offset
     value = _along(editor, edit, source, vector, dtype, edit.form)
@@ -144,6 +147,17 @@ def _as_batch_norm(editor: Editor, node: NodeProto, edit: Replace, vectors: list
     node.input.extend([source, *names])
     del node.output[1:]
     set_float(node, "epsilon", 0.0)
+
+
+def _as_conv(editor: Editor, node: NodeProto, edit: Replace, source: str, dtype: np.dtype[Any]) -> None:
+    """A depthwise Conv with a kernel of 1: the weight has the shape (C, 1, *ones), the bias (C,)."""
+    ones = [1] * ((editor.scope.rank(source) or 4) - 2)
+    weight = editor.new(ready(rounded(edit.scale.reshape(-1, 1, *ones), dtype)), f"{edit.name}_weight")
+    bias = editor.new(ready(rounded(edit.offset, dtype)), f"{edit.name}_bias")
+    rewrite(node, "Conv", [source, weight, bias])
+    node.attribute.extend(
+        [helper.make_attribute("group", edit.scale.size), helper.make_attribute("kernel_shape", ones)]
+    )
 
 
 def _dtype(editor: Editor, node: NodeProto, at: AffineBinding) -> np.dtype[Any]:

@@ -41,6 +41,7 @@ def conv(node: Node) -> Reading | None:
         not _pads(node, kernel),
         scales=scales,
         taps=scales == "both" and per_group * groups == out and _centred(node, kernel),
+        conv=True,
     )
     return [op], {0: LinearBinding(node.index, 1, Layout("oi", groups), node.index, 2, out, quantized=quantized)}
 

@@ -126,6 +126,7 @@ def _linear(
         takes_bias,
         "both" if sides.weight else "none",
         taps and sides.weight and takes_bias and node.label not in context.untapped,
+        layout.axes == "oi" and in_axis == 1 and rank > 2,
         sides.shared,
         sides.why,
     )

@@ -40,6 +40,8 @@ class Context:
     """Layers that cannot take up a copy of their input, because the code adds it all the same."""
     exchangeable: Callable[[str], bool] = lambda path: False
     """Whether another module can take the place of the one at a path."""
+    layers: bool = False
+    """Whether depthwise convolutions may take the place of norms."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from operator import getitem
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import fx
 
 from ...affine import ChannelAffine
@@ -54,10 +55,18 @@ def norm(node: Node) -> Reading:
     if reason is not None or affine is None or mean is None or var is None:
         return [Opaque(node.label, (node.input,), outputs, "BatchNormalization", reason, channels)], {}
     statistics = Statistics(mean, var, float(args["eps"]))
-    one = Affine(node.label, (node.input,), (out,), "BatchNormalization", "bn", 1, affine.inv, affine.shift, statistics)
+    one = Affine(
+        node.label, (node.input,), (out,), "BatchNormalization", "bn", 1, affine.inv, affine.shift, statistics,
+        layer=node.context.layers and (node.rank or 0) > 2 and _single(node),
+    )  # fmt: skip
     names = tuple(node.context.constants.direct(args.get(n)) for n in vectors)
     binding = AffineBinding("", (node.name, out), node.input, names, float(args["eps"]))
     return [one], {0: binding}
+
+
+def _single(node: Node) -> bool:
+    """Whether the data are float32."""
+    return bool(node.fx.all_input_nodes[0].meta["val"].dtype == torch.float32)
 
 
 def vector(node: Node, value: object) -> Vector | None:

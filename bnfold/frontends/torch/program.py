@@ -95,6 +95,9 @@ class _Work:
             self._statistics(edit, first)
             return
         source = self._now(at.data)
+        if edit.form == "conv":
+            self._become(at.nodes[-1], self._depthwise(edit, source, first))
+            return
         value = edit.scale if edit.form == "mul" else edit.offset
         with self.graph.inserting_before(first):
             constant = self._along(value, edit, source)
@@ -105,6 +108,16 @@ class _Work:
             else:
                 made = self._call(aten.add.Tensor, (source, constant), first)
         self._become(at.nodes[-1], made)
+
+    def _depthwise(self, edit: Replace, source: fx.Node, like: fx.Node) -> fx.Node:
+        """A depthwise convolution with a kernel of 1: weight (C, 1, *ones), bias (C,)."""
+        value = source.meta["val"]
+        ones = [1] * (value.dim() - 2)
+        weight = self._constant(edit.scale.reshape(-1, 1, *ones), value.dtype, value, f"{edit.name}.weight")
+        bias = self._constant(edit.offset, value.dtype, value, f"{edit.name}.bias")
+        rest = (ones, [0] * len(ones), ones, False, [0] * len(ones), edit.scale.size)
+        with self.graph.inserting_before(like):
+            return self._call(aten.convolution.default, (source, weight, bias, *rest), like)
 
     def _statistics(self, edit: Replace, node: fx.Node) -> None:
         """`(x - centre) / sqrt(1 + 0) * scale + bias`."""
@@ -158,7 +171,7 @@ class _Work:
     def _call(self, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
         node: fx.Node = self.graph.call_function(target, args)
         node.meta = {key: value for key, value in like.meta.items() if key != "val"}
-        node.meta["val"] = args[-1 if target is aten.sub.Tensor else 0].meta["val"]
+        node.meta["val"] = args[1 if target is aten.sub.Tensor else 0].meta["val"]
         return node
 
     def _along(self, vector: Array, edit: Replace, source: fx.Node) -> fx.Node:

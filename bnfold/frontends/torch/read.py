@@ -108,10 +108,15 @@ def read(
     kept: Mapping[str, Reason] | None = None,
     untapped: Collection[str] = (),
     skipped: Callable[[str], bool] = lambda label: False,
+    layers: bool = False,
 ) -> Source:
-    """The neutral graph of a captured module (with its `house`) or program (None)."""
+    """The neutral graph of a captured module (with its `house`) or program (None).
+
+    `layers`: whether depthwise convolutions may take the place of norms that stay.
+    """
     known = house or House(skipped=skipped)
     reader = _Reader(capture, name, known, house is None, kept or {}, frozenset(untapped))
+    reader.context.layers = layers
     return reader.read()
 
 

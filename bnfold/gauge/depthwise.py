@@ -1,0 +1,103 @@
+"""Norms that stay, written as depthwise convolutions with a kernel of 1: `y = inv * x + shift`, and no norm is left.
+
+onnxruntime makes such a convolution of a norm where the data lie in its blocked layout, and fuses the activation
+behind either. Elsewhere a norm is cheaper, unless convolutions are all that reads it. The measurement is in
+docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+from ..graph import Affine, Bound, Carry, Clipped, Concat, Gate, Graph, Homogeneous, Linear, Op, Opaque, Select, Sum
+from .guard import far
+from .solve import Outcome, Solution
+
+BLOCK = 16
+"""Channels in multiples of this lie in onnxruntime's blocked layout on every processor that has one."""
+LAYOUT = Concat | Sum | Homogeneous | Clipped | Affine | Select | Carry
+"""Ops that give blocked what they are given blocked."""
+IN_PLACE = Homogeneous | Clipped | Bound | Gate
+"""Ops that work element by element."""
+CURVES = frozenset({"Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Gelu", "Mish", "Softplus", "Swish"})
+"""Those among the ops that carry no gauge."""
+
+
+def with_layers(graph: Graph, solution: Solution, leftovers: str, limit: float) -> Solution:
+    """The solution, in which norms that stay are depthwise convolutions as far as `leftovers` allows.
+
+    `limit`: norms whose input lies further than that many deviations from zero stay as they are, since a norm takes
+    the mean off before it multiplies, and a convolution does not.
+    """
+    if leftovers == "none":
+        return solution
+    flow = _Flow(graph)
+    outcomes = [
+        replace(outcome, form="conv")
+        if _fits(outcome, solution, limit) and (leftovers == "all" or flow.fast(outcome.port.op))
+        else outcome
+        for outcome in solution.outcomes
+    ]
+    return replace(solution, outcomes=outcomes)
+
+
+def _fits(outcome: Outcome, solution: Solution, limit: float) -> bool:
+    """Whether a norm that stays can be a convolution without loss."""
+    op = outcome.port.op
+    if outcome.form != "stays" or outcome.conflict is None or not op.layer:
+        return False
+    return not far(outcome.port, solution, limit)
+
+
+class _Flow:
+    """Walks from a norm to what makes its input and what reads its output."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.maker = {name: op for op in graph.ops for name in op.outputs}
+        self.readers: dict[str, list[Op]] = defaultdict(list)
+        for op in graph.ops:
+            for name in dict.fromkeys(op.inputs):
+                self.readers[name].append(op)
+
+    def fast(self, op: Affine) -> bool:
+        """Whether a depthwise convolution is no slower than the norm."""
+        if self.graph.rank(op.inputs[0]) != 4 or op.scale.size < BLOCK:
+            return False
+        blocked = op.scale.size % BLOCK == 0
+        return self._feeds(op.outputs[0]) or (blocked and self._comes(op.inputs[0]))
+
+    def _feeds(self, name: str) -> bool:
+        """Whether convolutions, and nothing else, read a tensor, directly or behind what works element by element."""
+        wanted, seen = [name], {name}
+        while wanted:
+            name = wanted.pop()
+            if not self.readers[name] or name in self.graph.pinned:
+                return False
+            for op in self.readers[name]:
+                if isinstance(op, IN_PLACE) or (isinstance(op, Opaque) and op.type in CURVES):
+                    wanted += set(op.outputs) - seen
+                    seen.update(op.outputs)
+                elif not (isinstance(op, Linear) and op.conv):
+                    return False
+        return True
+
+    def _comes(self, name: str) -> bool:
+        """Whether a tensor comes from convolutions whose channels are whole blocks, by ops that keep the layout."""
+        wanted, seen = [name], {name}
+        while wanted:
+            name = wanted.pop()
+            op = self.maker.get(name)
+            if op is None or not self._blocks(name):
+                return False
+            if isinstance(op, LAYOUT):
+                wanted += set(op.inputs) - seen
+                seen.update(op.inputs)
+            elif not (isinstance(op, Linear) and op.conv):
+                return False
+        return True
+
+    def _blocks(self, name: str) -> bool:
+        shape = self.graph.shape(name)
+        return shape is not None and len(shape) == 4 and isinstance(shape[1], int) and shape[1] % BLOCK == 0
