@@ -83,7 +83,7 @@ def forms(rounds: int) -> None:
 
 def networks(rounds: int) -> None:
     """Milliseconds of whole networks before and after."""
-    print("\n| network (width) | threads | original ms | folded ms | ratio | folded, Max, Add, kept |")
+    print("\n| network (width) | threads | original ms | folded ms | ratio | folded, Max, Add, Conv, kept |")
     print("|---|--:|--:|--:|--:|---|")
     for name, width in NETWORKS.items():
         model = ZOO[name](dtype=np.float32, width=width)
@@ -91,7 +91,7 @@ def networks(rounds: int) -> None:
         norms = result.plan.batch_norms
         fates = [
             sum(bn.verdict == "folded" for bn in norms),
-            *(sum(bn.form == f for bn in norms) for f in ("max", "add")),
+            *(sum(bn.form == f for bn in norms) for f in ("max", "add", "conv")),
         ]
         fates.append(sum(bn.verdict == "kept" for bn in norms))
         for threads in (1, 2):
