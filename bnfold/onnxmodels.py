@@ -73,6 +73,7 @@ def find_onnx_lrns(model: str | PathLike[str] | ModelProto) -> list[OnnxSite]:
     """
     import onnx
 
+    from .frontends.onnx.files import load_whole
     from .lrn.onnx_find import find, guesses
     from .lrn.onnx_run import made_up
 
@@ -82,7 +83,7 @@ def find_onnx_lrns(model: str | PathLike[str] | ModelProto) -> list[OnnxSite]:
         return find(graph, lambda: made_up(graph))
     if sum(prod(t.dims) for t in graph.graph.initializer) > WEIGHTS:
         raise DataError(f"{path.name} has more than {WEIGHTS:,} weights")
-    whole = onnx.load(path)
+    whole = load_whole(path)
     return find(whole, lambda: made_up(whole))
 
 
@@ -102,6 +103,7 @@ def fold_onnx(
     """The folded model, for when it is asked for, the plan and the verdict. See `bnfold.fold`."""
     from .files import check_target
     from .frontends.onnx.apply import apply
+    from .frontends.onnx.external import check_target as check_data_target
     from .frontends.onnx.external import external_tensors
     from .frontends.onnx.files import check as check_model
     from .frontends.onnx.files import dump
@@ -115,6 +117,8 @@ def fold_onnx(
         raise UsageError(
             f"{loaded.name} has external data, which a model in memory cannot carry; name a file with out="
         )
+    if target is not None:
+        check_data_target(target, loaded.model, loaded.source.constants.folder)
     progress("planning")
     plan = _plan(loaded, precision_limit, leftovers)
     progress("folding")

@@ -12,7 +12,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold.frontends.onnx.external import Place
+from bnfold.frontends.onnx.places import Place
 from bnfold.frontends.onnx.sidefile import overlapping
 
 from .nets import Net, node_named
@@ -184,6 +184,45 @@ def test_side_files_of_which_no_length_is_said_can_be_joined(folder: Path) -> No
         (folder / f"w{i}.bin").write_bytes(weight.raw_data)
         send_out(weight, 0, f"w{i}.bin", length=False)
     fold_both(folder, model)
+
+
+def test_data_of_which_no_length_is_said_end_where_shape_and_type_say(folder: Path) -> None:
+    """As onnxruntime reads them; onnx's own loader takes the rest of the file."""
+    model = two_convs().model()
+    weight = tensors(model)["conv1_weight"]
+    (folder / "w.bin").write_bytes(weight.raw_data + b"and more")
+    send_out(weight, 0, length=False)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    bnfold.fold(folder / "m.onnx", out=folder / "out.onnx")
+    agree(two_convs().model(), onnx.load(folder / "out.onnx"), "ort")
+
+
+def test_data_in_a_file_of_two_names_are_read(folder: Path) -> None:
+    """Installers link files; onnx's own loader refuses those that have a second name."""
+    model = two_convs().model()
+    weight = tensors(model)["conv1_weight"]
+    (folder / "cache").mkdir()
+    (folder / "cache" / "w.bin").write_bytes(weight.raw_data)
+    (folder / "w.bin").hardlink_to(folder / "cache" / "w.bin")
+    send_out(weight, 0)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    result = bnfold.fold(folder / "m.onnx", out=folder / "out.onnx")
+    assert set(verdicts(result).values()) == {"folded"}
+    agree(two_convs().model(), onnx.load(folder / "out.onnx"), "ort")
+
+
+@pytest.mark.parametrize(("side", "out"), [("o.onnx.data", "o.onnx"), ("w.bin", "w.bin"), ("o.onnx.data", "link")])
+def test_an_output_in_the_place_of_the_models_own_data_is_refused(folder: Path, side: str, out: str) -> None:
+    model = two_convs().model()
+    weight = tensors(model)["conv1_weight"]
+    (folder / side).write_bytes(weight.raw_data)
+    send_out(weight, 0, side)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    (folder / "link").symlink_to(folder / "o.onnx")
+    before = {name: (folder / name).read_bytes() for name in (side, "m.onnx")}
+    with pytest.raises(bnfold.UsageError, match="holds weights of the model"):
+        bnfold.fold(folder / "m.onnx", out=folder / out)
+    assert {name: (folder / name).read_bytes() for name in before} == before
 
 
 def test_types_that_share_bytes_need_half_of_them(folder: Path) -> None:

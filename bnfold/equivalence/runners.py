@@ -15,6 +15,7 @@ import onnx
 from onnx import ModelProto, TensorProto, helper
 
 from ..errors import VerificationError
+from ..frontends.onnx.files import load_whole
 from ..frontends.onnx.functions import inlined
 from .device import Device, check_placement, placements, require
 from .inputs import Array, Feed, InputSpec
@@ -119,7 +120,7 @@ class ReferenceRunner:
         from .reference import operators
         from .windows import WINDOWS
 
-        model = path if isinstance(path, ModelProto) else onnx.load(path)
+        model = path if isinstance(path, ModelProto) else load_whole(path)
         if model.functions:  # the evaluator would take its own operators in functions
             model = inlined(model)
         opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)

@@ -19,6 +19,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from ...errors import ModelError
 from .evaluators import EVALUATORS, evaluable
+from .places import filled
 from .skeleton import constant_tensor, sparse_names
 
 Array = npt.NDArray[Any]
@@ -166,7 +167,9 @@ class Constants:
 
     def _load(self, tensor: TensorProto) -> Array:
         try:
-            return numpy_helper.to_array(tensor, str(self.folder) if self.folder else "")
+            return numpy_helper.to_array(filled(tensor, self.folder))
+        except ModelError:
+            raise
         except Exception as error:  # onnx raises many kinds here, each for damaged data
             raise ModelError(f"tensor {tensor.name!r}: its data cannot be read ({error})") from error
 

@@ -14,7 +14,8 @@ from onnx import TensorProto
 
 from .apply import Applied
 from .editor import Pending
-from .external import Place, entries, external_tensors, is_external, place
+from .external import external_tensors, side_name
+from .places import Place, entries, is_external, place
 
 CHUNK = 1 << 20
 ZEROS = bytes(CHUNK)
@@ -33,7 +34,7 @@ def carry_over(applied: Applied, folder: Path | None, out: Path) -> None:
     own = sum(map(is_external, applied.model.graph.initializer))  # only these can be pending, and they come first
     places = [place(tensor, folder) for tensor in tensors]
     shared = overlapping(places)
-    target = out.with_name(f"{out.name}.data")
+    target = out.with_name(side_name(out))
     bases = _copy(sorted({at.path for at in places}), target)
     with target.open("r+b") as data:
         for i, (tensor, at) in enumerate(zip(tensors, places, strict=True)):

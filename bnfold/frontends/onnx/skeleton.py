@@ -16,12 +16,10 @@ import onnx
 import onnx.shape_inference
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ...errors import ModelError
+from .places import byte_size, filled
 
 SMALL = 64
 """Tensors of up to so many elements are kept: shapes, axes, indices, scalars."""
-PACKED = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
-"""Bits of an element, where several share a byte."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def _kept(tensor: TensorProto, folder: Path | None) -> TensorProto | None:
     if prod(tensor.dims) > SMALL or folder is None:
         return None
     try:
-        return numpy_helper.from_array(numpy_helper.to_array(tensor, str(folder)), tensor.name)
+        return numpy_helper.from_array(numpy_helper.to_array(filled(tensor, folder)), tensor.name)
     except Exception:  # data that cannot be read are found by those who look for them
         return None
 
@@ -133,16 +131,6 @@ def _hollow(
     for node in body.node:
         for inner in nested_graphs(node):
             _hollow(inner, folder, defined, hoisted)
-
-
-def byte_size(tensor: TensorProto) -> int:
-    """How many bytes a tensor has by its shape and type. ModelError where the type is none."""
-    try:
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    except KeyError:
-        raise ModelError(f"tensor {tensor.name!r} has the unknown type {tensor.data_type}") from None
-    bits = PACKED.get(dtype.name, 8 * dtype.itemsize)
-    return -int(-prod(tensor.dims) * bits // 8)
 
 
 def constant_tensor(node: NodeProto) -> TensorProto | None:
