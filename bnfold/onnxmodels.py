@@ -142,9 +142,20 @@ def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
     from .frontends.onnx.strain import strained
 
     with _sound(loaded.model, loaded.name):
-        return plan_that_fits(
+        plan = plan_that_fits(
             loaded.source.graph, precision_limit, leftovers, lambda plan: strained(loaded.source, plan)
         )  # fmt: skip
+    return replace(plan, notes=(*plan.notes, *_notes(loaded.source)))
+
+
+def _notes(source: Source) -> list[str]:
+    """What a reader of a plan should know of the file."""
+    held = sorted(source.constants.overridable)
+    if not held:
+        return []
+    some = ", ".join(held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
+    return [f"{some}: graph inputs with a default, which callers may override, so what reads them stays as it is "
+            "(--freeze-inputs makes them constant)"]  # fmt: skip
 
 
 @contextmanager

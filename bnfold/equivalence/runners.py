@@ -123,6 +123,8 @@ class ReferenceRunner:
         model = path if isinstance(path, ModelProto) else load_whole(path)
         if model.functions:  # the evaluator would take its own operators in functions
             model = inlined(model)
+        if not model.opset_import:  # files before IR 3 say no version
+            model.opset_import.add(version=1)
         opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.evaluator = ReferenceEvaluator(model, new_ops=[*operators(opset), *WINDOWS])
         self.outputs = list(self.evaluator.output_names)

@@ -72,7 +72,7 @@ def _bn_reason(node: Node) -> Reason | None:
         )  # fmt: skip
     if node.attrs.get("spatial", 1) == 0:
         return Reason("spatial-0", "it has statistics for every pixel (spatial=0)", label)
-    held = [node.input(i) for i in range(1, 5) if node.input(i) in node.context.constants.overridable]
+    held = [node.input(i) for i in range(1, 5) if node.context.constants.may_be_overridden(node.input(i))]
     if held:
         return Reason(
             "overridable",

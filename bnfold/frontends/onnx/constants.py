@@ -69,7 +69,9 @@ class Constants:
         named = {t.name for t in graph.initializer}
         modern = self.ir_version >= 4
         self.overridable = named & inputs if modern and not self.freeze_inputs else set()
-        self.tensors = {t.name: _as_read(t) for t in graph.initializer if t.name not in self.overridable}
+        # runtimes do not agree on what a name means that a body and a graph around it give to two tensors
+        unclear = self.overridable | {name for name in named if outer is not None and outer._known(name)}
+        self.tensors = {t.name: _as_read(t) for t in graph.initializer if t.name not in unclear}
         for node in graph.node:
             constant = constant_tensor(node)
             if constant is not None:
@@ -81,9 +83,18 @@ class Constants:
         self._constant: dict[str, bool] = {}
         self._cache: dict[str, Array] = {}
 
+    def _known(self, name: str) -> bool:
+        """Whether a name is that of a tensor of this graph or of one around it."""
+        return name in self.local or (self.outer is not None and self.outer._known(name))
+
     def _around(self, name: str) -> Constants | None:
         """The constants around a body, where the name is none of its own."""
         return self.outer if name not in self.local else None
+
+    def may_be_overridden(self, name: str) -> bool:
+        """Whether a tensor is a graph input with a default, which a caller may override."""
+        around = self._around(name)
+        return name in self.overridable if around is None else around.may_be_overridden(name)
 
     def __contains__(self, name: object) -> bool:
         """Whether a tensor is constant."""

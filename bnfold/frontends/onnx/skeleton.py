@@ -66,7 +66,8 @@ def _strip(graph: GraphProto, bare: GraphProto, folder: Path | None) -> list[int
     large += [(name, *kind) for name, kind in hoisted.items()]
     inputs = {value.name for value in graph.input}
     for name, dtype, dims in large:
-        if name not in inputs:
+        if name not in inputs:  # a tensor of a body may have the name of one around it
+            inputs.add(name)
             bare.input.append(helper.make_tensor_value_info(name, dtype, list(dims)))
     return positions
 
