@@ -177,6 +177,19 @@ def test_a_weight_with_another_reader_is_read_from_its_own_file(folder: Path, re
     agree(net.model(), completed, "ort")
 
 
+def test_large_new_tensors_of_a_model_with_external_data_lie_beside_it_too(folder: Path) -> None:
+    """One file can hold 2 GiB. Here a Transpose makes the weight that is folded, and nothing is left of the old one."""
+    net = Net()
+    x = net.node("Transpose", [net.weight("matrix", net.rng.standard_normal((96, 96)) / 10)], "turned")
+    net.output(net.bn(net.node("Gemm", [net.input("x", (5, 96)), x], "gemm1"), 96, "bn1"), (5, 96))
+    onnx.save(net.model(), folder / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=4096)
+    for verify in (False, True):
+        bnfold.fold(folder / "m.onnx", out=folder / "out.onnx", verify=verify)
+        assert (folder / "out.onnx").stat().st_size < 4096
+        assert (folder / "out.onnx.data").stat().st_size == 96 * 96 * 4
+        agree(net.model(), onnx.load(folder / "out.onnx"), "ort")
+
+
 def test_side_files_of_which_no_length_is_said_can_be_joined(folder: Path) -> None:
     model = two_convs().model()
     for i in (1, 2):

@@ -26,10 +26,12 @@ ALIGNMENT = 4096
 def carry_over(applied: Applied, folder: Path | None, out: Path) -> None:
     """Copy the side files of a model into one beside `out`, with the new values of edited tensors in their places.
 
-    An edited tensor that shares bytes with another gets a place of its own, at the end.
+    An edited tensor that shares bytes with another gets a place of its own, at the end, and so do large new ones.
     """
     tensors = external_tensors(applied.model)
-    if not tensors or folder is None:
+    new = [t for t in applied.model.graph.initializer if t.name in applied.pending and not _has_data(t)]
+    new = new if applied.aside else []
+    if not (tensors or new) or folder is None:
         return
     own = sum(map(is_external, applied.model.graph.initializer))  # only these can be pending, and they come first
     places = [place(tensor, folder) for tensor in tensors]
@@ -43,6 +45,15 @@ def carry_over(applied: Applied, folder: Path | None, out: Path) -> None:
             if pending is not None:
                 offset = _write(data, pending, None if i in shared else offset)
             _move(tensor, target.name, offset, at.length)
+        for tensor in new:
+            offset = _write(data, applied.pending.pop(tensor.name), None)
+            tensor.data_location = TensorProto.EXTERNAL
+            _move(tensor, target.name, offset, data.tell() - offset)
+
+
+def _has_data(tensor: TensorProto) -> bool:
+    """Whether there is anything in a tensor but its name, type and shape."""
+    return any(field.name.endswith("_data") for field, _ in tensor.ListFields())
 
 
 def overlapping(places: list[Place]) -> set[int]:
