@@ -150,12 +150,15 @@ def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
 
 def _notes(source: Source) -> list[str]:
     """What a reader of a plan should know of the file."""
+    notes = []
+    if source.graph.annotated:
+        notes.append("quantization annotations of tensors that hold other values in the folded model do not come along")
     held = sorted(source.constants.overridable)
     if not held:
-        return []
+        return notes
     some = ", ".join(held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
-    return [f"{some}: graph inputs with a default, which callers may override, so what reads them stays as it is "
-            "(--freeze-inputs makes them constant)"]  # fmt: skip
+    why = "graph inputs with a default, which callers may override, so what reads them stays as it is"
+    return [*notes, f"{some}: {why} (--freeze-inputs makes them constant)"]
 
 
 @contextmanager

@@ -63,5 +63,5 @@ def apply(model: ModelProto, source: Source, plan: Plan) -> Applied:
                 f"{edit.name}: op {edit.op} is not what the plan expects; was the plan made for this model?"
             )
     for editor in reversed(editors):  # bodies before what is around them
-        editor.finish()
+        editor.finish(set(plan.moved))
     return Applied(model, editors[0].pending, aside)
