@@ -121,6 +121,9 @@ def _constant_arithmetic(node: Node, number: Number, data: int, shape: Shape) ->
     product = node.type in ("Mul", "Div")
     if any(shape[axis] != number.shape[axis] for axis in varying) or not np.isfinite(number).all():
         return None
+    if len(varying) > 1:  # it may be expanded to the shape of the data
+        number = _shrunk(number, varying)
+        varying = [axis for axis, size in enumerate(number.shape) if size > 1]
     if node.type == "Div" and not number.all():
         return None
     backward = node.type == "Sub" and data == 1  # c - x
@@ -153,6 +156,14 @@ def _constant_arithmetic(node: Node, number: Number, data: int, shape: Shape) ->
     )
     dtype = node.value(1 - data).dtype.name
     return [affine], {0: AffineBinding(node.index, data, dtype)}
+
+
+def _shrunk(number: Number, axes: list[int]) -> Number:
+    """A constant without those of its axes along which it does not change."""
+    for axis in axes:
+        first = number.take([0], axis)
+        number = first if (number == first).all() else number
+    return number
 
 
 def _between_data(node: Node) -> Reading | None:

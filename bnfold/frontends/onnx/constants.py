@@ -25,6 +25,8 @@ from .skeleton import constant_tensor, sparse_names
 Array = npt.NDArray[Any]
 LARGE = 4096
 """Constants of more elements are not kept once read, and not computed anew before they are written."""
+MEMO = 1 << 24
+"""Of computed constants of up to so many elements the last is kept: layers in a row share a mask."""
 MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Unsqueeze", "Squeeze", "Cast", "CastLike"})
 
 
@@ -82,6 +84,7 @@ class Constants:
         self.local = inputs | named | set(self.producers) | sparse_names(graph)
         self._constant: dict[str, bool] = {}
         self._cache: dict[str, Array] = {}
+        self._last: dict[str, Array] = {}
 
     def _known(self, name: str) -> bool:
         """Whether a name is that of a tensor of this graph or of one around it."""
@@ -168,12 +171,14 @@ class Constants:
         around = self._around(name)
         if around is not None:
             return around.value(name)
-        if name in self._cache:
-            return self._cache[name]
+        if name in self._cache or name in self._last:
+            return self._cache[name] if name in self._cache else self._last[name]
         tensor = self.tensor(name)
         value = self._compute(name) if tensor is None else self._load(tensor)
         if value.size <= LARGE:
             self._cache[name] = value
+        elif tensor is None and value.size <= MEMO:
+            self._last = {name: value}
         return value
 
     def _load(self, tensor: TensorProto) -> Array:
@@ -195,7 +200,8 @@ class Constants:
             return self.value(node.input[0]).astype(self._dtype_of(node.input[1]))
         inputs = [self.value(i) if i else None for i in node.input]
         try:
-            return np.asarray(EVALUATORS[node.op_type](inputs, attributes(node), self.opset))
+            made = EVALUATORS[node.op_type](inputs, attributes(node) | {"outputs": len(node.output)}, self.opset)
+            return made[list(node.output).index(name)] if isinstance(made, list) else np.asarray(made)
         except (ValueError, TypeError, IndexError, KeyError) as error:
             raise ModelError(
                 f"node {node.name or node.op_type!r}: constant {name!r} cannot be computed ({error})"

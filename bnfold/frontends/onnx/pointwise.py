@@ -6,6 +6,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from ...graph import Affine, Bound, Carry, Clipped, Homogeneous, Opaque, Select, Shape, Sum
+from .arithmetic import arithmetic
 from .bindings import AffineBinding, BoundBinding, ClipBinding, Reading
 from .node import FLOATS, Node, Ops
 
@@ -144,8 +145,10 @@ def reduce(node: Node) -> Ops | None:
     return [Carry(node.label, node.inputs[:1], node.outputs, where, keep, carries_shift=mean)]
 
 
-def add_all(node: Node) -> Ops | None:
-    """Sum, Mean of data tensors."""
+def add_all(node: Node) -> Ops | Reading | None:
+    """Sum, Mean of data tensors; a Sum of one and a constant is an Add."""
+    if node.type == "Sum" and len(node.inputs) == 2 and node.constant(0) != node.constant(1):
+        return arithmetic(node)
     if any(node.constant(i) for i in range(len(node.inputs))):
         return None
     factor = 1.0 / len(node.inputs) if node.type == "Mean" else 1.0

@@ -304,7 +304,7 @@ def _read_node(node: Node, skip: Callable[[str], bool]) -> Reading:
         if node.type == "BatchNormalization":
             return [Opaque(node.label, node.inputs[:1], node.outputs, node.type, reason)], {}
     elif node.type in READERS and not (
-        skip(node.label) and node.type in ("BatchNormalization", "Mul", "Add", "Sub", "Div")
+        skip(node.label) and node.type in ("BatchNormalization", "Mul", "Add", "Sub", "Div", "Sum")
     ):
         made = READERS[node.type](node)
     elif node.type == "BatchNormalization":
