@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from .equivalence.check import Check
+    from .equivalence.inputs import InputSpec
     from .frontends.onnx.read import Source
     from .frontends.onnx.skeleton import Skeleton
     from .lrn.onnx_find import OnnxSite
@@ -122,6 +123,7 @@ def fold_onnx(
     progress("planning")
     plan = _plan(loaded, precision_limit, leftovers)
     progress("folding")
+    specs = _specs(loaded) if verify else []
     with _reference(model, loaded, verify) as reference:
         applied = apply(loaded.model, loaded.source, plan)
         folder = loaded.source.constants.folder
@@ -132,7 +134,7 @@ def fold_onnx(
                 dump(applied, temporary, folder)
             verdict = None
             if verify and temporary is not None:
-                verdict = _judge(reference, temporary, loaded, seed, shapes, progress)
+                verdict = _judge(reference, temporary, specs, seed, shapes, progress)
                 if not verdict.passed:
                     raise _failure(verdict, plan)
             return applied.complete, plan, verdict
@@ -272,19 +274,32 @@ def _nowhere() -> Iterator[Path | None]:
     yield None
 
 
+def _specs(loaded: _Loaded) -> list[InputSpec]:
+    """The inputs of a model before any edit: its norms tell sizes too."""
+    from .equivalence.runners import input_specs
+
+    with _verifiable():
+        return input_specs(loaded.model)
+
+
 def _judge(
-    reference: Path, candidate: Path, loaded: _Loaded, seed: int, shapes: Shapes | None, progress: Progress
+    reference: Path, candidate: Path, specs: list[InputSpec], seed: int, shapes: Shapes | None, progress: Progress
 ) -> Check:
     from .equivalence.inputs import Inputs
     from .equivalence.judge import judge
-    from .equivalence.runners import input_specs
     from .equivalence.subject import OnnxSubject
 
-    specs = input_specs(loaded.model)
-    try:
+    with _verifiable():
         return judge(
             OnnxSubject(reference, specs), OnnxSubject(candidate, specs), Inputs(seed, shapes or {}), None, progress
         )
+
+
+@contextmanager
+def _verifiable() -> Iterator[None]:
+    """VerificationError that says what to do where the check cannot be made."""
+    try:
+        yield
     except VerificationError as error:
         raise VerificationError(
             f"the result cannot be verified: {error}; --no-verify writes without a check"

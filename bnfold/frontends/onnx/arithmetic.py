@@ -27,8 +27,9 @@ def batch_norm(node: Node) -> Reading | None:
         reason = Reason("not-constant", f"its {_missing(node)} not a plain constant of the model", node.label)
     if reason is not None or gamma is None or beta is None or mean is None or var is None:
         return [Opaque(node.label, _data(node), node.outputs, node.type, reason, _channels(node))], {}
-    if len({vector.size for vector in (gamma, beta, mean, var)}) > 1:
-        uneven = Reason("bad-statistics", "its four vectors are not of one length", node.label)
+    if len({vector.size for vector in (gamma, beta, mean, var)}) > 1 or not mean.size:
+        why = "its four vectors are not of one length" if mean.size else "it has no channels"
+        uneven = Reason("bad-statistics", why, node.label)
         return [Opaque(node.label, _data(node), node.outputs, node.type, uneven, mean.size)], {}
     eps = float(node.attrs.get("epsilon", 1e-5))
     affine = ChannelAffine.from_batch_norm(mean.ravel(), var.ravel(), gamma.ravel(), beta.ravel(), eps)
@@ -124,7 +125,7 @@ def _constant_arithmetic(node: Node, number: Number, data: int, shape: Shape) ->
     if len(varying) > 1:  # it may be expanded to the shape of the data
         number = _shrunk(number, varying)
         varying = [axis for axis, size in enumerate(number.shape) if size > 1]
-    if node.type == "Div" and not number.all():
+    if not number.size or (node.type == "Div" and not number.all()):
         return None
     backward = node.type == "Sub" and data == 1  # c - x
     value = -number if node.type == "Sub" and not backward else 1.0 / number if node.type == "Div" else number
