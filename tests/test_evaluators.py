@@ -20,6 +20,7 @@ Y = RNG.normal(-0.2, 1.0, (3, 1)).astype(np.float32)
 FLAGS = RNG.random((2, 3, 4)) < 0.5
 INTS = RNG.integers(-5, 6, (2, 3, 4))
 AXES = np.array([0, -1])
+SCALES = np.array([0.01, 0.02, 0.03], np.float32)
 CASES: dict[str, tuple[str, list[Any], dict[str, Any], int]] = {
     "sign": ("Sign", [X], {}, 17),
     "floor": ("Floor", [X], {}, 17),
@@ -42,6 +43,8 @@ CASES: dict[str, tuple[str, list[Any], dict[str, Any], int]] = {
     "not": ("Not", [FLAGS], {}, 17),
     "and": ("And", [FLAGS, ~FLAGS[:1]], {}, 17),
     "or": ("Or", [FLAGS, FLAGS[1]], {}, 17),
+    "quantize": ("QuantizeLinear", [X, np.float32(0.02)], {}, 17),
+    "quantize_each": ("QuantizeLinear", [X, SCALES, np.array([-3, 0, 9], np.int8)], {"axis": 1}, 17),
     "mean": ("ReduceMean", [X], {"axes": [-1, 0], "keepdims": 0}, 17),
     "mean_of_opset_18": ("ReduceMean", [X, AXES], {}, 18),
     "mean_of_all": ("ReduceMean", [X], {}, 18),

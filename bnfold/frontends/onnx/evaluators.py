@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
@@ -101,6 +102,22 @@ def _dequantize(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
     return np.asarray(value.reshape(x.shape)).astype(helper.tensor_dtype_to_np_dtype(to) if to else scale.dtype)
 
 
+def _quantize(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    """`x / scale + zero point`, rounded to even and held in the range of the zero point's type."""
+    x, scale = np.asarray(inputs[0]), np.asarray(inputs[1])
+    zero = np.asarray(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else np.zeros((), np.uint8)
+    shape = [1] * x.ndim
+    if scale.size > 1:
+        shape[attrs.get("axis", 1)] = scale.size
+    offset = zero.astype(np.float32).reshape(shape if zero.size > 1 else [1] * x.ndim)
+    value = x.astype(np.float32) / scale.astype(np.float32).reshape(shape)
+    if "float" in zero.dtype.name:
+        limit = float(ml_dtypes.finfo(zero.dtype).max)  # type: ignore[no-untyped-call]
+        return np.asarray(np.clip(value + offset, -limit, limit).astype(zero.dtype))
+    info = ml_dtypes.iinfo(zero.dtype)  # type: ignore[no-untyped-call]
+    return np.asarray(np.clip(np.rint(value) + offset, info.min, info.max).astype(zero.dtype))
+
+
 def _reduction(function: Callable[..., Any]) -> Callable[[Inputs, Attributes, int], Array]:
     """Over the given axes, or all; floats in float64, rounded once."""
 
@@ -142,6 +159,7 @@ EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array | list[Array]]] 
     "ConstantOfShape": _constant_of_shape,
     "Cast": _cast,
     "DequantizeLinear": _dequantize,
+    "QuantizeLinear": _quantize,
     "Identity": lambda i, a, o: np.asarray(i[0]),
     "Expand": lambda i, a, o: np.broadcast_to(i[0], np.broadcast_shapes(np.shape(i[0]), tuple(int(d) for d in i[1]))),
     "Transpose": lambda i, a, o: np.transpose(i[0], a.get("perm")),
@@ -204,6 +222,7 @@ SUPPORTED: dict[str, Callable[[Attributes, int], bool]] = {
     "ConstantOfShape": lambda a, o: "value" not in a or a["value"].data_location != TensorProto.EXTERNAL,
     "Cast": lambda a, o: a.get("to") in CASTS,
     "DequantizeLinear": lambda a, o: not a.get("block_size"),
+    "QuantizeLinear": lambda a, o: not (a.get("block_size") or a.get("output_dtype")) and a.get("saturate", 1) == 1,
     "Tile": lambda a, o: o >= 6,
     **{op: lambda a, o: o >= 7 for op in ("Equal", "Greater", "Less", "And", "Or")},  # before, `axis` placed the second
 }
