@@ -147,15 +147,17 @@ def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
         plan = plan_that_fits(
             loaded.source.graph, precision_limit, leftovers, lambda plan: strained(loaded.source, plan)
         )  # fmt: skip
-    return replace(plan, notes=(*plan.notes, *_notes(loaded.source)))
+    return replace(plan, notes=(*plan.notes, *_notes(loaded)))
 
 
-def _notes(source: Source) -> list[str]:
+def _notes(loaded: _Loaded) -> list[str]:
     """What a reader of a plan should know of the file."""
     notes = []
-    if source.graph.annotated:
+    if loaded.model.training_info:
+        notes.append("the training information in the file stays as it is, and may name tensors that are gone")
+    if loaded.source.graph.annotated:
         notes.append("quantization annotations of tensors that hold other values in the folded model do not come along")
-    held = sorted(source.constants.overridable)
+    held = sorted(loaded.source.constants.overridable)
     if not held:
         return notes
     some = ", ".join(held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")

@@ -204,6 +204,7 @@ def test_nothing_that_no_edit_names_is_lost_or_changed(folder: Path, width: int)
     onnx.checker.check_model(model, full_check=True)
     result = fold(model, folder)
     assert verdicts(result) == {"bn1": "folded", "bn2": "kept", "bn3": "folded"}
+    assert any("training information" in note for note in result.plan.notes)
     assert_untouched(model, result.model, CHANGED, TENSORS)
     kept = [node.name for node in model.graph.node if node.name not in GONE]
     assert [node.name for node in result.model.graph.node] == kept
