@@ -144,6 +144,47 @@ def test_folded_weights_in_constant_nodes_are_read_from_the_side_file(folder: Pa
     assert verdicts(fold_both(folder, model)) == {"bn1": "folded"}
 
 
+def test_weights_that_a_function_holds_are_read_from_the_side_file(folder: Path) -> None:
+    net = two_convs()
+    net.domains["local"] = 1
+    model = net.model()
+    weight = tensors(model)["conv1_weight"]
+    body = [helper.make_node("Constant", [], ["w"], value=weight), helper.make_node("Conv", ["x", "w", "b"], ["y"])]
+    model.functions.append(helper.make_function("local", "Block", ["x", "b"], ["y"], body, model.opset_import))
+    block = helper.make_node("Block", ["x", "conv1_bias"], ["conv1_out"], "conv1", domain="local")
+    model.graph.node[0].CopyFrom(block)
+    model.graph.initializer.remove(weight)
+    held = model.functions[0].node[0].attribute[0].t
+    (folder / "w.bin").write_bytes(held.raw_data)
+    send_out(held, 0)
+    assert verdicts(fold_both(folder, model)) == {"bn1": "folded"}
+
+
+@pytest.mark.parametrize("op", ["Constant", "ConstantOfShape"])
+def test_attributes_in_bodies_are_read_from_the_side_file(folder: Path, op: str) -> None:
+    net = two_convs()
+    flag = net.input("flag", (), np.bool_)
+    value = net.rng.standard_normal(40 if op == "Constant" else 1).astype(np.float32)
+    made = helper.make_node(op, ["size"] if op == "ConstantOfShape" else [], ["made"])
+    made.attribute.append(helper.make_attribute("value", numpy_helper.from_array(value)))
+    net.weight("size", [1])
+    nodes = [
+        made,
+        helper.make_node("Unsqueeze", ["made", "axes"], ["k"]),
+        helper.make_node("Mul", ["between_out", "k"], ["z"]),
+    ]
+    net.weight("axes", [1, 2])
+    shape = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    then = helper.make_graph(nodes, "then", [], [shape])
+    otherwise = helper.make_graph([helper.make_node("Identity", ["between_out"], ["z"])], "else", [], [shape])
+    net.output(net.node("If", [flag], "if", then_branch=then, else_branch=otherwise))
+    model = net.model()
+    held = next(a.g for a in model.graph.node[-1].attribute if a.name == "then_branch").node[0].attribute[0].t
+    (folder / "w.bin").write_bytes(held.raw_data)
+    send_out(held, 0)
+    assert "folded" in verdicts(fold_both(folder, model)).values()
+
+
 def dense(readers: str) -> Net:
     """A product and a norm behind it; its matrix of 96 x 96 is looked up in, or multiplied by, once more."""
     net = Net()

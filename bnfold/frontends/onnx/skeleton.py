@@ -16,7 +16,7 @@ import onnx
 import onnx.shape_inference
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from .places import byte_size, filled
+from .places import byte_size, filled, is_external
 
 SMALL = 64
 """Tensors of up to so many elements are kept: shapes, axes, indices, scalars."""
@@ -35,6 +35,8 @@ def skeleton(model: ModelProto, folder: Path | None = None) -> Skeleton:
     bare = ModelProto(ir_version=model.ir_version, producer_name=model.producer_name, domain=model.domain)
     bare.opset_import.extend(model.opset_import)
     bare.functions.extend(model.functions)
+    for function in bare.functions:
+        _blank(function.node)
     return Skeleton(bare, tuple(_strip(model.graph, bare.graph, folder)))
 
 
@@ -63,6 +65,7 @@ def _strip(graph: GraphProto, bare: GraphProto, folder: Path | None) -> list[int
     for node in bare.node:
         for body in nested_graphs(node):
             _hollow(body, folder, defined, hoisted)
+    _blank(bare.node)
     large += [(name, *kind) for name, kind in hoisted.items()]
     inputs = {value.name for value in graph.input}
     for name, dtype, dims in large:
@@ -121,8 +124,7 @@ def _hollow(
             hoisted[tensor.name] = kind
             del body.initializer[i]
         elif tensor.data_location == TensorProto.EXTERNAL:
-            raw = bytes(byte_size(tensor))
-            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=kind[0], dims=kind[1], raw_data=raw))
+            tensor.CopyFrom(_zeros(tensor))
     for i in reversed(range(len(body.sparse_initializer))):
         sparse = body.sparse_initializer[i]
         kind = sparse.values.data_type, tuple(sparse.dims)
@@ -132,6 +134,22 @@ def _hollow(
     for node in body.node:
         for inner in nested_graphs(node):
             _hollow(inner, folder, defined, hoisted)
+
+
+def _zeros(tensor: TensorProto) -> TensorProto:
+    """A tensor of the same name, type and shape."""
+    raw = bytes(byte_size(tensor))
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=raw)
+
+
+def _blank(nodes: Iterable[NodeProto]) -> None:
+    """Put zeros in the place of attributes whose data lie in another file."""
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t") and is_external(attribute.t):
+                attribute.t.CopyFrom(_zeros(attribute.t))
+        for body in nested_graphs(node):
+            _blank(body.node)
 
 
 def constant_tensor(node: NodeProto) -> TensorProto | None:
