@@ -154,6 +154,15 @@ def test_weights_that_are_rounded_behind_their_scale_stay() -> None:
     assert bnfold.fold(n.model(y)).plan.counts()["folded"] == 0
 
 
+def test_a_scale_that_is_shorter_than_the_weights_stays() -> None:
+    """The new scale would be rounded to float16, and the original computes in float32."""
+    n = Net(2, 3, 6, 6)
+    weight = n.op("DequantizeLinear", n.w(n.rng.integers(-99, 99, (4, 3, 3, 3)), np.int8), n.w(0.01, np.float16))
+    y = n.op("Relu", n.bn(n.op("Conv", "x", n.op("Cast", weight, to=TensorProto.FLOAT)), 4))
+    (norm,) = bnfold.fold(n.model(y, opset=19)).plan.batch_norms
+    assert norm.verdict == "kept"
+
+
 def test_a_negative_scale_is_refused() -> None:
     n = Net(2, 3, 6, 6)
     y = n.op("Sigmoid", n.bn(n.op("Conv", "x", n.quantized((4, 3, 3, 3), 0, True)), 4, [1.0, -1.0, 2.0, 0.5]))

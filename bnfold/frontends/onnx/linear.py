@@ -215,6 +215,9 @@ def quantization(node: Node, i: int, axis: int, out: int) -> tuple[str, Quantize
     single = all(size == 1 for size in scale)
     rank = max(1, len(node.shape(last.output[0]) or ()))
     fits = node.opset >= 13 if single else len(scale) == 1 and attributes(last).get("axis", 1) % rank == axis
+    constants = node.context.constants
+    if constants.dtype(last.input[1]).itemsize < constants.dtype(node.input(i)).itemsize:
+        return "none", None  # a Cast follows, and the new scale would be rounded more coarsely than the weights
     alone = all(node.context.uses[name] == 1 for name in names)
     index = node.context.constants.position(last)
     if axis < 0 or not fits or not alone or index is None:
