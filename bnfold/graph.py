@@ -231,6 +231,8 @@ class Graph:
     """How far, as a power of two, tensors may move from their scale: what the range of the element type leaves."""
     watched: set[str] = field(default_factory=set)
     """Tensors of which something else is read than their values: the shape, the type."""
+    annotated: set[str] = field(default_factory=set)
+    """Tensors of which the model says something that holds for their values only."""
 
     def shape(self, tensor: str) -> Shape | None:
         """The shape of a tensor, or None when its rank is unknown."""

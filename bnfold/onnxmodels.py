@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from .equivalence.check import Check
+    from .equivalence.inputs import InputSpec
     from .frontends.onnx.read import Source
     from .frontends.onnx.skeleton import Skeleton
     from .lrn.onnx_find import OnnxSite
@@ -73,6 +74,7 @@ def find_onnx_lrns(model: str | PathLike[str] | ModelProto) -> list[OnnxSite]:
     """
     import onnx
 
+    from .frontends.onnx.files import load_whole
     from .lrn.onnx_find import find, guesses
     from .lrn.onnx_run import made_up
 
@@ -82,7 +84,7 @@ def find_onnx_lrns(model: str | PathLike[str] | ModelProto) -> list[OnnxSite]:
         return find(graph, lambda: made_up(graph))
     if sum(prod(t.dims) for t in graph.graph.initializer) > WEIGHTS:
         raise DataError(f"{path.name} has more than {WEIGHTS:,} weights")
-    whole = onnx.load(path)
+    whole = load_whole(path)
     return find(whole, lambda: made_up(whole))
 
 
@@ -102,6 +104,7 @@ def fold_onnx(
     """The folded model, for when it is asked for, the plan and the verdict. See `bnfold.fold`."""
     from .files import check_target
     from .frontends.onnx.apply import apply
+    from .frontends.onnx.external import check_target as check_data_target
     from .frontends.onnx.external import external_tensors
     from .frontends.onnx.files import check as check_model
     from .frontends.onnx.files import dump
@@ -115,9 +118,12 @@ def fold_onnx(
         raise UsageError(
             f"{loaded.name} has external data, which a model in memory cannot carry; name a file with out="
         )
+    if target is not None:
+        check_data_target(target, loaded.model, loaded.source.constants.folder)
     progress("planning")
     plan = _plan(loaded, precision_limit, leftovers)
     progress("folding")
+    specs = _specs(loaded) if verify else []
     with _reference(model, loaded, verify) as reference:
         applied = apply(loaded.model, loaded.source, plan)
         folder = loaded.source.constants.folder
@@ -128,7 +134,7 @@ def fold_onnx(
                 dump(applied, temporary, folder)
             verdict = None
             if verify and temporary is not None:
-                verdict = _judge(reference, temporary, loaded, seed, shapes, progress)
+                verdict = _judge(reference, temporary, specs, seed, shapes, progress)
                 if not verdict.passed:
                     raise _failure(verdict, plan)
             return applied.complete, plan, verdict
@@ -138,9 +144,25 @@ def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
     from .frontends.onnx.strain import strained
 
     with _sound(loaded.model, loaded.name):
-        return plan_that_fits(
+        plan = plan_that_fits(
             loaded.source.graph, precision_limit, leftovers, lambda plan: strained(loaded.source, plan)
         )  # fmt: skip
+    return replace(plan, notes=(*plan.notes, *_notes(loaded)))
+
+
+def _notes(loaded: _Loaded) -> list[str]:
+    """What a reader of a plan should know of the file."""
+    notes = []
+    if loaded.model.training_info:
+        notes.append("the training information in the file stays as it is, and may name tensors that are gone")
+    if loaded.source.graph.annotated:
+        notes.append("quantization annotations of tensors that hold other values in the folded model do not come along")
+    held = sorted(loaded.source.constants.overridable)
+    if not held:
+        return notes
+    some = ", ".join(held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
+    why = "graph inputs with a default, which callers may override, so what reads them stays as it is"
+    return [*notes, f"{some}: {why} (--freeze-inputs makes them constant)"]
 
 
 @contextmanager
@@ -254,19 +276,32 @@ def _nowhere() -> Iterator[Path | None]:
     yield None
 
 
+def _specs(loaded: _Loaded) -> list[InputSpec]:
+    """The inputs of a model before any edit: its norms tell sizes too."""
+    from .equivalence.runners import input_specs
+
+    with _verifiable():
+        return input_specs(loaded.model)
+
+
 def _judge(
-    reference: Path, candidate: Path, loaded: _Loaded, seed: int, shapes: Shapes | None, progress: Progress
+    reference: Path, candidate: Path, specs: list[InputSpec], seed: int, shapes: Shapes | None, progress: Progress
 ) -> Check:
     from .equivalence.inputs import Inputs
     from .equivalence.judge import judge
-    from .equivalence.runners import input_specs
     from .equivalence.subject import OnnxSubject
 
-    specs = input_specs(loaded.model)
-    try:
+    with _verifiable():
         return judge(
             OnnxSubject(reference, specs), OnnxSubject(candidate, specs), Inputs(seed, shapes or {}), None, progress
         )
+
+
+@contextmanager
+def _verifiable() -> Iterator[None]:
+    """VerificationError that says what to do where the check cannot be made."""
+    try:
+        yield
     except VerificationError as error:
         raise VerificationError(
             f"the result cannot be verified: {error}; --no-verify writes without a check"

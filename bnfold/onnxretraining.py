@@ -14,7 +14,7 @@ from onnx import ModelProto
 from .data import Pixels
 from .errors import UsageError
 from .files import check_target, written
-from .frontends.onnx.files import check, load
+from .frontends.onnx.files import check, load, load_whole
 from .kinds import kind_of
 from .lrn.onnx_find import find
 from .lrn.onnx_merge import merged
@@ -63,7 +63,7 @@ def _module(model: Any, data: Any, pixels: Pixels | None) -> tuple[ModelProto, O
         else:
             path = Path(fspath(model))
             check(load(path), str(path), folder=path.parent)
-        proto = onnx.load(path)
+        proto = load_whole(path)
         rows = next(iter(batches(proto, data, 2, None, pixels)))
         feed = {name: np.ascontiguousarray(value) for name, value in rows.items()}
         return proto, network(merged(proto, find(proto, lambda: feed)), path, feed)

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from .data import Pixels
 from .errors import UsageError
 from .files import check_target, written
-from .frontends.onnx.files import check, load
+from .frontends.onnx.files import check, load, load_whole
 from .lrn.calibrate_report import CalibrationResult, check_options
 from .lrn.onnx_calibrate import calibrate_onnx
 from .lrn.onnx_run import batches
@@ -64,7 +64,7 @@ def _opened(model: Path | ModelProto, out: Path | None, folder: Path) -> tuple[M
             raise UsageError(f"{out}: an .onnx file is written")
     if isinstance(model, Path):
         check(load(model), str(model), folder=model.parent)
-        return onnx.load(model), model
+        return load_whole(model), model
     path = folder / "model.onnx"
     onnx.save(model, path)
     return model, path

@@ -149,7 +149,8 @@ class OtherNorm:
 class Plan:
     """What becomes of every norm of a model (in the order of the graph), and the edits that make it so.
 
-    `notes`: what a reader of the plan should know of the model as a whole, in sentences.
+    `notes`: what a reader of the plan should know of the model as a whole, in sentences. `moved`: annotated tensors
+    that will hold other values, so that their annotations no longer hold.
     """
 
     model: str
@@ -157,6 +158,7 @@ class Plan:
     others: tuple[OtherNorm, ...] = ()
     edits: tuple[Edit, ...] = ()
     notes: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
 
     KINDS: ClassVar[Mapping[str, type[Edit]]] = {
         "rescale": Rescale,
@@ -189,6 +191,7 @@ class Plan:
             "others": [_plain(other) for other in self.others],
             "edits": [_edit_to_dict(edit) for edit in self.edits],
             "notes": list(self.notes),
+            "moved": list(self.moved),
         }
 
     @classmethod
@@ -203,6 +206,7 @@ class Plan:
                 tuple(OtherNorm(**entry) for entry in data["others"]),
                 tuple(_edit(entry) for entry in data["edits"]),
                 tuple(data.get("notes", ())),
+                tuple(data.get("moved", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"plan: not the layout of schema {SCHEMA} ({error!r})") from error

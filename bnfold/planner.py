@@ -111,7 +111,14 @@ def _planned(graph: Graph, solution: Solution, made: Cut) -> Plan:
         tuple(norm for norm in norms if norm),
         tuple(others),
         tuple(sorted(edits, key=lambda edit: edit.op)),
+        moved=tuple(sorted(name for name in graph.annotated if _moves(name, solution))),
     )
+
+
+def _moves(name: str, s: Solution) -> bool:
+    """Whether the folded model holds other values in a tensor."""
+    ids = s.gauges.get(name)
+    return ids is not None and not _trivial(ids, s)
 
 
 def _merge(branch: Branch, index: dict[Op, int]) -> Merge:

@@ -190,6 +190,34 @@ def test_norms_fold_inside_bodies_and_functions(build: Callable[[], onnx.ModelPr
             np.testing.assert_allclose(after, before, rtol=0, atol=1e-12 * max(1.0, np.abs(before).max()))
 
 
+def test_a_weight_with_the_name_of_one_around_the_body_stays() -> None:
+    """onnx.checker accepts it, and runtimes do not agree which of the two is meant."""
+    model = if_with_weights_inside()
+    body = model.graph.node[-1].attribute[0].g
+    hiding = next(t for t in body.initializer if len(t.dims) == 4)
+    other = np.random.default_rng(5).standard_normal(hiding.dims)
+    model.graph.initializer.append(numpy_helper.from_array(other, hiding.name))
+    model.graph.node.append(helper.make_node("Conv", ["x", hiding.name], ["z"], pads=[1] * 4))
+    model.graph.output.append(value("z", 2, 3, 5, 5))
+    onnx.checker.check_model(model, full_check=True)
+    result = bnfold.fold(model, verify=False)
+    assert {bn.verdict for bn in result.plan.batch_norms} == {"kept"}
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 5))
+    for before, after in zip(evaluate(model, x=x), evaluate(result.model, x=x), strict=True):
+        np.testing.assert_array_equal(after, before)
+
+
+def test_defaults_that_a_caller_may_override_are_named_in_bodies_too() -> None:
+    model = if_with_weights_around()
+    bodies = [a.g for node in model.graph.node for a in node.attribute if a.HasField("g")]
+    norm = next(n for body in bodies for n in body.node if n.op_type == "BatchNormalization")
+    model.graph.input.append(value(norm.input[3], 3))
+    plan = bnfold.inspect(model)
+    assert [bn.reason.code for bn in plan.batch_norms if bn.reason] == ["overridable"]
+    assert any(norm.input[3] in note and "--freeze-inputs" in note for note in plan.notes)
+    assert bnfold.inspect(model, freeze_inputs=True).counts()["folded"] == 1
+
+
 def test_a_function_that_is_not_in_the_way_stays() -> None:
     n = Net(2, 3, 5, 5)
     y = n.op("Relu", n.bn(n.conv("x", 3, 3), 3))

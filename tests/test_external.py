@@ -12,7 +12,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold.frontends.onnx.external import Place
+from bnfold.frontends.onnx.places import Place
 from bnfold.frontends.onnx.sidefile import overlapping
 
 from .nets import Net, node_named
@@ -144,6 +144,47 @@ def test_folded_weights_in_constant_nodes_are_read_from_the_side_file(folder: Pa
     assert verdicts(fold_both(folder, model)) == {"bn1": "folded"}
 
 
+def test_weights_that_a_function_holds_are_read_from_the_side_file(folder: Path) -> None:
+    net = two_convs()
+    net.domains["local"] = 1
+    model = net.model()
+    weight = tensors(model)["conv1_weight"]
+    body = [helper.make_node("Constant", [], ["w"], value=weight), helper.make_node("Conv", ["x", "w", "b"], ["y"])]
+    model.functions.append(helper.make_function("local", "Block", ["x", "b"], ["y"], body, model.opset_import))
+    block = helper.make_node("Block", ["x", "conv1_bias"], ["conv1_out"], "conv1", domain="local")
+    model.graph.node[0].CopyFrom(block)
+    model.graph.initializer.remove(weight)
+    held = model.functions[0].node[0].attribute[0].t
+    (folder / "w.bin").write_bytes(held.raw_data)
+    send_out(held, 0)
+    assert verdicts(fold_both(folder, model)) == {"bn1": "folded"}
+
+
+@pytest.mark.parametrize("op", ["Constant", "ConstantOfShape"])
+def test_attributes_in_bodies_are_read_from_the_side_file(folder: Path, op: str) -> None:
+    net = two_convs()
+    flag = net.input("flag", (), np.bool_)
+    value = net.rng.standard_normal(40 if op == "Constant" else 1).astype(np.float32)
+    made = helper.make_node(op, ["size"] if op == "ConstantOfShape" else [], ["made"])
+    made.attribute.append(helper.make_attribute("value", numpy_helper.from_array(value)))
+    net.weight("size", [1])
+    nodes = [
+        made,
+        helper.make_node("Unsqueeze", ["made", "axes"], ["k"]),
+        helper.make_node("Mul", ["between_out", "k"], ["z"]),
+    ]
+    net.weight("axes", [1, 2])
+    shape = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    then = helper.make_graph(nodes, "then", [], [shape])
+    otherwise = helper.make_graph([helper.make_node("Identity", ["between_out"], ["z"])], "else", [], [shape])
+    net.output(net.node("If", [flag], "if", then_branch=then, else_branch=otherwise))
+    model = net.model()
+    held = next(a.g for a in model.graph.node[-1].attribute if a.name == "then_branch").node[0].attribute[0].t
+    (folder / "w.bin").write_bytes(held.raw_data)
+    send_out(held, 0)
+    assert "folded" in verdicts(fold_both(folder, model)).values()
+
+
 def dense(readers: str) -> Net:
     """A product and a norm behind it; its matrix of 96 x 96 is looked up in, or multiplied by, once more."""
     net = Net()
@@ -177,6 +218,19 @@ def test_a_weight_with_another_reader_is_read_from_its_own_file(folder: Path, re
     agree(net.model(), completed, "ort")
 
 
+def test_large_new_tensors_of_a_model_with_external_data_lie_beside_it_too(folder: Path) -> None:
+    """One file can hold 2 GiB. Here a Transpose makes the weight that is folded, and nothing is left of the old one."""
+    net = Net()
+    x = net.node("Transpose", [net.weight("matrix", net.rng.standard_normal((96, 96)) / 10)], "turned")
+    net.output(net.bn(net.node("Gemm", [net.input("x", (5, 96)), x], "gemm1"), 96, "bn1"), (5, 96))
+    onnx.save(net.model(), folder / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=4096)
+    for verify in (False, True):
+        bnfold.fold(folder / "m.onnx", out=folder / "out.onnx", verify=verify)
+        assert (folder / "out.onnx").stat().st_size < 4096
+        assert (folder / "out.onnx.data").stat().st_size == 96 * 96 * 4
+        agree(net.model(), onnx.load(folder / "out.onnx"), "ort")
+
+
 def test_side_files_of_which_no_length_is_said_can_be_joined(folder: Path) -> None:
     model = two_convs().model()
     for i in (1, 2):
@@ -184,6 +238,45 @@ def test_side_files_of_which_no_length_is_said_can_be_joined(folder: Path) -> No
         (folder / f"w{i}.bin").write_bytes(weight.raw_data)
         send_out(weight, 0, f"w{i}.bin", length=False)
     fold_both(folder, model)
+
+
+def test_data_of_which_no_length_is_said_end_where_shape_and_type_say(folder: Path) -> None:
+    """As onnxruntime reads them; onnx's own loader takes the rest of the file."""
+    model = two_convs().model()
+    weight = tensors(model)["conv1_weight"]
+    (folder / "w.bin").write_bytes(weight.raw_data + b"and more")
+    send_out(weight, 0, length=False)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    bnfold.fold(folder / "m.onnx", out=folder / "out.onnx")
+    agree(two_convs().model(), onnx.load(folder / "out.onnx"), "ort")
+
+
+def test_data_in_a_file_of_two_names_are_read(folder: Path) -> None:
+    """Installers link files; onnx's own loader refuses those that have a second name."""
+    model = two_convs().model()
+    weight = tensors(model)["conv1_weight"]
+    (folder / "cache").mkdir()
+    (folder / "cache" / "w.bin").write_bytes(weight.raw_data)
+    (folder / "w.bin").hardlink_to(folder / "cache" / "w.bin")
+    send_out(weight, 0)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    result = bnfold.fold(folder / "m.onnx", out=folder / "out.onnx")
+    assert set(verdicts(result).values()) == {"folded"}
+    agree(two_convs().model(), onnx.load(folder / "out.onnx"), "ort")
+
+
+@pytest.mark.parametrize(("side", "out"), [("o.onnx.data", "o.onnx"), ("w.bin", "w.bin"), ("o.onnx.data", "link")])
+def test_an_output_in_the_place_of_the_models_own_data_is_refused(folder: Path, side: str, out: str) -> None:
+    model = two_convs().model()
+    weight = tensors(model)["conv1_weight"]
+    (folder / side).write_bytes(weight.raw_data)
+    send_out(weight, 0, side)
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    (folder / "link").symlink_to(folder / "o.onnx")
+    before = {name: (folder / name).read_bytes() for name in (side, "m.onnx")}
+    with pytest.raises(bnfold.UsageError, match="holds weights of the model"):
+        bnfold.fold(folder / "m.onnx", out=folder / out)
+    assert {name: (folder / name).read_bytes() for name in before} == before
 
 
 def test_types_that_share_bytes_need_half_of_them(folder: Path) -> None:

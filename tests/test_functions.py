@@ -139,7 +139,7 @@ def test_the_judge_inlines_with_defaults_too(case: str, tmp_path: Path) -> None:
 
 
 def test_what_the_inliner_refuses_stays_a_call() -> None:
-    """A function of another opset than the model; one that calls it is inlined where that is asked for in part."""
+    """A function of another opset than the model, where norms are others; one that calls it is inlined in part."""
     model = network("Block", norm(), block(call()))
     next(f for f in model.functions if f.name == "Norm").opset_import[0].version = 8
     before = model.SerializeToString()
@@ -148,6 +148,14 @@ def test_what_the_inliner_refuses_stays_a_call() -> None:
     partly = inlined(model)
     assert [node.op_type for node in partly.graph.node] == ["Conv", "Norm", "Relu"]
     assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("version", [15, 18])
+def test_a_function_of_another_opset_in_which_all_operators_are_the_same(version: int, tmp_path: Path) -> None:
+    model = network("Block", norm(), block(call()))
+    for function in model.functions:
+        function.opset_import[0].version = version
+    assert set(verdicts(fold(model, tmp_path)).values()) == {"folded"}
 
 
 def test_names_of_weights_are_not_taken_by_what_is_inlined(tmp_path: Path) -> None:

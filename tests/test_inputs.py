@@ -138,6 +138,21 @@ def test_indices_lie_inside_the_table_that_they_look_up(tmp_path: Path) -> None:
     assert [s.high for s in input_specs(net.model())] == [256]
 
 
+def test_unknown_sizes_are_those_that_layers_ask_for() -> None:
+    """Some converters write no size at all."""
+    net = Net(opset=13)
+    image, last, row, pair = (net.input(name, (None,) * rank) for name, rank in zip("abcd", (4, 4, 2, 3), strict=True))
+    net.output(net.conv(net.relu(net.bn(image, 6, "bn"), "relu"), (6, 4), "conv1"))
+    net.output(net.conv(net.node("Transpose", [last], "turned", perm=[0, 3, 1, 2]), (3, 4), "conv2", group=1))
+    net.output(net.node("Gemm", [row, net.filter("matrix", 7, 5)], "gemm", transB=1), (None, 7))
+    net.output(net.node("MatMul", [pair, net.filter("other", 9, 2)], "matmul"), (None, None, 2))
+    shapes = [spec.shape for spec in input_specs(net.model())]
+    assert shapes == [(None, 6, None, None), (None, None, None, 3), (None, 5), (None, None, 9)]
+    result = bnfold.fold(net.model())
+    assert result.check is not None
+    assert result.check.passed
+
+
 @pytest.mark.parametrize("carrier", ["Constant", "Cast", "DequantizeLinear"])
 def test_tables_that_nodes_hold_or_carry_are_tables(carrier: str) -> None:
     net = Net()

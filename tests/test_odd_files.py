@@ -128,6 +128,17 @@ def test_an_empty_slice_of_channels() -> None:
     assert codes(same(net.model())) == ["folded"]
 
 
+def test_no_channels_at_all() -> None:
+    net = Net()
+    none = net.node("Slice", [net.input(), net.weight("a", [0]), net.weight("b", [0]), net.weight("axis", [1])], "none")
+    net.output(net.node("Mul", [net.bn(none, 0, "bn"), net.weight("k", np.zeros((1, 0, 1, 1)))], "mul"))
+    net.output(net.bn(net.conv("x", (3, 4), "conv"), 4, "bn2"))
+    norms = {bn.name: bn for bn in bnfold.fold(net.model()).plan.batch_norms}
+    assert norms["bn"].reason is not None
+    assert norms["bn"].reason.code == "bad-statistics"
+    assert norms["bn2"].verdict == "folded"
+
+
 def test_a_resize_of_one_axis_elsewhere() -> None:
     net = Net(seed=2)
     x = net.input("x", ("N", 3, 8, 8))

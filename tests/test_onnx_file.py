@@ -204,6 +204,7 @@ def test_nothing_that_no_edit_names_is_lost_or_changed(folder: Path, width: int)
     onnx.checker.check_model(model, full_check=True)
     result = fold(model, folder)
     assert verdicts(result) == {"bn1": "folded", "bn2": "kept", "bn3": "folded"}
+    assert any("training information" in note for note in result.plan.notes)
     assert_untouched(model, result.model, CHANGED, TENSORS)
     kept = [node.name for node in model.graph.node if node.name not in GONE]
     assert [node.name for node in result.model.graph.node] == kept
@@ -843,3 +844,38 @@ def test_a_truncated_side_file_is_refused(folder: Path) -> None:
     with pytest.raises(bnfold.ModelError, match="truncated"):
         bnfold.fold(path, out=folder / "out.onnx")
     assert sorted(p.name for p in folder.iterdir()) == ["a"]
+
+
+def test_quantization_annotations_stay_where_they_still_hold(folder: Path) -> None:
+    """A stream that two norms read, of which the folded model holds another multiple or sum."""
+    net = Net(3, np.float64)
+    stream = net.conv(net.input(), (3, 6), "stem")
+    for i in (1, 2):
+        inner = net.conv(net.relu(net.bn(stream, 6, f"bn{i}"), f"relu{i}"), (6, 6), f"conv{i}", pad=1)
+        stream = net.node("Add", [stream, inner], f"add{i}")
+    net.output(net.relu(net.conv(stream, (6, 4), "head"), "relu3"))
+    model = net.model()
+    made = [node.output[0] for node in model.graph.node]
+    for name in (*made, "stem_weight", "head_weight"):
+        note = model.graph.quantization_annotation.add(tensor_name=name)
+        note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="unused")
+    result = fold(model, folder, "float64")
+    assert set(verdicts(result).values()) == {"folded"}
+    assert any("annotations" in note for note in result.plan.notes)
+    left = [note.tensor_name for note in result.model.graph.quantization_annotation]
+    same = {t.name for t in result.model.graph.initializer if t in model.graph.initializer}
+    feed = {"x": np.random.default_rng(1).standard_normal((2, 3, 8, 8))}
+    before, after = (_inner_values(m, feed) for m in (model, result.model))
+    same |= {n for n in made if n in after and np.abs(before[n] - after[n]).max() < 1e-9 * np.abs(before[n]).max()}
+    assert set(left) == same & {*made, "stem_weight", "head_weight"}
+    assert 0 < len(left) < len(made)
+
+
+def _inner_values(model: ModelProto, feed: dict[str, Array]) -> dict[str, Array]:
+    """What each node gives."""
+    open_model = ModelProto()
+    open_model.CopyFrom(model)
+    names = [node.output[0] for node in model.graph.node]
+    del open_model.graph.output[:]
+    open_model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.DOUBLE, None) for name in names)
+    return dict(zip(names, evaluate(open_model, **feed), strict=True))

@@ -76,6 +76,19 @@ def test_every_version_folds(opset: int, norm: dict[str, Any]) -> None:
     np.testing.assert_allclose(evaluate(result.model, x=x)[0], _expected(x), rtol=0, atol=1e-12)
 
 
+def test_a_file_from_before_versions_were_written_is_verified() -> None:
+    """Of IR 2, which says no opset: the first is meant."""
+    model = _model(1, is_test=1, consumed_inputs=[0, 0, 0, 1, 1])
+    model.ir_version = 2
+    model.ClearField("opset_import")
+    del model.graph.node[-2:]
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("r", TensorProto.DOUBLE, [2, 4, 4, 4]))
+    result = bnfold.fold(model)
+    assert result.check is not None
+    assert result.check.passed
+    assert result.plan.counts() == {"batch_norms": 3, "folded": 3, "reduced": 0, "kept": 0}
+
+
 @pytest.mark.parametrize("opset", [1, 6])
 def test_old_norms_without_is_test_use_batch_statistics(opset: int) -> None:
     norm = {"consumed_inputs": [0, 0, 0, 1, 1]} if opset == 1 else {}

@@ -98,6 +98,15 @@ def matmul_transposed(axis: int | None, zero: bool) -> Net:
     return n
 
 
+def through_shapes(axis: int | None, zero: bool) -> Net:
+    """Weights that are stored as a matrix, behind an axis of size 1."""
+    n = Net(2, 3, 6, 6)
+    stored = n.quantized((1, 4, 27), None if axis is None else 1, zero)
+    weight = n.op("Reshape", n.op("Squeeze", stored, n.w([0], np.int64)), n.w([4, 3, 3, 3], np.int64))
+    n.op("Relu", n.bn(n.op("Conv", "x", n.op("Cast", weight, to=TensorProto.FLOAT)), 4))
+    return n
+
+
 def conv_transpose(axis: int | None, zero: bool) -> Net:
     n = Net(2, 3, 4, 4)
     weight = n.quantized((3, 4, 2, 2), None if axis is None else 1, zero)
@@ -107,7 +116,9 @@ def conv_transpose(axis: int | None, zero: bool) -> Net:
 
 @pytest.mark.parametrize("zero", [False, True], ids=["symmetric", "zero_points"])
 @pytest.mark.parametrize("axis", [None, 0], ids=["per_tensor", "per_channel"])
-@pytest.mark.parametrize("build", [conv_then_bn, between_two_convs, gemm, matmul_transposed, conv_transpose])
+@pytest.mark.parametrize(
+    "build", [conv_then_bn, between_two_convs, gemm, matmul_transposed, through_shapes, conv_transpose]
+)
 def test_the_norm_goes_into_the_scale(build: Any, axis: int | None, zero: bool) -> None:
     n = build(axis, zero)
     model = n.model(n.nodes[-1].output[0])
@@ -119,6 +130,37 @@ def test_the_norm_goes_into_the_scale(build: Any, axis: int | None, zero: bool) 
     for level in (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
         before, after = (run(m, x, level) for m in (model, result.model))
         np.testing.assert_allclose(after, before, rtol=0, atol=3e-6 * np.abs(before).max())
+
+
+def test_weights_that_the_model_itself_quantizes() -> None:
+    """As quantization toolkits export what they train: float weights, QuantizeLinear, DequantizeLinear."""
+    n = Net(2, 3, 6, 6)
+    around = n.w(n.rng.uniform(0.01, 0.03, 4)), n.w(n.rng.integers(-9, 9, 4), np.int8)
+    weight = n.op("QuantizeLinear", n.w(n.rng.standard_normal((4, 3, 3, 3))), *around, axis=0)
+    weight = n.op("DequantizeLinear", weight, *around, axis=0)
+    model = n.model(n.op("Relu", n.bn(n.op("Conv", "x", weight), 4)))
+    result = bnfold.fold(model)
+    assert [bn.verdict for bn in result.plan.batch_norms] == ["folded"]
+    assert [node.op_type for node in result.model.graph.node][:2] == ["QuantizeLinear", "DequantizeLinear"]
+    x = n.rng.standard_normal(n.shape).astype(np.float32)
+    before, after = (run(m, x, ort.GraphOptimizationLevel.ORT_DISABLE_ALL) for m in (model, result.model))
+    np.testing.assert_allclose(after, before, rtol=0, atol=3e-6 * np.abs(before).max())
+
+
+def test_weights_that_are_rounded_behind_their_scale_stay() -> None:
+    n = Net(2, 3, 6, 6)
+    whole = n.op("Cast", n.quantized((4, 3, 3, 3), 0, False), to=TensorProto.INT32)
+    y = n.op("Relu", n.bn(n.op("Conv", "x", n.op("Cast", whole, to=TensorProto.FLOAT)), 4))
+    assert bnfold.fold(n.model(y)).plan.counts()["folded"] == 0
+
+
+def test_a_scale_that_is_shorter_than_the_weights_stays() -> None:
+    """The new scale would be rounded to float16, and the original computes in float32."""
+    n = Net(2, 3, 6, 6)
+    weight = n.op("DequantizeLinear", n.w(n.rng.integers(-99, 99, (4, 3, 3, 3)), np.int8), n.w(0.01, np.float16))
+    y = n.op("Relu", n.bn(n.op("Conv", "x", n.op("Cast", weight, to=TensorProto.FLOAT)), 4))
+    (norm,) = bnfold.fold(n.model(y, opset=19)).plan.batch_norms
+    assert norm.verdict == "kept"
 
 
 def test_a_negative_scale_is_refused() -> None:

@@ -69,11 +69,17 @@ def _in_a_function() -> onnx.ModelProto:
     n = Net(2, 3, 4, 4)
     stats = [n.w(np.full(3, v)) for v in (1.5, 0.2, 0.3, 2.0)]
     y = n.op("Block", "x", *stats, domain="local")
-    model = n.model(domains=("local",))
+    model = n.model(opset=18, domains=("local",))
     model.graph.output.append(helper.make_tensor_value_info(y, TensorProto.DOUBLE, [2, 3, 4, 4]))
     names = ["x", "g", "b", "m", "v"]
     norm = helper.make_node("BatchNormalization", names, ["y"], name="inner")
-    model.functions.append(helper.make_function("local", "Block", names, ["y"], [norm], [helper.make_opsetid("", 16)]))
+    split = helper.make_node("Split", ["x"], ["half", "rest"], axis=2)  # another operator in opset 18
+    half = helper.make_tensor_value_info("half", TensorProto.DOUBLE, None)
+    body = helper.make_graph([split], "body", [], [half])
+    unread = helper.make_node("If", ["yes"], ["unread"], then_branch=body, else_branch=body)
+    yes = helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True)))
+    nodes = [yes, unread, norm]
+    model.functions.append(helper.make_function("local", "Block", names, ["y"], nodes, [helper.make_opsetid("", 17)]))
     return model
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, ValueInfoProto
 
-from ..frontends.onnx.files import check, load
+from ..frontends.onnx.files import check, load, load_whole
 from ..frontends.onnx.read import read
 from ..limits import LEFTOVERS
 from ..planner import gauges
@@ -30,7 +30,7 @@ class OnnxProbe:
     def __init__(self, path: Path, device: Device, engine: str) -> None:
         """`engine`: the name of the runner that judged it."""
         self.path, self.device, self.engine = path, device, engine
-        self.model = onnx.load(path) if path.stat().st_size < LARGE else None
+        self.model = load_whole(path) if path.stat().st_size < LARGE else None
         self.wide: ModelProto | None = None
 
     def tensors(self) -> dict[str, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +16,12 @@ import onnx
 from onnx import ModelProto, TensorProto, helper
 
 from ..errors import VerificationError
+from ..frontends.onnx.files import load_whole
 from ..frontends.onnx.functions import inlined
+from ..graph import Shape
 from .device import Device, check_placement, placements, require
 from .inputs import Array, Feed, InputSpec
+from .sizes import demanded
 
 CPU = Device()
 CARRIERS = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"})
@@ -119,9 +123,11 @@ class ReferenceRunner:
         from .reference import operators
         from .windows import WINDOWS
 
-        model = path if isinstance(path, ModelProto) else onnx.load(path)
+        model = path if isinstance(path, ModelProto) else load_whole(path)
         if model.functions:  # the evaluator would take its own operators in functions
             model = inlined(model)
+        if not model.opset_import:  # files before IR 3 say no version
+            model.opset_import.add(version=1)
         opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.evaluator = ReferenceEvaluator(model, new_ops=[*operators(opset), *WINDOWS])
         self.outputs = list(self.evaluator.output_names)
@@ -147,8 +153,14 @@ def _named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Array]:
 def input_specs(model: ModelProto) -> list[InputSpec]:
     """The inputs that a caller must give."""
     defaults = {t.name for t in model.graph.initializer}
-    rows = _rows(model)
-    return [_spec(value, rows.get(value.name)) for value in model.graph.input if value.name not in defaults]
+    rows, sizes = _rows(model), demanded(model)
+    specs = [_spec(value, rows.get(value.name)) for value in model.graph.input if value.name not in defaults]
+    return [replace(spec, shape=_filled(spec.shape, sizes.get(spec.name, {}))) for spec in specs]
+
+
+def _filled(shape: Shape, sizes: Mapping[int, int]) -> Shape:
+    """A shape with the sizes that the layers ask for in the place of unknown ones."""
+    return tuple(dim if isinstance(dim, int) else sizes.get(axis, dim) for axis, dim in enumerate(shape))
 
 
 def _rows(model: ModelProto) -> dict[str, int]:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ..frontends.onnx.files import load_whole
 from ..frontends.onnx.functions import inlined
 from .inputs import Array, Feed
 
@@ -20,8 +21,7 @@ def widened(path: Path) -> ModelProto | None:
     """The model of a file in float64, external data and local functions in it; None where it is too large for that."""
     if sum(int(np.prod(t.dims)) for t in onnx.load(path, load_external_data=False).graph.initializer) > WEIGHTS:
         return None
-    model = onnx.load(path)
-    return widen(model)
+    return widen(load_whole(path))
 
 
 def widen(model: ModelProto) -> ModelProto:

@@ -20,7 +20,7 @@ def report(
     `verification` is null when nothing was folded (inspect); `{"verified": false}` when the check was not made.
     """
     data = plan.to_dict()
-    del data["edits"]
+    del data["edits"], data["moved"]
     data = {"schema": data.pop("schema"), "bnfold": __version__, **data, "output": output, "verification": None}
     if check is not None:
         data["verification"] = {"verified": True, **check.to_dict()}

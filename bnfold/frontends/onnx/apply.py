@@ -10,6 +10,7 @@ from ...errors import PlanError
 from ...plan import Merge, Plan, Remove, Replace, Rescale
 from .bindings import AffineBinding, LinearBinding
 from .editor import Editor, Pending, all_names, fill
+from .external import external_tensors
 from .forms import merge, remove, replace
 from .read import Source
 from .skeleton import constant_tensor
@@ -18,10 +19,14 @@ from .weights import rescale
 
 @dataclass
 class Applied:
-    """An edited model (the same object as before), in which the tensors `pending` still lack their new values."""
+    """An edited model (the same object as before), in which the tensors `pending` still lack their new values.
+
+    `aside`: it had external data, and large new tensors are to lie beside it too.
+    """
 
     model: ModelProto
     pending: dict[str, Pending] = field(default_factory=dict)
+    aside: bool = False
 
     def complete(self) -> ModelProto:
         """The model with all values computed."""
@@ -38,7 +43,7 @@ class Applied:
 
 def apply(model: ModelProto, source: Source, plan: Plan) -> Applied:
     """Edit `model`, which `source` was read from. PlanError where the plan was made for another model."""
-    names = all_names(model.graph)
+    names, aside = all_names(model.graph), bool(external_tensors(model))
     editors: list[Editor] = []
     for scope in source.scopes:
         around = next((editor for editor in editors if editor.scope is scope.parent), None)
@@ -58,5 +63,5 @@ def apply(model: ModelProto, source: Source, plan: Plan) -> Applied:
                 f"{edit.name}: op {edit.op} is not what the plan expects; was the plan made for this model?"
             )
     for editor in reversed(editors):  # bodies before what is around them
-        editor.finish()
-    return Applied(model, editors[0].pending)
+        editor.finish(set(plan.moved))
+    return Applied(model, editors[0].pending, aside)

@@ -28,8 +28,9 @@ def batch_norm(node: Node) -> Reading | None:
         reason = Reason("not-constant", f"its {_missing(node)} not a plain constant of the model", node.label)
     if reason is not None or gamma is None or beta is None or mean is None or var is None:
         return [Opaque(node.label, _data(node), node.outputs, node.type, reason, _channels(node))], {}
-    if len({vector.size for vector in (gamma, beta, mean, var)}) > 1:
-        uneven = Reason("bad-statistics", "its four vectors are not of one length", node.label)
+    if len({vector.size for vector in (gamma, beta, mean, var)}) > 1 or not mean.size:
+        why = "its four vectors are not of one length" if mean.size else "it has no channels"
+        uneven = Reason("bad-statistics", why, node.label)
         return [Opaque(node.label, _data(node), node.outputs, node.type, uneven, mean.size)], {}
     eps = float(node.attrs.get("epsilon", 1e-5))
     affine = ChannelAffine.from_batch_norm(mean.ravel(), var.ravel(), gamma.ravel(), beta.ravel(), eps)
@@ -92,7 +93,7 @@ def _bn_reason(node: Node) -> Reason | None:
         )  # fmt: skip
     if node.attrs.get("spatial", 1) == 0:
         return Reason("spatial-0", "it has statistics for every pixel (spatial=0)", label)
-    held = [node.input(i) for i in range(1, 5) if node.input(i) in node.context.constants.overridable]
+    held = [node.input(i) for i in range(1, 5) if node.context.constants.may_be_overridden(node.input(i))]
     if held:
         return Reason(
             "overridable",
@@ -141,7 +142,10 @@ def _constant_arithmetic(node: Node, number: Number, data: int, shape: Shape) ->
     product = node.type in ("Mul", "Div")
     if any(shape[axis] != number.shape[axis] for axis in varying) or not np.isfinite(number).all():
         return None
-    if node.type == "Div" and not number.all():
+    if len(varying) > 1:  # it may be expanded to the shape of the data
+        number = _shrunk(number, varying)
+        varying = [axis for axis, size in enumerate(number.shape) if size > 1]
+    if not number.size or (node.type == "Div" and not number.all()):
         return None
     backward = node.type == "Sub" and data == 1  # c - x
     value = -number if node.type == "Sub" and not backward else 1.0 / number if node.type == "Div" else number
@@ -173,6 +177,14 @@ def _constant_arithmetic(node: Node, number: Number, data: int, shape: Shape) ->
     )
     dtype = node.value(1 - data).dtype.name
     return [affine], {0: AffineBinding(node.index, data, dtype)}
+
+
+def _shrunk(number: Number, axes: list[int]) -> Number:
+    """A constant without those of its axes along which it does not change."""
+    for axis in axes:
+        first = number.take([0], axis)
+        number = first if (number == first).all() else number
+    return number
 
 
 def _between_data(node: Node) -> Reading | None:

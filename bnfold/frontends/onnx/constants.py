@@ -19,11 +19,14 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from ...errors import ModelError
 from .evaluators import EVALUATORS, evaluable
+from .places import filled
 from .skeleton import constant_tensor, sparse_names
 
 Array = npt.NDArray[Any]
 LARGE = 4096
 """Constants of more elements are not kept once read, and not computed anew before they are written."""
+MEMO = 1 << 24
+"""Of computed constants of up to so many elements the last is kept: layers in a row share a mask."""
 MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Unsqueeze", "Squeeze", "Cast", "CastLike"})
 
 
@@ -68,7 +71,9 @@ class Constants:
         named = {t.name for t in graph.initializer}
         modern = self.ir_version >= 4
         self.overridable = named & inputs if modern and not self.freeze_inputs else set()
-        self.tensors = {t.name: _as_read(t) for t in graph.initializer if t.name not in self.overridable}
+        # runtimes do not agree on what a name means that a body and a graph around it give to two tensors
+        unclear = self.overridable | {name for name in named if outer is not None and outer._known(name)}
+        self.tensors = {t.name: _as_read(t) for t in graph.initializer if t.name not in unclear}
         for node in graph.node:
             constant = constant_tensor(node)
             if constant is not None:
@@ -79,10 +84,20 @@ class Constants:
         self.local = inputs | named | set(self.producers) | sparse_names(graph)
         self._constant: dict[str, bool] = {}
         self._cache: dict[str, Array] = {}
+        self._last: dict[str, Array] = {}
+
+    def _known(self, name: str) -> bool:
+        """Whether a name is that of a tensor of this graph or of one around it."""
+        return name in self.local or (self.outer is not None and self.outer._known(name))
 
     def _around(self, name: str) -> Constants | None:
         """The constants around a body, where the name is none of its own."""
         return self.outer if name not in self.local else None
+
+    def may_be_overridden(self, name: str) -> bool:
+        """Whether a tensor is a graph input with a default, which a caller may override."""
+        around = self._around(name)
+        return name in self.overridable if around is None else around.may_be_overridden(name)
 
     def __contains__(self, name: object) -> bool:
         """Whether a tensor is constant."""
@@ -156,17 +171,21 @@ class Constants:
         around = self._around(name)
         if around is not None:
             return around.value(name)
-        if name in self._cache:
-            return self._cache[name]
+        if name in self._cache or name in self._last:
+            return self._cache[name] if name in self._cache else self._last[name]
         tensor = self.tensor(name)
         value = self._compute(name) if tensor is None else self._load(tensor)
         if value.size <= LARGE:
             self._cache[name] = value
+        elif tensor is None and value.size <= MEMO:
+            self._last = {name: value}
         return value
 
     def _load(self, tensor: TensorProto) -> Array:
         try:
-            return numpy_helper.to_array(tensor, str(self.folder) if self.folder else "")
+            return numpy_helper.to_array(filled(tensor, self.folder))
+        except ModelError:
+            raise
         except Exception as error:  # onnx raises many kinds here, each for damaged data
             raise ModelError(f"tensor {tensor.name!r}: its data cannot be read ({error})") from error
 
@@ -181,7 +200,8 @@ class Constants:
             return self.value(node.input[0]).astype(self._dtype_of(node.input[1]))
         inputs = [self.value(i) if i else None for i in node.input]
         try:
-            return np.asarray(EVALUATORS[node.op_type](inputs, attributes(node), self.opset))
+            made = EVALUATORS[node.op_type](inputs, attributes(node) | {"outputs": len(node.output)}, self.opset)
+            return made[list(node.output).index(name)] if isinstance(made, list) else np.asarray(made)
         except (ValueError, TypeError, IndexError, KeyError) as error:
             raise ModelError(
                 f"node {node.name or node.op_type!r}: constant {name!r} cannot be computed ({error})"

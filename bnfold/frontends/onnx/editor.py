@@ -48,6 +48,8 @@ class Editor:
         fixed = {v.name for v in (*self.graph.input, *self.graph.output)} | set(scope.pinned) | set(self.initializers)
         self.renaming = Renaming(fixed | (set(self.uses) - scope.local))
         self.dropped: set[int] = set()
+        self.refilled: set[str] = set()
+        """Tensors that have new values under their old names."""
         self.released: set[str] = set()
         self.constant_nodes: list[NodeProto] = []
         self.inserted: dict[int, NodeProto] = {}
@@ -93,6 +95,7 @@ class Editor:
         if old in self.initializers and self.uses[old] == 1:
             tensor = self.graph.initializer[self.initializers[old]]
             if tuple(tensor.dims) == value.shape:
+                self.refilled.add(old)
                 self._store(tensor, value, old)
                 return
         if old:
@@ -131,8 +134,11 @@ class Editor:
 
     # --- clean up
 
-    def finish(self) -> None:
-        """Rename, take out what nobody reads any more because of the edits, put new constants in front."""
+    def finish(self, moved: set[str]) -> None:
+        """Rename, take out what nobody reads any more because of the edits, put new constants in front.
+
+        `moved`: tensors, by their names in the neutral graph, whose annotations no longer hold.
+        """
         frozen = self.constants.frozen
         _delete(self.graph.input, (i for i, v in enumerate(self.graph.input) if v.name in frozen))
         drop_nodes = self.dropped | self._unread_nodes()
@@ -146,6 +152,11 @@ class Editor:
         for node in reversed(self.constant_nodes):
             self.graph.node.insert(0, node)
         self._drop_tensors()
+        stale = self.refilled | {raw for raw, name in self.scope.alias.items() if name in moved}
+        _delete(
+            self.graph.quantization_annotation,
+            (i for i, q in enumerate(self.graph.quantization_annotation) if q.tensor_name in stale),
+        )
 
     def _unread_nodes(self) -> set[int]:
         """Nodes that computed constants for what was edited, and that nobody else reads."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
@@ -101,11 +102,64 @@ def _dequantize(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
     return np.asarray(value.reshape(x.shape)).astype(helper.tensor_dtype_to_np_dtype(to) if to else scale.dtype)
 
 
-EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array]] = {
+def _quantize(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    """`x / scale + zero point`, rounded to even and held in the range of the zero point's type."""
+    x, scale = np.asarray(inputs[0]), np.asarray(inputs[1])
+    zero = np.asarray(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else np.zeros((), np.uint8)
+    shape = [1] * x.ndim
+    if scale.size > 1:
+        shape[attrs.get("axis", 1)] = scale.size
+    offset = zero.astype(np.float32).reshape(shape if zero.size > 1 else [1] * x.ndim)
+    value = x.astype(np.float32) / scale.astype(np.float32).reshape(shape)
+    if "float" in zero.dtype.name:
+        limit = float(ml_dtypes.finfo(zero.dtype).max)  # type: ignore[no-untyped-call]
+        return np.asarray(np.clip(value + offset, -limit, limit).astype(zero.dtype))
+    info = ml_dtypes.iinfo(zero.dtype)  # type: ignore[no-untyped-call]
+    return np.asarray(np.clip(np.rint(value) + offset, info.min, info.max).astype(zero.dtype))
+
+
+def _reduction(function: Callable[..., Any]) -> Callable[[Inputs, Attributes, int], Array]:
+    """Over the given axes, or all; floats in float64, rounded once."""
+
+    def evaluate(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+        data, axes = np.asarray(inputs[0]), _axes(inputs, attrs)
+        if not axes and attrs.get("noop_with_empty_axes", 0):
+            return data
+        wide = data if data.dtype.kind in "iu" else data.astype(np.float64)
+        return np.asarray(function(wide, axis=axes or None, keepdims=bool(attrs.get("keepdims", 1)))).astype(data.dtype)
+
+    return evaluate
+
+
+def _squares(x: Array, **how: Any) -> Array:
+    return np.asarray(np.sum(x * x, **how))
+
+
+def _clip(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
+    data = np.asarray(inputs[0])
+    bounds = [(inputs[i] if i < len(inputs) else None) if opset >= 11 else attrs.get(key)
+              for i, key in ((1, "min"), (2, "max"))]  # fmt: skip
+    low, high = (None if bound is None else np.asarray(bound, data.dtype) for bound in bounds)
+    data = data if low is None else np.maximum(data, low)
+    return np.asarray(data if high is None else np.minimum(data, high))
+
+
+def _split(inputs: Inputs, attrs: Attributes, opset: int) -> list[Array]:
+    """All parts; `outputs` among the attributes: how many they are."""
+    data, axis, count = np.asarray(inputs[0]), attrs.get("axis", 0), attrs["outputs"]
+    sizes = inputs[1] if len(inputs) > 1 and inputs[1] is not None else attrs.get("split")
+    if sizes is None:
+        part = -(-data.shape[axis] // count)
+        sizes = [part] * (count - 1)
+    return np.split(data, np.cumsum(sizes)[: count - 1], axis)
+
+
+EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array | list[Array]]] = {
     "Constant": _constant,
     "ConstantOfShape": _constant_of_shape,
     "Cast": _cast,
     "DequantizeLinear": _dequantize,
+    "QuantizeLinear": _quantize,
     "Identity": lambda i, a, o: np.asarray(i[0]),
     "Expand": lambda i, a, o: np.broadcast_to(i[0], np.broadcast_shapes(np.shape(i[0]), tuple(int(d) for d in i[1]))),
     "Transpose": lambda i, a, o: np.transpose(i[0], a.get("perm")),
@@ -131,6 +185,29 @@ EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array]] = {
     "Sqrt": _unary(np.sqrt),
     "Reciprocal": _unary(np.reciprocal),
     "Neg": _unary(np.negative),
+    "Sign": _unary(np.sign),
+    "Floor": _unary(np.floor),
+    "Ceil": _unary(np.ceil),
+    "Relu": _unary(lambda x: np.maximum(x, 0)),
+    "Clip": _clip,
+    "Split": _split,
+    "MatMul": lambda i, a, o: np.asarray(np.matmul(i[0], i[1])),
+    "Range": lambda i, a, o: np.arange(*(np.asarray(x).item() for x in i)).astype(np.asarray(i[0]).dtype),
+    "Where": lambda i, a, o: np.asarray(np.where(*map(np.asarray, i[:3]))),
+    "Equal": lambda i, a, o: np.equal(*i),
+    "Greater": lambda i, a, o: np.greater(*i),
+    "Less": lambda i, a, o: np.less(*i),
+    "Not": lambda i, a, o: np.logical_not(i[0]),
+    "And": lambda i, a, o: np.logical_and(*i),
+    "Or": lambda i, a, o: np.logical_or(*i),
+    "ReduceMean": _reduction(np.mean),
+    "ReduceSum": _reduction(np.sum),
+    "ReduceProd": _reduction(np.prod),
+    "ReduceMax": _reduction(np.max),
+    "ReduceMin": _reduction(np.min),
+    "ReduceSumSquare": _reduction(_squares),
+    "ReduceL2": _reduction(lambda x, **how: np.sqrt(_squares(x, **how))),
+    "ReduceL1": _reduction(lambda x, **how: np.sum(np.abs(x), **how)),
 }
 
 NUMBERS = frozenset({"value", "value_float", "value_floats", "value_int", "value_ints"})
@@ -145,7 +222,9 @@ SUPPORTED: dict[str, Callable[[Attributes, int], bool]] = {
     "ConstantOfShape": lambda a, o: "value" not in a or a["value"].data_location != TensorProto.EXTERNAL,
     "Cast": lambda a, o: a.get("to") in CASTS,
     "DequantizeLinear": lambda a, o: not a.get("block_size"),
+    "QuantizeLinear": lambda a, o: not (a.get("block_size") or a.get("output_dtype")) and a.get("saturate", 1) == 1,
     "Tile": lambda a, o: o >= 6,
+    **{op: lambda a, o: o >= 7 for op in ("Equal", "Greater", "Less", "And", "Or")},  # before, `axis` placed the second
 }
 """Which forms of an operator `EVALUATORS` has; all of those that are not named here."""
 

@@ -16,6 +16,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from ...errors import ModelError
 from .apply import Applied
+from .external import external_tensors
+from .places import filled
 from .sidefile import carry_over
 from .skeleton import Skeleton, nested_graphs, skeleton, small
 from .stream import write
@@ -44,6 +46,16 @@ def load(path: Path) -> ModelProto:
         raise ModelError(f"{path}: not an ONNX model, or a truncated one ({size:,} bytes)") from None
     if not model.HasField("graph") or not model.ir_version:
         raise ModelError(f"{path}: not an ONNX model (it has no graph)")
+    return model
+
+
+def load_whole(path: Path) -> ModelProto:
+    """The model in a file, all its external data in it. ModelError where that cannot be read."""
+    model = load(path)
+    for tensor in external_tensors(model):
+        tensor.raw_data = filled(tensor, path.parent).raw_data
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
     return model
 
 

@@ -6,11 +6,15 @@ from collections.abc import Iterable, Iterator
 
 import onnx.inliner
 from onnx import FunctionProto, ModelProto, NodeProto
+from onnx.defs import SchemaError, get_schema
 
+from .constants import default_opset
 from .skeleton import nested_graphs, sparse_names
 
 Id = tuple[str, str]
 """Domain and name of a function."""
+STANDARD = frozenset({"", "ai.onnx"})
+"""How the domain of the standard operators is written."""
 
 
 def with_norms(model: ModelProto) -> set[Id]:
@@ -88,14 +92,31 @@ def _in_rounds(model: ModelProto, names: set[Id]) -> ModelProto:
 
 
 def _inlined_once(model: ModelProto, names: set[Id]) -> ModelProto:
-    """The inliner sees no other functions: one that it refuses must not keep it from the rest."""
+    """The inliner sees no other functions: one that it refuses must not keep it from the rest.
+
+    It takes no function of another opset than the model's; where that means the same, the function gets the model's.
+    """
     others = [function for function in model.functions if _id(function) not in names]
     chosen = [function for function in model.functions if _id(function) in names]
+    version = default_opset(model)
+    for function in chosen:
+        for imported in function.opset_import:
+            if imported.domain in STANDARD and _alike(function, imported.version, version):
+                imported.version = version
     model.ClearField("functions")
     model.functions.extend(chosen)
     done: ModelProto = onnx.inliner.inline_local_functions(model)
     done.functions.extend(others)
     return done
+
+
+def _alike(function: FunctionProto, one: int, other: int) -> bool:
+    """Whether the standard operators of a function are the same in two opsets."""
+    standard = {node.op_type for node in _nodes(function.node) if node.domain in STANDARD}
+    try:
+        return all(get_schema(op, one, "").since_version == get_schema(op, other, "").since_version for op in standard)
+    except SchemaError:  # none of the standard's, or newer than the installed onnx
+        return False
 
 
 def _outermost(model: ModelProto, names: set[Id]) -> set[Id]:
@@ -132,7 +153,7 @@ def _id(function: FunctionProto) -> Id:
 def _holds_norm(functions: dict[Id, list[NodeProto]], key: Id, around: frozenset[Id]) -> bool:
     if key not in functions or key in around:
         return False
-    if any(node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx") for node in functions[key]):
+    if any(node.op_type == "BatchNormalization" and node.domain in STANDARD for node in functions[key]):
         return True
     return any(_holds_norm(functions, _callee(node), around | {key}) for node in functions[key])
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 
 from ...absorb import Layout
-from ...graph import Linear, Opaque
+from ...graph import Linear, Opaque, Shape
 from .bindings import LinearBinding, Quantized, Reading
 from .constants import attributes
-from .node import FLOATS, Node
+from .node import FLOATS, Node, to_floats
+
+SHAPERS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 
 
 def _float_weight(node: Node, i: int) -> bool:
@@ -204,18 +207,32 @@ def quantization(node: Node, i: int, axis: int, out: int) -> tuple[str, Quantize
         if inner.op_type == "Transpose" and axis >= 0:
             rank = len(node.shape(inner.output[0]) or ())
             axis = list(attributes(inner).get("perm", range(rank - 1, -1, -1)))[axis]
-        elif inner.op_type != "Identity":
+        elif inner.op_type in SHAPERS and axis >= 0:
+            axis = _before(node.shape(inner.input[0]) or (), node.shape(inner.output[0]) or (), axis)
+        elif inner.op_type != "Identity" and not (inner.op_type == "Cast" and to_floats(attributes(inner)["to"])):
             return "none", None
     last = chain[-1]
     scale = node.context.constants.shape(last.input[1])
     single = all(size == 1 for size in scale)
     rank = max(1, len(node.shape(last.output[0]) or ()))
     fits = node.opset >= 13 if single else len(scale) == 1 and attributes(last).get("axis", 1) % rank == axis
+    constants = node.context.constants
+    if constants.dtype(last.input[1]).itemsize < constants.dtype(node.input(i)).itemsize:
+        return "none", None  # a Cast follows, and the new scale would be rounded more coarsely than the weights
     alone = all(node.context.uses[name] == 1 for name in names)
     index = node.context.constants.position(last)
     if axis < 0 or not fits or not alone or index is None:
         return "none", None
     return "out", Quantized(index, axis, out)
+
+
+def _before(source: Shape, target: Shape, axis: int) -> int:
+    """The axis of `source` that a Reshape makes `axis` of `target`, entry by entry; -1 where there is none."""
+    before, after = ([size for size in shape if isinstance(size, int)] for shape in (source, target))
+    if len(before) < len(source) or len(after) < len(target):
+        return -1
+    ahead = prod(after[:axis])
+    return next((i for i, size in enumerate(before) if size == after[axis] and prod(before[:i]) == ahead), -1)
 
 
 def recurrent(node: Node) -> Reading | None:

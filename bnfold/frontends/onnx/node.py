@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from onnx import helper
 
 from ...graph import Op, Shape
 from .constants import Constants
@@ -19,6 +20,11 @@ BESIDE = frozenset(
 )
 """Operators that may take up a single number next to them."""
 FLOATS = frozenset({"float16", "float32", "float64", "bfloat16"})
+
+
+def to_floats(to: int | str) -> bool:
+    """Whether a Cast gives floats; what opsets before 6 have as text is left alone."""
+    return isinstance(to, int) and np.dtype(helper.tensor_dtype_to_np_dtype(to)).name in FLOATS
 
 
 @dataclass

@@ -6,8 +6,9 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from ...graph import Affine, Bound, Carry, Clipped, Homogeneous, Opaque, Select, Shape, Sum
+from .arithmetic import arithmetic
 from .bindings import AffineBinding, BoundBinding, ClipBinding, Reading
-from .node import FLOATS, Node, Ops
+from .node import FLOATS, Node, Ops, to_floats
 
 
 def _relu(node: Node, data: int = 0) -> Reading:
@@ -144,8 +145,10 @@ def reduce(node: Node) -> Ops | None:
     return [Carry(node.label, node.inputs[:1], node.outputs, where, keep, carries_shift=mean)]
 
 
-def add_all(node: Node) -> Ops | None:
-    """Sum, Mean of data tensors."""
+def add_all(node: Node) -> Ops | Reading | None:
+    """Sum, Mean of data tensors; a Sum of one and a constant is an Add."""
+    if node.type == "Sum" and len(node.inputs) == 2 and node.constant(0) != node.constant(1):
+        return arithmetic(node)
     if any(node.constant(i) for i in range(len(node.inputs))):
         return None
     factor = 1.0 / len(node.inputs) if node.type == "Mean" else 1.0
@@ -167,14 +170,9 @@ def same(node: Node) -> Ops | None:
         training = (node.constant(2) and bool(node.value(2).item())) or (node.input(2) and not node.constant(2))
         if training or not node.only_output or (node.opset < 7 and not node.attrs.get("is_test", 0)):
             return None
-    if node.type == "Cast" and not _to_floats(node.attrs["to"]):
+    if node.type == "Cast" and not to_floats(node.attrs["to"]):
         return None
     return [Carry(node.label, node.inputs[:1], node.outputs[:1])]
-
-
-def _to_floats(to: int | str) -> bool:
-    """Whether a Cast gives floats; what opsets before 6 have as text is left alone."""
-    return isinstance(to, int) and np.dtype(helper.tensor_dtype_to_np_dtype(to)).name in FLOATS
 
 
 def cast_like(node: Node) -> Ops | None:

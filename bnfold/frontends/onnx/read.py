@@ -150,6 +150,8 @@ class _Reader:
             self._add(scope, place, made, bound)
         self._watch(scope)
         taken = self.source.graph.shapes
+        told = (q.tensor_name for q in scope.graph.quantization_annotation if q.tensor_name in scope.local)
+        self.source.graph.annotated.update(scope.neutral(name, taken) for name in told)
         self.source.graph.pinned.update((scope.neutral(name, taken), why) for name, why in scope.pinned.items())
 
     def _add(self, scope: Scope, place: int, made: Ops, bound: dict[int, Binding]) -> None:
@@ -302,7 +304,7 @@ def _read_node(node: Node, skip: Callable[[str], bool]) -> Reading:
         if node.type == "BatchNormalization":
             return [Opaque(node.label, node.inputs[:1], node.outputs, node.type, reason)], {}
     elif node.type in READERS and not (
-        skip(node.label) and node.type in ("BatchNormalization", "Mul", "Add", "Sub", "Div")
+        skip(node.label) and node.type in ("BatchNormalization", "Mul", "Add", "Sub", "Div", "Sum")
     ):
         made = READERS[node.type](node)
     elif node.type == "BatchNormalization":

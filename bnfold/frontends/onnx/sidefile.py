@@ -14,7 +14,8 @@ from onnx import TensorProto
 
 from .apply import Applied
 from .editor import Pending
-from .external import Place, entries, external_tensors, is_external, place
+from .external import external_tensors, side_name
+from .places import Place, entries, is_external, place
 
 CHUNK = 1 << 20
 ZEROS = bytes(CHUNK)
@@ -25,15 +26,17 @@ ALIGNMENT = 4096
 def carry_over(applied: Applied, folder: Path | None, out: Path) -> None:
     """Copy the side files of a model into one beside `out`, with the new values of edited tensors in their places.
 
-    An edited tensor that shares bytes with another gets a place of its own, at the end.
+    An edited tensor that shares bytes with another gets a place of its own, at the end, and so do large new ones.
     """
     tensors = external_tensors(applied.model)
-    if not tensors or folder is None:
+    new = [t for t in applied.model.graph.initializer if t.name in applied.pending and not _has_data(t)]
+    new = new if applied.aside else []
+    if not (tensors or new) or folder is None:
         return
     own = sum(map(is_external, applied.model.graph.initializer))  # only these can be pending, and they come first
     places = [place(tensor, folder) for tensor in tensors]
     shared = overlapping(places)
-    target = out.with_name(f"{out.name}.data")
+    target = out.with_name(side_name(out))
     bases = _copy(sorted({at.path for at in places}), target)
     with target.open("r+b") as data:
         for i, (tensor, at) in enumerate(zip(tensors, places, strict=True)):
@@ -42,6 +45,15 @@ def carry_over(applied: Applied, folder: Path | None, out: Path) -> None:
             if pending is not None:
                 offset = _write(data, pending, None if i in shared else offset)
             _move(tensor, target.name, offset, at.length)
+        for tensor in new:
+            offset = _write(data, applied.pending.pop(tensor.name), None)
+            tensor.data_location = TensorProto.EXTERNAL
+            _move(tensor, target.name, offset, data.tell() - offset)
+
+
+def _has_data(tensor: TensorProto) -> bool:
+    """Whether there is anything in a tensor but its name, type and shape."""
+    return any(field.name.endswith("_data") for field, _ in tensor.ListFields())
 
 
 def overlapping(places: list[Place]) -> set[int]:

@@ -16,12 +16,10 @@ import onnx
 import onnx.shape_inference
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ...errors import ModelError
+from .places import byte_size, filled, is_external
 
 SMALL = 64
 """Tensors of up to so many elements are kept: shapes, axes, indices, scalars."""
-PACKED = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
-"""Bits of an element, where several share a byte."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,8 @@ def skeleton(model: ModelProto, folder: Path | None = None) -> Skeleton:
     bare = ModelProto(ir_version=model.ir_version, producer_name=model.producer_name, domain=model.domain)
     bare.opset_import.extend(model.opset_import)
     bare.functions.extend(model.functions)
+    for function in bare.functions:
+        _blank(function.node)
     return Skeleton(bare, tuple(_strip(model.graph, bare.graph, folder)))
 
 
@@ -65,10 +65,12 @@ def _strip(graph: GraphProto, bare: GraphProto, folder: Path | None) -> list[int
     for node in bare.node:
         for body in nested_graphs(node):
             _hollow(body, folder, defined, hoisted)
+    _blank(bare.node)
     large += [(name, *kind) for name, kind in hoisted.items()]
     inputs = {value.name for value in graph.input}
     for name, dtype, dims in large:
-        if name not in inputs:
+        if name not in inputs:  # a tensor of a body may have the name of one around it
+            inputs.add(name)
             bare.input.append(helper.make_tensor_value_info(name, dtype, list(dims)))
     return positions
 
@@ -80,7 +82,7 @@ def _kept(tensor: TensorProto, folder: Path | None) -> TensorProto | None:
     if prod(tensor.dims) > SMALL or folder is None:
         return None
     try:
-        return numpy_helper.from_array(numpy_helper.to_array(tensor, str(folder)), tensor.name)
+        return numpy_helper.from_array(numpy_helper.to_array(filled(tensor, folder)), tensor.name)
     except Exception:  # data that cannot be read are found by those who look for them
         return None
 
@@ -122,8 +124,7 @@ def _hollow(
             hoisted[tensor.name] = kind
             del body.initializer[i]
         elif tensor.data_location == TensorProto.EXTERNAL:
-            raw = bytes(byte_size(tensor))
-            tensor.CopyFrom(TensorProto(name=tensor.name, data_type=kind[0], dims=kind[1], raw_data=raw))
+            tensor.CopyFrom(_zeros(tensor))
     for i in reversed(range(len(body.sparse_initializer))):
         sparse = body.sparse_initializer[i]
         kind = sparse.values.data_type, tuple(sparse.dims)
@@ -135,14 +136,20 @@ def _hollow(
             _hollow(inner, folder, defined, hoisted)
 
 
-def byte_size(tensor: TensorProto) -> int:
-    """How many bytes a tensor has by its shape and type. ModelError where the type is none."""
-    try:
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    except KeyError:
-        raise ModelError(f"tensor {tensor.name!r} has the unknown type {tensor.data_type}") from None
-    bits = PACKED.get(dtype.name, 8 * dtype.itemsize)
-    return -int(-prod(tensor.dims) * bits // 8)
+def _zeros(tensor: TensorProto) -> TensorProto:
+    """A tensor of the same name, type and shape."""
+    raw = bytes(byte_size(tensor))
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=raw)
+
+
+def _blank(nodes: Iterable[NodeProto]) -> None:
+    """Put zeros in the place of attributes whose data lie in another file."""
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t") and is_external(attribute.t):
+                attribute.t.CopyFrom(_zeros(attribute.t))
+        for body in nested_graphs(node):
+            _blank(body.node)
 
 
 def constant_tensor(node: NodeProto) -> TensorProto | None:

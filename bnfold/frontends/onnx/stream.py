@@ -23,7 +23,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from .apply import Applied
 from .editor import Pending
-from .skeleton import PACKED, constant_tensor, small
+from .places import PACKED
+from .skeleton import constant_tensor, small
 
 RAW_DATA, GRAPH, NODE, INITIALIZER = 9, 7, 1, 5
 SMALL_CHUNK = 1 << 16
