@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -16,6 +16,11 @@ from ..graph import Shape
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
+Axes = Mapping[str, Collection[int]]
+RESIZED = "resized"
+"""The kind of inputs whose dynamic sizes are others than those of the rest."""
+MORE = ((1, 32), (1, 0), (0, 32))
+"""By how much dynamic sizes grow for that, axis 0 and the others; what the reference takes first is used."""
 SAMPLES = 64
 """How much of a user's data is taken, where nothing is said."""
 
@@ -31,6 +36,11 @@ class InputSpec:
     dtype: np.dtype[Any]
     shape: Shape
     high: int = 8
+
+
+def dynamic_axes(specs: Sequence[InputSpec]) -> dict[str, set[int]]:
+    """Which axes of each input have no size of their own."""
+    return {spec.name: {i for i, dim in enumerate(spec.shape) if not isinstance(dim, int)} for spec in specs}
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,25 @@ class Inputs:
             return
         for shapes in shape_choices(specs, self.shapes):
             yield Choice(shapes, lambda shapes=shapes: self._seeded(specs, shapes))  # type: ignore[misc]
+
+    def resized(
+        self, specs: list[InputSpec], shapes: Mapping[str, tuple[int, ...]], axes: Axes
+    ) -> Iterator[Choice]:  # fmt: skip
+        """Inputs of other sizes along dynamic axes, to be tried in turn; none where a user chose sizes or inputs."""
+        if self.data is not None or self.shapes or self.kinds:
+            return
+        tried = [dict(shapes)]
+        for more in MORE:
+            sizes: dict[str, Any] = {
+                name: tuple(size + more[min(i, 1)] * (i in axes.get(name, ())) for i, size in enumerate(shape))
+                for name, shape in shapes.items()
+            }
+            if sizes not in tried:
+                tried.append(sizes)
+                yield Choice(sizes, lambda sizes=sizes: self._resized(specs, sizes))  # type: ignore[misc]
+
+    def _resized(self, specs: list[InputSpec], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Feed]]:
+        yield RESIZED, next(feeds(specs, shapes, self.seed))[1]
 
     def _seeded(self, specs: list[InputSpec], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Feed]]:
         batch = min((shape[0] for shape in shapes.values() if shape), default=1)

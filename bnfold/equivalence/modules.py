@@ -113,7 +113,7 @@ class ModuleRunner:
         with torch.no_grad(), _multiplying(self.subject.device):
             args, kwargs = self._call(feed)
             leaves, _ = tree_flatten(self.module(*args, **kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        tensors = [_real(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return {f"output_{i}": to_array(tensor) for i, tensor in enumerate(tensors)}
 
     def prepared(self, feed: Feed) -> Callable[[], object]:
@@ -174,6 +174,11 @@ def _name(path: Sequence[Any], parameters: Sequence[str]) -> str:
 
 def _positional(i: int, parameters: Sequence[str]) -> str:
     return parameters[i] if i < len(parameters) and parameters[i] not in ("args", "values", "inputs") else f"input_{i}"
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    """Complex numbers as pairs along a last axis."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def to_array(tensor: torch.Tensor) -> Array:

@@ -60,9 +60,15 @@ class OrtRunner:
             self.session = ort.InferenceSession(str(path), options, providers=providers)
         require(device, ort.get_available_providers(), self.session.get_providers())
         self.outputs = [output.name for output in self.session.get_outputs()]
+        given = (*self.session.get_inputs(), *self.session.get_overridable_initializers())
+        self.inputs = frozenset(value.name for value in given)
 
     def run(self, feed: Feed) -> dict[str, Array]:
-        """Outputs by name. The first run on a device other than the CPU proves that the nodes ran there."""
+        """Outputs by name. The first run on a device other than the CPU proves that the nodes ran there.
+
+        What it has no input for is left out.
+        """
+        feed = {name: value for name, value in feed.items() if name in self.inputs}
         if self.device.name == "cpu":
             return _named(self.outputs, self.session.run(None, feed))
         values = self._bound(feed)
@@ -125,6 +131,7 @@ class ReferenceRunner:
         opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.evaluator = ReferenceEvaluator(model, new_ops=[*operators(opset), *WINDOWS])
         self.outputs = list(self.evaluator.output_names)
+        self.inputs = frozenset(self.evaluator.input_names)
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """Outputs by name."""
