@@ -125,7 +125,8 @@ def from_data(inputs: Inputs, specs: list[InputSpec]) -> Choice:
     def batches() -> Iterator[tuple[str, Feed]]:
         for start in range(0, count, size):
             rows = np.arange(start, start + size) % count  # the last batch is filled up from the start
-            yield "data", {spec.name: samples.rows(rows)[spec.name].astype(spec.dtype) for spec in specs}
+            found = samples.rows(rows)
+            yield "data", {spec.name: _cast(spec, found[spec.name], samples.source) for spec in specs}
 
     return Choice(shapes, batches)
 
@@ -141,9 +142,21 @@ def _checked(spec: InputSpec, samples: Samples, batch: int, count: int) -> tuple
         wanted = "x".join(str(dim) if dim is not None else "?" for dim in spec.shape)
         found = "x".join(["samples", *map(str, first.shape[1:])])
         raise DataError(f"{samples.source}: {found} does not fit input {spec.name!r}, which is {wanted}")
-    if first.dtype.kind in "fc" and spec.dtype.kind in "iub":
+    if (first.dtype.kind == "f" and spec.dtype.kind in "iub") or (first.dtype.kind == "c" and spec.dtype.kind != "c"):
         raise DataError(f"{samples.source}: input {spec.name!r} takes {spec.dtype}, {first.dtype} found")
     return shape
+
+
+def _cast(spec: InputSpec, values: Array, source: str) -> Array:
+    """Data in the type of an input. DataError for whole numbers that it cannot hold."""
+    if spec.dtype.kind in "iu" and values.dtype.kind in "iu" and values.size:
+        low, high = int(values.min()), int(values.max())
+        bounds = np.iinfo(spec.dtype)
+        if low < bounds.min or high > bounds.max:
+            raise DataError(
+                f"{source}: input {spec.name!r} takes {spec.dtype}, {low if low < bounds.min else high} found"
+            )
+    return values.astype(spec.dtype)
 
 
 def _pixels(spec: InputSpec, inputs: Inputs) -> Pixels:
