@@ -298,6 +298,9 @@ def test_a_pair_that_cannot_be_compared_does_not_stop_the_others(listed: Path) -
         ("[[pairs]]\nreference = 'a'\ncandidate = 'b'\nshapes = { x = 'wide' }", "shapes.x: sizes such as"),
         ("[verify]\natol = 'x'\n[[pairs]]\nreference = 'a'\ncandidate = 'b'", "verify: atol = 'x': a number expected"),
         ("[verfy]\nseed = 1", "'verfy' is not known"),
+        ("[[pairs]]\nreference = 'a'\ncandidate = 'b'\ninputs = [1]", "inputs = [1]: a list of texts expected"),
+        ("[[pairs]]\nreference = 'a'\ncandidate = 'b'\nname = 5", "name = 5: a text expected"),
+        ("[[pairs]]\nreference = 'a'\ncandidate = 'b'\nshapes = { x = [1.5, 3] }", "shapes.x: sizes such as"),
         ("[[pairs]", "not TOML"),
         ("[[pairs]]\nreference = 'a'\ncandidate = 'b'\n" * 2, "two pairs are called 'a : b'"),
     ],
@@ -310,6 +313,31 @@ def test_a_file_with_a_mistake_says_which(tmp_path: Path, text: str, said: str) 
     done = CliRunner().invoke(main, ["verify", "--config", str(path), "-q"])
     assert done.exit_code == 2
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("mean = ['a']", "mean ['a']: a number or one for each"),
+        ("std = [0.5, 0]", "none of them 0"),
+        ("multiple = 0.5", "multiple 0.5: a number from 1 up"),
+        ("seed = -1", "seed -1: a number from 0 up"),
+        ("kinds = ['odd']", "inputs of kind 'odd'"),
+        ("device = 'gpu'", "device 'gpu': one of cpu"),
+    ],
+)
+def test_settings_that_fit_no_pair_are_wrong_usage(listed: Path, setting: str, said: str) -> None:
+    listed.write_text(f"{CONFIG}\n{setting}\n")
+    done = run("--config", "bnfold.toml", code=2)
+    assert said in done.stderr
+    assert "model.onnx : bad.onnx" in done.stderr
+
+
+def test_files_that_are_called_alike_are_named_by_their_folders(tmp_path: Path) -> None:
+    pair = '[[pairs]]\nreference = "{0}/model.onnx"\ncandidate = "build/{0}/model.onnx"\n'
+    (tmp_path / "bnfold.toml").write_text("\ufeff" + pair.format("one") + pair.format("two"), encoding="utf-8")
+    names = [pair.name for pair in read_config(tmp_path / "bnfold.toml")]
+    assert names == [f"{name}/model.onnx : build/{name}/model.onnx" for name in ("one", "two")]
 
 
 def test_models_are_named_once(here: Path) -> None:
