@@ -21,8 +21,9 @@ from bnfold.cli import main
 from bnfold.equivalence.check import Check, Measure, OutputError
 from bnfold.equivalence.criterion import INTEGER_LIMIT, LIMITS, PARTS, PEAK, Criterion, Errors, apart, beside, facts
 from bnfold.equivalence.inputs import KINDS, RESIZED, Inputs, InputSpec, feeds, shape_choices
+from bnfold.equivalence.judge import ROUNDING
 from bnfold.equivalence.parts import worst_part
-from bnfold.equivalence.runners import OrtRunner, ReferenceRunner
+from bnfold.equivalence.runners import OrtRunner, ReferenceRunner, input_specs
 from bnfold.equivalence.widen import widened
 from bnfold.errors import ModelError, UsageError, VerificationError
 from bnfold.report.data import to_json
@@ -984,3 +985,30 @@ def test_complex_outputs_are_judged_by_their_rounding() -> None:
     x = (torch.randn(2, 64),)
     assert verify(Spectrum(1, 1), Spectrum(3, 1 / 3), x).passed
     assert not verify(Spectrum(1, 1), Spectrum(1, 1.001), x).passed
+
+
+def test_whole_numbers_may_flip_as_far_as_rounding_flips_them(tmp_path: Path) -> None:
+    def model(factor: float) -> ModelProto:
+        net = Net(seed=0)
+        scaled = net.node("Mul", [net.input("x", (2, 500)), net.weight("factor", np.float32(factor))], "scaled")
+        net.output(net.node("Cast", [scaled], "whole", to=TensorProto.INT64), (2, 500))
+        made = net.model()
+        made.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+        return made
+
+    check = judged(tmp_path, model(2.0**20), model(2.0**20 * (1 + 2.0**-23)), kinds=["normal", "zeros"])
+    assert check.passed
+    assert check.outputs[0].note == ROUNDING
+    assert INTEGER_LIMIT < (check.outputs[0].measure("flips") or 0) < 0.5
+    assert not judged(tmp_path, model(2.0**20), model(2.0**20 * (1 + 2.0**-20)), kinds=["normal"]).passed
+    assert not judged(tmp_path, model(2.0**24), model(2.0**24 * (1 + 2.0**-20)), kinds=["normal"]).passed
+
+
+def test_masks_are_made_up_of_zeros_and_ones(tmp_path: Path) -> None:
+    net = Net(seed=0)
+    mask = net.input("attention_mask", (2, 50), np.int64)
+    net.output(net.node("Cast", [mask], "cast", to=TensorProto.FLOAT), (2, 50))
+    (spec,) = input_specs(net.model())
+    assert spec.high == 2
+    (entry,) = judged(tmp_path, net.model(), net.model(), kinds=["normal"]).outputs
+    assert entry.scale == 1

@@ -40,6 +40,8 @@ from .subject import Aligned, Subject
 NOISE_MULTIPLE = 10.0
 """A difference of so many times what one unit in the last place of the inputs does is no fault."""
 NOISE_RUNS = 3
+FLIPS = 2.0
+"""So many times the share of whole numbers that such inputs flip in the reference itself may flip in the candidate."""
 TRUST, UNITS = 100.0, 16.0
 """The reference may be so many times its noise, or so many units in the last place of the inputs, away from float64
 before that is taken for another function."""
@@ -273,7 +275,20 @@ class Hearing:
                 noise = noise or self._noise(feed, expected)
                 entry = self._heard(entry, a, b, truth if own is not None else None, noise[entry.output])
             entries[i] = entry
-        return entries
+        return [self._flipped(entry, expected, feed) for entry in entries]
+
+    def _flipped(self, entry: OutputError, expected: Mapping[str, Array], feed: Feed) -> OutputError:
+        """An entry of whole numbers that flip at ties, judged by how many flip in the reference when inputs are nudged.
+
+        Where half of them do, they say nothing.
+        """
+        share = entry.measure("flips")
+        if entry.passed or entry.note or share is None or self.criterion.fixed or not feed:
+            return entry
+        own = max(_share(run.get(entry.output), expected[entry.output]) for run in self._nudges(feed))
+        if not 0 < share <= FLIPS * own < 1:
+            return entry
+        return replace(entry, passed=True, note=ROUNDING, measures=(Measure("flips", share, FLIPS * own),))
 
     def _whole(
         self, entry: OutputError, expected: Mapping[str, Array], found: Mapping[str, Array]
@@ -350,13 +365,17 @@ class Hearing:
         """The largest change of each element of the outputs when every input moves by one unit in the last place."""
         self.progress("measuring the reference's own rounding")
         noise = {name: np.zeros(value.shape) for name, value in expected.items() if value.dtype.name in LIMITS}
-        for i in range(NOISE_RUNS):
-            rng = np.random.default_rng([self.seed, 1000 + i])
-            outputs = self.runner.run({name: _nudged(value, rng) for name, value in feed.items()})
+        for outputs in self._nudges(feed):
             for name, value in outputs.items():
                 if name in noise and value.shape == expected[name].shape:
                     noise[name] = np.maximum(noise[name], _change(value, expected[name]))
         return noise
+
+    def _nudges(self, feed: Feed) -> Iterator[dict[str, Array]]:
+        """What the reference gives on inputs that differ by one unit in the last place."""
+        for i in range(NOISE_RUNS):
+            rng = np.random.default_rng([self.seed, 1000 + i])
+            yield self.runner.run({name: _nudged(value, rng) for name, value in feed.items()})
 
 
 def _odd(a: Array, b: Array) -> bool:
@@ -368,6 +387,11 @@ def _odd(a: Array, b: Array) -> bool:
         if wild.any() and not np.array_equal(x[wild], y[wild], equal_nan=True):
             return True
     return False
+
+
+def _share(a: Array | None, b: Array) -> float:
+    """The share of elements that differ; 0 where they cannot be compared one by one."""
+    return float(np.mean(a != b)) if a is not None and a.shape == b.shape else 0.0
 
 
 def _change(a: Array, b: Array) -> Array:

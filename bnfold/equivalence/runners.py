@@ -186,5 +186,5 @@ def _spec(value: onnx.ValueInfoProto, rows: int | None = None) -> InputSpec:
     if tensor.elem_type == TensorProto.STRING:
         raise VerificationError(f"input {value.name!r} holds strings, so no inputs can be made up for it")
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    high = 256 if dtype == np.uint8 else 8
+    high = 256 if dtype == np.uint8 else 2 if "mask" in value.name.lower() else 8
     return InputSpec(value.name, dtype, tuple(dims), max(1, high if rows is None else min(rows, 1 << 15)))
