@@ -62,7 +62,7 @@ def distribution(seeds: int = 2) -> None:
             for leftovers in ("fast", "all"):
                 bnfold.fold(paths[0], out=paths[1], verify=False, leftovers=leftovers)
                 for seed in range(seeds):
-                    for entry in bnfold.verify(*paths, seed=seed).outputs:
+                    for entry in bnfold.verify(*paths, seed=seed, kinds=tuple(KINDS)).outputs:
                         for measure in entry.measures[:2]:
                             if measure.name.endswith("ratio") and "noise" not in measure.name:
                                 found[measure.name].append(measure.value)

@@ -971,6 +971,17 @@ def test_one_batch_is_enough_to_see_that_outputs_vary(tmp_path: Path) -> None:
     assert "the same fc_out on all inputs" in said
 
 
+def test_modules_in_train_mode_are_named() -> None:
+    torch = pytest.importorskip("torch")
+    net, x = torch.nn.BatchNorm2d(3), (torch.randn(2, 3, 4, 4),)
+    check = verify(net.train(), net, x)
+    assert check.passed
+    assert check.warnings == tuple(
+        f"the {which} has norms or dropout in train mode, and was run like that" for which in ("reference", "candidate")
+    )
+    assert verify(net.eval(), net, x).warnings == ()
+
+
 def test_complex_outputs_are_judged_by_their_rounding() -> None:
     torch = pytest.importorskip("torch")
 

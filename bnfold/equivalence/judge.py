@@ -93,6 +93,11 @@ def judge(
         return verdict(f"the candidate cannot be loaded: {_line(error)}")
     hearing.other = _Exact(candidate, other) if other.name != runner.name else None
     warnings += _strangers(other, reference)
+    warnings += [
+        f"the {which} has norms or dropout in train mode, and was run like that"
+        for which, subject in (("reference", reference), ("candidate", candidate))
+        if getattr(subject, "training", False)
+    ]
 
     def compared(kind: str, feed: Feed, expected: Mapping[str, Array]) -> str:
         nonlocal failing

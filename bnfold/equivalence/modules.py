@@ -50,6 +50,12 @@ class ModuleSubject:
             for path, leaf in zip(paths, leaves, strict=True)
         ]
 
+    @property
+    def training(self) -> bool:
+        """Whether norms or dropout in it are in train mode."""
+        kinds = nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd
+        return any(isinstance(module, kinds) and module.training for module in self.module.modules())
+
     def specs(self) -> list[InputSpec]:
         """Tensors as they were given; whole numbers no larger than those."""
         found = []
