@@ -915,13 +915,23 @@ def test_other_sizes_are_those_that_the_reference_takes(tmp_path: Path) -> None:
     net = Net(seed=2)
     flat = net.node("Reshape", [net.input("x", ("N", "M")), net.weight("shape", np.array([-1, 64]))], "flat")
     net.output(net.node("MatMul", [flat, net.weight("w", net.rng.normal(0, 1, (64, 2)))], "y"), ("N", 2))
-    check = judged(tmp_path, net.model(), net.model())
+    check, specs = judged(tmp_path, net.model(), net.model()), input_specs(net.model())
     assert check.passed
     (entry,) = [entry for entry in check.outputs if entry.kind == RESIZED]
-    (found,) = [c for c in Inputs().resized([], {"x": (2, 64)}, {"x": {0, 1}}) if c.shapes["x"] == (3, 64)]
+    (found,) = [c for c in Inputs().resized(specs, {"x": (2, 64)}, {"x": {0, 1}}) if c.shapes["x"] == (3, 64)]
     assert entry.passed
     assert found.shapes == {"x": (3, 64)}
-    assert list(Inputs().resized([], {"x": (2, 64)}, {"x": set()})) == []
+    assert list(Inputs().resized(specs, {"x": (2, 64)}, {"x": set()})) == []
+
+
+def test_sizes_of_one_name_are_the_same(tmp_path: Path) -> None:
+    net = Net(seed=0)
+    x, y = net.input("x", ("N", "K")), net.input("y", ("K", 3))
+    net.output(net.node("MatMul", [x, y], "product"), ("N", 3))
+    check = judged(tmp_path, net.model(), net.model())
+    assert check.passed
+    assert check.shapes == {"x": (2, 64), "y": (64, 3)}
+    assert [entry.kind for entry in check.outputs][-1] == RESIZED
 
 
 def test_a_file_is_tried_with_other_sizes_where_the_reference_is_a_module(tmp_path: Path) -> None:

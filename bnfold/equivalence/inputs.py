@@ -83,10 +83,14 @@ class Inputs:
         """Inputs of other sizes along dynamic axes, to be tried in turn; none where a user chose sizes or inputs."""
         if self.data is not None or self.shapes or self.kinds:
             return
-        tried = [dict(shapes)]
+        tried, inner = [dict(shapes)], inner_names(specs)
+        named = {spec.name: spec.shape for spec in specs}
         for more in MORE:
             sizes: dict[str, Any] = {
-                name: tuple(size + more[min(i, 1)] * (i in axes.get(name, ())) for i, size in enumerate(shape))
+                name: tuple(
+                    size + (more[i > 0 or named[name][i] in inner] if i in axes.get(name, ()) else 0)
+                    for i, size in enumerate(shape)
+                )
                 for name, shape in shapes.items()
             }
             if sizes not in tried:
@@ -185,19 +189,30 @@ def shape_choices(specs: list[InputSpec], given: Mapping[str, tuple[int, ...]]) 
         names = ", ".join(spec.name for spec in specs) or "none"
         found = f"no input {min(unknown)!r}" if min(unknown) else f"{len(specs)} inputs, so their names must be given"
         raise UsageError(f"--shape: the model has {found}; its inputs: {names}")
+    inner = inner_names(specs)
     for size, batch in product((64, 224, 32, 128, 28, 8, 256, 299), (2, 1)):
-        yield {spec.name: _resolve(spec, given.get(spec.name), batch, size) for spec in specs}
+        yield {spec.name: _resolve(spec, given.get(spec.name), batch, size, inner) for spec in specs}
         if all(_static(spec) or spec.name in given for spec in specs):
             return
+
+
+def inner_names(specs: Sequence[InputSpec]) -> set[str]:
+    """Names of dynamic sizes along other axes than the first: such a size is no batch where it is the first of another
+    input, as in a product of matrices.
+    """
+    return {dim for spec in specs for dim in spec.shape[1:] if isinstance(dim, str)}
 
 
 def _static(spec: InputSpec) -> bool:
     return all(isinstance(dim, int) for dim in spec.shape)
 
 
-def _resolve(spec: InputSpec, given: tuple[int, ...] | None, batch: int, size: int) -> tuple[int, ...]:
+def _resolve(
+    spec: InputSpec, given: tuple[int, ...] | None, batch: int, size: int, inner: set[str]
+) -> tuple[int, ...]:  # fmt: skip
     if given is None:
-        return tuple(dim if isinstance(dim, int) else batch if i == 0 else size for i, dim in enumerate(spec.shape))
+        firsts = [batch if i == 0 and dim not in inner else size for i, dim in enumerate(spec.shape)]
+        return tuple(dim if isinstance(dim, int) else other for dim, other in zip(spec.shape, firsts, strict=True))
     fits = len(given) == len(spec.shape) and all(
         g > 0 and (not isinstance(dim, int) or dim == g) for dim, g in zip(spec.shape, given, strict=True)
     )

@@ -490,7 +490,7 @@ def _fault(results: list[OutputError]) -> str:
 
 def _steady(first: Mapping[str, Array], varying: set[str]) -> list[str]:
     """A warning that names the outputs that are the same for all inputs: agreement on them proves little."""
-    names = [name for name in first if name not in varying]
+    names = [name for name in first if name not in varying and f"{name}[0]" not in first]  # but lengths of sequences
     if not names:
         return []
     which = f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
