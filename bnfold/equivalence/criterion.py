@@ -238,7 +238,7 @@ def apart(a: Array, b: Array, exact: Array, dtype: str, noise: Array | None = No
 
     `dtype`: what both round to. `noise`: see `worst_part`.
     """
-    return worst_part(a, b, exact, FLOOR[0] * EPS[dtype], BLOCK, noise)
+    return worst_part(a, b, exact, FLOOR[0] * EPS[dtype], BLOCK >> 4, noise)  # what a cache holds
 
 
 def _ratio(a: float, b: float) -> float:
