@@ -1,12 +1,13 @@
 """What the judge's limits come from, and what it misses.
 
     python -m benchmarks.judging distribution
+    python -m benchmarks.judging channels
     python -m benchmarks.judging power
 
 `distribution`: errors of folded networks against float64, over the original's own, for the networks of the zoo and
-those in models/. `power`: small faults, planted in the networks before they are folded; which share is caught, beside
-fixed limits that are in use elsewhere. A fault counts as visible where its effect in float64 is more than the error
-that the original makes anyway.
+those in models/. `channels`: the same for the worst channel, with inner tensors as outputs. `power`: small faults,
+planted in the networks before they are folded; which share is caught, beside fixed limits that are in use elsewhere. A
+fault counts as visible where its effect in float64 is more than the error that the original makes anyway.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 import bnfold
-from bnfold.equivalence.criterion import FLOOR, PEAK, Errors, beside, facts
+from bnfold.equivalence.criterion import FLOOR, PARTS, PEAK, Errors, apart, beside, facts
 from bnfold.equivalence.inputs import KINDS, Array, Feed, feeds
 from bnfold.equivalence.judge import NOISE_MULTIPLE, NOISE_RUNS, _nudged
 from bnfold.equivalence.runners import OrtRunner
@@ -61,12 +62,69 @@ def distribution(seeds: int = 2) -> None:
             for leftovers in ("fast", "all"):
                 bnfold.fold(paths[0], out=paths[1], verify=False, leftovers=leftovers)
                 for seed in range(seeds):
-                    for entry in bnfold.verify(*paths, seed=seed).outputs:
+                    for entry in bnfold.verify(*paths, seed=seed, kinds=tuple(KINDS)).outputs:
                         for measure in entry.measures[:2]:
                             if measure.name.endswith("ratio") and "noise" not in measure.name:
                                 found[measure.name].append(measure.value)
                                 worst.append((measure.value, f"{measure.name}: {name}, {entry.kind}, {leftovers}"))
             print(f"{name}: {max(v for v, _ in worst):.2f}", flush=True)
+    _percentiles(found, worst)
+
+
+def channels(tensors: int = 5) -> None:
+    """Percentiles of the ratio of the worst channel, for inner tensors that were made outputs."""
+    found: dict[str, list[float]] = defaultdict(list)
+    worst: list[tuple[float, str]] = []
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("a.onnx", "b.onnx")]
+        for name, model in networks():
+            inner = _inner(model)
+            for leftovers in ("fast", "all") if inner else ():
+                chosen = rng.choice(len(inner), min(tensors, len(inner)), replace=False)
+                onnx.save(_exposed(model, [inner[i] for i in sorted(chosen)]), paths[0])
+                bnfold.fold(paths[0], out=paths[1], verify=False, leftovers=leftovers)
+                for value, where in _channels(*paths):
+                    found["part ratio"].append(value)
+                    worst.append((value, f"{name}, {where}, {leftovers}"))
+            print(f"{name}: {max((v for v, _ in worst), default=0):.2f}", flush=True)
+    _percentiles(found, worst)
+
+
+def _inner(model: ModelProto) -> list[onnx.ValueInfoProto]:
+    """Tensors with channels and space."""
+    outputs = {name for node in model.graph.node for name in node.output}
+    known = onnx.shape_inference.infer_shapes(model).graph.value_info
+    return [
+        value
+        for value in known
+        if value.name in outputs
+        and value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        and len(value.type.tensor_type.shape.dim) >= 3
+    ]
+
+
+def _exposed(model: ModelProto, more: list[onnx.ValueInfoProto]) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    copy.graph.output.extend(more)
+    return copy
+
+
+def _channels(reference: Path, candidate: Path) -> Iterator[tuple[float, str]]:
+    """The ratio of each output with channels on each kind of inputs."""
+    subject, runners = OnnxSubject(reference), (OrtRunner(reference), OrtRunner(candidate))
+    specs = subject.specs()
+    shapes = {s.name: tuple(d if isinstance(d, int) else 2 for d in s.shape) for s in specs}
+    for kind, feed in feeds(specs, shapes, 0):
+        a, b, exact = runners[0].run(feed), runners[1].run(feed), subject.exact(feed)
+        for name, value in a.items():
+            ratio = apart(value, b[name], exact[name], value.dtype.name)
+            if ratio > 0:
+                yield ratio, f"{name}, {kind}"
+
+
+def _percentiles(found: dict[str, list[float]], worst: list[tuple[float, str]]) -> None:
     print(f"\n| | comparisons | median | 90 % | 99 % | 99.9 % | largest |\n|---|{'---:|' * 6}")
     for name, values in found.items():
         cells = " | ".join(f"{value:.2f}" for value in np.percentile(values, [50, 90, 99, 99.9, 100]))
@@ -235,7 +293,8 @@ class Bench:
             for name, a in self.plain[kind].items():
                 entry = facts(name, kind, a, found[name])
                 own, new = (Errors.of(value, self.exact[kind][name]) for value in (a, found[name]))
-                passed = beside(entry, a, own, new, MULTIPLE).passed
+                part = apart(a, found[name], self.exact[kind][name], a.dtype.name)
+                passed = beside(entry, a, own, new, MULTIPLE, part).passed
                 caught["judge"] |= not passed and entry.error > NOISE_MULTIPLE * self.noise[kind][name]
                 for label, limit in FIXED.items():
                     caught[label] |= entry.relative > limit
@@ -323,7 +382,7 @@ def _share(part: int, whole: int) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["distribution", "power"])
+    parser.add_argument("what", choices=["distribution", "channels", "power"])
     chosen = parser.parse_args().what
-    print(f"multiple {MULTIPLE:g}, peak {PEAK * MULTIPLE:g}, floors {FLOOR}")
-    {"distribution": distribution, "power": power}[chosen]()
+    print(f"multiple {MULTIPLE:g}, peak {PEAK * MULTIPLE:g}, channels {PARTS * MULTIPLE:g}, floors {FLOOR}")
+    {"distribution": distribution, "channels": channels, "power": power}[chosen]()

@@ -199,7 +199,7 @@ def verify(
 
     Inputs are seeded random numbers of several kinds (`kinds` chooses), or `data`: a path (.npz, .npy, a folder of
     images, for which `mean` and `std` of the channels count), an array, or a mapping of names to arrays. `samples`: how
-    many. `shapes`: sizes of ONNX inputs, by name.
+    many. `shapes`: sizes of ONNX inputs, by name; else dynamic sizes are filled in, and others tried too.
 
     Raises ModelError where a file cannot be read, DataError where data do not fit, UsageError where arguments do not,
     and VerificationError where nothing here can run the reference, or not on that device.
@@ -241,7 +241,7 @@ def bench(
     trust_pickle: bool = False,
     progress: Progress = lambda stage: None,
 ) -> Bench:
-    """Latency of two models side by side: runs in turn, for `seconds` or for `rounds`, after a warm-up.
+    """Latency of two models side by side: runs in turn, for `seconds` or for `rounds` (at least 6), after a warm-up.
 
     Models and other arguments: as for `verify`. Inputs are random, and lie on the device before the clock starts.
     `optimise`: let onnxruntime change the graphs, as when serving. `threads`: of the CPU. Errors as for `verify`.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ SETTINGS: dict[str, Any] = {
 NAMES = {
     str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "a table",
 }  # fmt: skip
+TEXTS = ("inputs", "kinds")
+"""Lists of texts."""
 PATHS = ("reference", "candidate", "data")
 
 
@@ -52,7 +54,7 @@ class PairSettings:
 def read_config(path: Path) -> list[PairSettings]:
     """The pairs of a file, in its order. UsageError where it cannot be read, or where something in it is wrong."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -67,7 +69,7 @@ def read_config(path: Path) -> list[PairSettings]:
     if not isinstance(pairs, list) or not pairs:
         raise UsageError(f"{path}: no pairs in it; [[{'tool.bnfold.' if path.name == 'pyproject.toml' else ''}pairs]]"
                          " with reference and candidate expected")  # fmt: skip
-    found = [_pair(pair, i, common, path) for i, pair in enumerate(pairs)]
+    found = _named([_pair(pair, i, common, path) for i, pair in enumerate(pairs)], pairs)
     names = [pair.name for pair in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -97,8 +99,21 @@ def _pair(pair: Any, i: int, common: Mapping[str, Any], path: Path) -> PairSetti
     for key in ("arch", "candidate_arch"):  # path/to/net.py:Net
         if key in arguments and arguments[key].rpartition(":")[0].endswith(".py"):
             arguments[key] = str(path.parent / arguments[key])
+    if not isinstance(pair.get("name", ""), str):
+        raise UsageError(f"{where}: name = {pair['name']!r}: a text expected")
     name = pair.get("name") or f"{Path(pair['reference']).name} : {Path(pair['candidate']).name}"
-    return PairSettings(str(name), arguments)
+    return PairSettings(name, arguments)
+
+
+def _named(found: list[PairSettings], pairs: list[Any]) -> list[PairSettings]:
+    """Pairs that were given no name, and whose files are called alike, by the paths of their files."""
+    names = [pair.name for pair in found]
+    return [
+        pair
+        if given.get("name") or names.count(pair.name) == 1
+        else replace(pair, name=f"{given['reference']} : {given['candidate']}")
+        for pair, given in zip(found, pairs, strict=True)
+    ]
 
 
 def _settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -112,18 +127,10 @@ def _settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
             wanted = SETTINGS[name] if isinstance(SETTINGS[name], tuple) else (SETTINGS[name],)
             said = " or ".join(NAMES[kind] for kind in wanted if kind is not int or float not in wanted)
             raise UsageError(f"{where}: {key} = {value!r}: {said} expected")
+        if name in TEXTS and not all(isinstance(part, str) for part in value):
+            raise UsageError(f"{where}: {key} = {value!r}: a list of texts expected")
         found[name] = _shapes(value, f"{where}: {key}") if name == "shapes" else value
     return found
-
-
-NAMES = {
-    str: "a text",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    list: "a list",
-    dict: "a table",
-}
 
 
 def _shapes(value: Mapping[str, Any], where: str) -> dict[str, tuple[int, ...]]:
@@ -134,5 +141,7 @@ def _shapes(value: Mapping[str, Any], where: str) -> dict[str, tuple[int, ...]]:
         try:
             found[name] = tuple(int(part) for part in parts)
         except (TypeError, ValueError):
-            raise UsageError(f"{where}.{name}: sizes such as [1, 3, 224, 224] expected") from None
+            found[name] = (0,)
+        if any(size < 1 for size in found[name]) or any(isinstance(part, float | bool) for part in parts):
+            raise UsageError(f"{where}.{name}: sizes such as [1, 3, 224, 224] expected")
     return found

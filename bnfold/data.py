@@ -97,7 +97,7 @@ class ImageFiles:
         want = self.pixels
         try:
             with Image.open(path) as file:
-                image = file.convert("L" if want.channels == 1 else "RGB")
+                image = _eight_bits(file, path).convert("L" if want.channels == 1 else "RGB")
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{path}: no image that can be read ({error})") from error
         if want.size is not None and image.size != (want.size[1], want.size[0]):
@@ -109,6 +109,18 @@ class ImageFiles:
             scaled = (values / 255.0 - np.asarray(want.mean)) / np.asarray(want.std)
         moved = scaled if want.layout == "NHWC" else np.moveaxis(scaled, -1, 0)
         return np.ascontiguousarray(moved.astype(want.dtype))
+
+
+def _eight_bits(image: Any, path: Path) -> Any:
+    """An image of 16 bits a pixel in 8, which Pillow would cut off at 255 instead; others as they are."""
+    from PIL import Image
+
+    if image.mode[0] not in "IF":
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise DataError(f"{path}: pixels of another kind than 8 or 16 bits; convert it, or use an .npz file")
+    return Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))
 
 
 def open_data(

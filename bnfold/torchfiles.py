@@ -148,10 +148,11 @@ def subject(model: Any, given: TorchOptions, device: Device | None) -> ModuleSub
     from .equivalence.modules import ModuleSubject
 
     found = opened(model, given, (), PRECISION_LIMIT, LEFTOVERS[0])
+    program = found.model if isinstance(found.model, ExportedProgram) else None
     module = found.model.module() if isinstance(found.model, ExportedProgram) else found.model
     if given.eval or (found.path is not None and not isinstance(found.model, ExportedProgram)):
         module = evaluated(copied(module))
-    return ModuleSubject(module, found.call.args, found.call.kwargs, device)
+    return ModuleSubject(module, found.call.args, found.call.kwargs, device, program)
 
 
 def filled(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from .equivalence.criterion import Criterion
 from .equivalence.device import Device
 from .equivalence.inputs import Feed, Inputs, InputSpec
 from .equivalence.judge import judge
-from .equivalence.latency import Bench, race
+from .equivalence.latency import FEWEST, Bench, race
 from .equivalence.subject import OnnxSubject, Subject
 from .errors import UsageError, VerificationError
 from .kinds import kind_of
@@ -51,13 +52,14 @@ class Pair:
 
     def bench(self, seconds: float, rounds: int | None, threads: int, progress: Progress = lambda stage: None) -> Bench:
         """Latencies of both, on random inputs. See `bnfold.bench`."""
+        if rounds is not None and rounds < FEWEST:
+            raise UsageError(f"rounds {rounds}: at least {FEWEST} expected; fewer say nothing with 95 % confidence")
         a, b = self.subjects()
         with _quiet():
             progress("loading")
             specs = a.specs()
             feed, (label, first) = _first_call(a, specs, self.inputs, threads)
-            own = feed if a.named and b.named else dict(zip([s.name for s in b.specs()], feed.values(), strict=True))
-            other, second = b.timed(own, threads)
+            other, second = _second_call(b, _renamed(a, b, feed), threads)
             progress("measuring")
             times = race(first, second, seconds, rounds)
         runner = label if label == other else f"{label} beside {other}"
@@ -82,6 +84,31 @@ def _first_call(
             cause = cause or error
     said = " ".join(str(cause).split())[:300]
     raise VerificationError(f"{subject.name} cannot be run ({said}); input shapes can be given with --shape")
+
+
+def _renamed(a: Subject, b: Subject, feed: Feed) -> Feed:
+    """Inputs of one model under the names that the other has for them."""
+    names = [spec.name for spec in b.specs()]
+    if a.named and b.named:
+        return {name: value for name, value in feed.items() if name in names} if set(names) <= set(feed) else feed
+    if len(names) != len(feed):
+        raise VerificationError(f"{b.name} has {len(names)} inputs, {len(feed)} expected")
+    return feed if set(names) == set(feed) else dict(zip(names, feed.values(), strict=True))
+
+
+def _second_call(subject: Subject, feed: Feed, threads: int) -> tuple[str, Callable[[], object]]:
+    """What runs the candidate. VerificationError where it does not take the reference's inputs."""
+    try:
+        label, call = subject.timed(feed, threads)
+        call()
+        return label, call
+    except VerificationError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:300]
+        raise VerificationError(
+            f"the candidate {subject.name} cannot be run on the inputs of the reference ({said})"
+        ) from error
 
 
 def _subject(model: Any, options: TorchOptions, device: Device | None) -> Subject:
@@ -115,11 +142,35 @@ def _name(model: Any, subject: Subject) -> str:
     return fspath(model) if isinstance(model, str | PathLike) else subject.name
 
 
+def check_settings(arguments: Mapping[str, Any]) -> None:
+    """UsageError for arguments of `bnfold.verify` that no two models can be compared with."""
+
+    def some(*names: str) -> dict[str, Any]:
+        return {name: arguments[name] for name in names if name in arguments}
+
+    Criterion(**some("multiple", "limit", "atol", "rtol", "cosine", "top_k", "agreement"))
+    Device(arguments.get("device") or "cpu")
+    plain = {"seed": 0, "kinds": (), "samples": None, "mean": 0.0, "std": 1.0}
+    inputs_of(**{**plain, **some(*plain)}, shapes=None, data=None)
+
+
 def inputs_of(
     seed: int, shapes: Mapping[str, tuple[int, ...]] | None, kinds: Any, data: Any, samples: int | None,
     mean: Any, std: Any,
 ) -> Inputs:  # fmt: skip
     """What the front door takes as one value."""
     chosen = (kinds,) if isinstance(kinds, str) else tuple(kinds or ())
-    scales = [tuple(map(float, value)) if isinstance(value, tuple | list) else (float(value),) for value in (mean, std)]
-    return Inputs(seed, dict(shapes or {}), chosen, data, samples, *scales)
+    return Inputs(seed, dict(shapes or {}), chosen, data, samples, _numbers("mean", mean), _numbers("std", std))
+
+
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    """One number or one for each channel. UsageError for anything else, and for a deviation of 0."""
+    try:
+        found = tuple(float(part) for part in (value if isinstance(value, tuple | list) else (value,)))
+    except (TypeError, ValueError):
+        found = ()
+    if not found or not all(math.isfinite(number) for number in found) or (name == "std" and 0 in found):
+        raise UsageError(
+            f"{name} {value!r}: a number or one for each channel expected{', none of them 0' * (name == 'std')}"
+        )
+    return found

@@ -14,7 +14,7 @@ from torch import nn
 import bnfold
 from bnfold.cli import main
 from bnfold.equivalence.latency import Bench, interval, race
-from bnfold.errors import ModelError, VerificationError
+from bnfold.errors import ModelError, UsageError, VerificationError
 from tests.nets import Net, conv_bn
 
 
@@ -53,10 +53,10 @@ def test_the_command_prints_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     conv_bn().save(Path("model.onnx"))
     bnfold.fold("model.onnx", out="folded.onnx")
-    done = CliRunner().invoke(main, ["bench", "model.onnx", "folded.onnx", "--rounds", "4", "-q"])
+    done = CliRunner().invoke(main, ["bench", "model.onnx", "folded.onnx", "--rounds", "6", "-q"])
     assert done.exit_code == 0, done.output
-    assert "4 rounds in turn (onnxruntime (CPU, optimisations on); x 2x3x8x8)" in " ".join(done.stdout.split())
-    arguments = ["bench", "model.onnx", "folded.onnx", "--rounds", "4", "--json", "--no-optimise", "--threads", "1"]
+    assert "6 rounds in turn (onnxruntime (CPU, optimisations on); x 2x3x8x8)" in " ".join(done.stdout.split())
+    arguments = ["bench", "model.onnx", "folded.onnx", "--rounds", "6", "--json", "--no-optimise", "--threads", "1"]
     data = json.loads(CliRunner().invoke(main, [*arguments, "--shape", "1x3x8x8"]).stdout)
     assert data["shapes"] == {"x": [1, 3, 8, 8]}
     assert data["runner"].endswith("optimisations off)")
@@ -69,8 +69,8 @@ def test_a_module_beside_a_file(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     x = torch.randn(1, 3, 8, 8)
     bnfold.export(net, (x,), out=tmp_path / "net.onnx")
-    bench = bnfold.bench(net, tmp_path / "net.onnx", (x,), rounds=3)
-    assert bench.rounds == 3
+    bench = bnfold.bench(net, tmp_path / "net.onnx", (x,), rounds=6)
+    assert bench.rounds == 6
     assert bench.runner == "torch (CPU) beside onnxruntime (CPU, optimisations on)"
 
 
@@ -82,3 +82,10 @@ def test_what_cannot_run_is_an_error(tmp_path: Path) -> None:
         bnfold.bench(tmp_path / "model.onnx", tmp_path / "model.onnx", shapes={"x": (1, 3, 2, 2)})
     with pytest.raises(ModelError):
         bnfold.bench(tmp_path / "model.onnx", tmp_path / "missing.onnx")
+    other = Net()
+    other.output(other.conv(other.input("z", ("N", 3, "h", "w")), (3, 4), "conv", k=5))
+    other.save(tmp_path / "other.onnx")
+    with pytest.raises(VerificationError, match=r"the candidate other.onnx cannot be run.*\(\['z'\]\) are missing"):
+        bnfold.bench(tmp_path / "model.onnx", tmp_path / "other.onnx", rounds=6)
+    with pytest.raises(UsageError, match="rounds 5: at least 6"):
+        bnfold.bench(tmp_path / "model.onnx", tmp_path / "model.onnx", rounds=5)

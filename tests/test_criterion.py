@@ -72,6 +72,8 @@ def test_top_k_counts_samples() -> None:
     assert not judged(scores, swapped, top_k=1, agreement=0.76).passed
     tied = np.array([[1.0, 1.0, 0.0, 0.0]])
     assert judged(tied, [[0.9, 1.1, 0.0, 0.0]], top_k=1).passed
+    for place in range(4):  # one number everywhere chooses nothing, wherever the best entry is
+        assert not judged(np.eye(4)[[place]], np.zeros((1, 4)), top_k=1).passed
     with pytest.raises(UsageError, match="top-k 5: an output has 4"):
         judged(scores, swapped, top_k=5)
 

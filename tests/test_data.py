@@ -136,6 +136,17 @@ def test_what_pixels_become(tmp_path: Path) -> None:
     assert bytes_[0, :, 0, 0].tolist() == [51, 0, 255]
 
 
+def test_sixteen_bits_become_eight_and_other_numbers_are_refused(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 25700], [65535, 128, 129]])
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "a.png")
+    grey = open_data(tmp_path, pixels=Pixels(channels=1, dtype=np.uint8)).rows(slice(None))[""]
+    assert grey[0, 0].tolist() == [[0, 1, 100], [255, 0, 1]]
+    assert open_data(tmp_path).rows(slice(None))[""].shape == (1, 3, 2, 3)
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match="of another kind than 8 or 16 bits"):
+        open_data(tmp_path).rows(slice(None))
+
+
 def test_no_such_file_and_no_such_kind(tmp_path: Path) -> None:
     assert "no such file or folder" in said(tmp_path / "none.npz")
     (tmp_path / "d.csv").write_text("1,2")

@@ -15,12 +15,14 @@ from click.testing import CliRunner
 from torch import nn
 
 import bnfold
+from bnfold.api import bench, verify
 from bnfold.cli import main
 from bnfold.equivalence.device import PROVIDERS, Device, check_placement, placements, require
 from bnfold.equivalence.runners import OrtRunner
 from bnfold.errors import UsageError, VerificationError
 from tests.nets import conv_bn
 from tests.torch_nets import alive
+from tests.torch_zoo import ZOO, Entry
 
 CUDA_ORT = "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available()
 
@@ -162,3 +164,31 @@ def test_torch_on_cuda(tf32: bool) -> None:
     with torch.no_grad():
         folded[3].weight[1] *= 1.05
     assert not bnfold.verify(net, folded, (x,), device="cuda", tf32=tf32).passed
+
+
+@pytest.mark.slow
+def test_the_checks_for_a_card_fail_where_a_planted_fault_is_not_caught(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from scripts import gpu_checks
+
+    def lenient(*models: Any, **options: Any) -> Any:
+        return verify(*models, **options, limit=1e9)
+
+    monkeypatch.setattr(gpu_checks, "ZOO", {"none": Entry(missing, {}), "repvgg": ZOO["repvgg"]})
+    monkeypatch.setattr(gpu_checks, "ONNX_ZOO", {})
+    monkeypatch.setattr(bnfold, "bench", lambda *models, seconds, **options: bench(*models, **options, rounds=6))
+    monkeypatch.setattr("sys.argv", ["gpu_checks", "--device", "cpu", "--out", str(tmp_path)])
+    assert gpu_checks.main() == 0
+    (written,) = tmp_path.glob("*.md")
+    assert "| none | torch | skipped |" in written.read_text()
+    assert written.read_text().count(gpu_checks.FAULT) == 2
+    monkeypatch.setattr(bnfold, "verify", lenient)
+    assert gpu_checks.main() == 1
+    monkeypatch.setattr(gpu_checks, "ZOO", {"none": Entry(missing, {})})
+    monkeypatch.setattr(gpu_checks, "onnx_rows", lambda device, few: iter(()))
+    assert gpu_checks.main() == 1  # where nothing was planted, nothing was caught
+
+
+def missing() -> Any:
+    raise ImportError("no such package")

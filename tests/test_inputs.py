@@ -72,6 +72,19 @@ def test_fractions_are_no_indices() -> None:
         feeds(Inputs(data=np.zeros((4, 3))), spec("N", 3, dtype=np.int64))
 
 
+@pytest.mark.parametrize(
+    ("value", "said"), [(300, "takes uint8, 300 found"), (-1, "takes uint8, -1 found"), (1j, "takes uint8, complex128")]
+)
+def test_numbers_that_an_input_cannot_hold_are_refused(value: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        feeds(Inputs(data=np.full((4, 3), value)), spec("N", 3, dtype=np.uint8))
+
+
+def test_imaginary_parts_are_not_dropped() -> None:
+    with pytest.raises(DataError, match="takes float32, complex128 found"):
+        feeds(Inputs(data=np.full((4, 3), 1j)), spec("N", 3))
+
+
 def picture(path: Path, size: tuple[int, int], colour: Any, mode: str = "RGB") -> None:
     Image.new(mode, size, colour).save(path)
 

@@ -19,9 +19,11 @@ import bnfold
 from bnfold.api import fold, verify
 from bnfold.cli import main
 from bnfold.equivalence.check import Check, Measure, OutputError
-from bnfold.equivalence.criterion import INTEGER_LIMIT, LIMITS, PEAK, Criterion, Errors, beside, facts
-from bnfold.equivalence.inputs import KINDS, InputSpec, feeds, shape_choices
-from bnfold.equivalence.runners import OrtRunner, ReferenceRunner
+from bnfold.equivalence.criterion import INTEGER_LIMIT, LIMITS, PARTS, PEAK, Criterion, Errors, apart, beside, facts
+from bnfold.equivalence.inputs import KINDS, RESIZED, Inputs, InputSpec, feeds, shape_choices
+from bnfold.equivalence.judge import ROUNDING
+from bnfold.equivalence.parts import worst_part
+from bnfold.equivalence.runners import OrtRunner, ReferenceRunner, input_specs
 from bnfold.equivalence.widen import widened
 from bnfold.errors import ModelError, UsageError, VerificationError
 from bnfold.report.data import to_json
@@ -86,7 +88,7 @@ def test_an_exact_copy_passes_without_any_error(tmp_path: Path) -> None:
     assert check.passed
     assert check.message == ""
     assert check.warnings == ()
-    assert {entry.kind for entry in check.outputs} == set(KINDS)
+    assert {entry.kind for entry in check.outputs} == {*KINDS, RESIZED}
     assert all(entry.error == 0.0 and entry.passed and entry.scale > 0 for entry in check.outputs)
     assert check.shapes == {"image": (2, 3, 10, 10)}
     assert "onnxruntime" in check.runner
@@ -767,3 +769,267 @@ def test_a_weight_off_by_a_hundredth_is_no_rounding(tmp_path: Path) -> None:
     check = judged(tmp_path, model, wrong)
     assert not check.passed
     assert max(entry.error / entry.scale for entry in check.outputs) < 0.1
+
+
+# --- parts of an output, and what else a single number for all of it hides
+
+
+def boxes_and_scores(wrong: float = 0.0) -> ModelProto:
+    """A detector's head: boxes in hundreds and scores below 1 in one tensor; `wrong`: by how much one weight is off."""
+    net = Net(seed=4)
+    x = net.relu(net.conv(net.input("image", ("N", 3, 12, 12)), (3, 8), "conv", pad=1), "relu")
+    boxes = net.conv(x, (8, 4), "boxes", k=1)
+    scores = net.conv(x, (8, 6), "scores", k=1)
+    net.weights["boxes_weight"] *= 300
+    net.weights["scores_weight"].flat[7] *= 1 + wrong
+    net.output(net.node("Concat", [boxes, net.node("Sigmoid", [scores], "sigmoid")], "both", axis=1), ("N", 10, 12, 12))
+    return net.model()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_scores_beside_boxes_are_judged_by_their_own_rounding(tmp_path: Path, last: bool) -> None:
+    sound, wrong = boxes_and_scores(), boxes_and_scores(1e-3)
+    if last:
+        for model in (sound, wrong):
+            append(model, "Transpose", perm=[0, 2, 3, 1])
+            del model.graph.output[0].type.tensor_type.shape.dim[:]
+            model.graph.output[0].type.tensor_type.ClearField("shape")
+    assert judged(tmp_path, sound, copied(sound)).passed
+    check = judged(tmp_path, sound, wrong)
+    assert not check.passed
+    worst = check.worst
+    assert worst is not None
+    assert worst.relative < 1e-6  # of the boxes
+    assert (worst.measure("part ratio") or 0) > 8 * PARTS
+    assert check.where is not None
+    assert check.where.tensor == "scores_out"
+
+
+def test_channels_that_cancel_to_one_number_are_no_parts() -> None:
+    """A channel that is one number may be small by accident, and its own error too."""
+    exact = np.random.default_rng(0).normal(0, 1, (2, 4, 6, 6))
+    exact[:, 2] = 1e-5
+    a, b = exact.astype(np.float32), exact.astype(np.float32)
+    b[:, 2] += np.float32(1e-8)
+    assert apart(a, b, exact, "float32") < 2
+    exact[:, 2] *= np.random.default_rng(1).normal(0, 1, (2, 6, 6))
+    a, b = exact.astype(np.float32), exact.astype(np.float32)
+    b[:, 2] += np.float32(1e-8)
+    assert apart(a, b, exact, "float32") > 1000
+
+
+def test_parts_are_the_same_however_many_are_compared_at_a_time() -> None:
+    rng = np.random.default_rng(0)
+    exact = rng.normal(0, 1, (3, 5, 7, 4)) * rng.uniform(0.1, 10, (5, 1, 1))
+    a, b = exact.astype(np.float32), (exact + rng.normal(0, 1e-6, exact.shape)).astype(np.float32)
+    b[0, 0, 0, 0] = np.nan
+    whole = worst_part(a, b, exact, 1e-9, 1 << 20)
+    assert worst_part(a, b, exact, 1e-9, 50) == pytest.approx(whole)
+    assert worst_part(a, b, exact, 1e-9, 50, np.full(exact.shape, 1e-6)) < 2 < whole
+
+
+def test_a_float64_run_that_gives_no_number_is_no_excuse(tmp_path: Path) -> None:
+    """0.1 * 10 is 1 in float32, and a little more in float64, where the root of 1 less that is NaN."""
+
+    def model(factor: float) -> ModelProto:
+        net = Net(seed=0)
+        product = net.node("Mul", [net.weight("a", np.float32(0.1)), net.weight("b", np.float32(10))], "product")
+        root = net.node("Sqrt", [net.node("Sub", [net.weight("one", np.float32(1)), product], "sub")], "root")
+        y = net.node("Add", [net.input("x", ("N", 5)), root], "add")
+        net.output(net.node("Mul", [y, net.weight("factor", np.float32(factor))], "mul"), ("N", 5))
+        return net.model()
+
+    check = judged(tmp_path, model(1.0), model(1.05))
+    assert not check.passed
+    assert "NaN or infinite where the reference is not" in " ".join(check.warnings)
+    assert judged(tmp_path, model(1.0), model(1.00001)).passed
+
+
+def test_texts_are_compared_whatever_bounds_numbers_have(tmp_path: Path) -> None:
+    def model(names: list[str]) -> ModelProto:
+        net = Net(seed=0)
+        best = net.node("ArgMax", [net.input("x", ("N", 4))], "best", axis=1, keepdims=0)
+        table = numpy_helper.from_array(np.array(names, object), "table")
+        net.output(net.node("Gather", ["table", best], "label"), ("N",))
+        made = net.model()
+        made.graph.initializer.append(table)
+        made.graph.output[0].type.tensor_type.elem_type = TensorProto.STRING
+        return made
+
+    sound = model(["a", "b", "c", "d"])
+    assert judged(tmp_path, sound, copied(sound), atol=1e-3).passed
+    assert not judged(tmp_path, sound, model(["b", "a", "d", "c"]), atol=1e-3).passed
+
+
+def test_random_whole_numbers_are_refused_too(tmp_path: Path) -> None:
+    net = Net(seed=0)
+    x = net.input("x", ("N", 40))
+    noisy = net.node("Add", [x, net.node("RandomNormalLike", [x], "random")], "noisy")
+    net.output(net.node("ArgMax", [noisy], "best", axis=1, keepdims=0), ("N",))
+    model = net.model()
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    check = judged(tmp_path, model, copied(model), samples=20)
+    assert "another best_out when it runs again" in check.message
+
+
+def test_agreement_is_that_of_all_samples(tmp_path: Path) -> None:
+    """One sample of ten has another class, and sits in a batch of two."""
+    net = Net(seed=0)
+    net.output(net.node("Identity", [net.input("x", (2, 3))], "same"), (2, 3))
+    sound = net.model()
+    wrong = copied(sound)
+    append(wrong, "Add", np.array([0, 0, 10], np.float32))
+    x = np.zeros((10, 3), np.float32)
+    x[:, 2] = 20
+    x[3] = [5, 0, 0]
+    shares = {share: judged(tmp_path, sound, wrong, data=x, top_k=1, agreement=share) for share in (0.9, 0.91)}
+    assert shares[0.9].passed
+    assert not shares[0.91].passed
+    (entry,) = shares[0.9].outputs
+    assert entry.measure("top-1 disagreement") == pytest.approx(0.1)
+
+
+# --- sizes, inputs and outputs that one of the two models does not have
+
+
+def resizing(sizes: list[int] | None = None) -> ModelProto:
+    """A conv and a Resize to the size of its input, or to fixed sizes."""
+    net = Net(seed=2)
+    x = net.conv(net.input("image", ("N", 3, "H", "W")), (3, 4), "conv", pad=1)
+    wanted = net.node("Shape", [x], "shape") if sizes is None else net.weight("sizes", np.array(sizes))
+    net.output(net.node("Resize", [x, "", "", wanted], "resize", mode="linear"))
+    return net.model()
+
+
+def test_sizes_that_the_candidate_holds_fixed_are_tried_with_others(tmp_path: Path) -> None:
+    check = judged(tmp_path, resizing(), resizing())
+    assert check.passed
+    assert [entry.kind for entry in check.outputs][-1] == RESIZED
+    check = judged(tmp_path, resizing(), resizing([2, 4, 64, 64]))
+    assert not check.passed
+    assert "resized inputs (image 3x3x96x96; --shape holds" in check.message
+    assert judged(tmp_path, resizing(), resizing([2, 4, 64, 64]), shapes={"image": (2, 3, 64, 64)}).passed
+
+
+def test_other_sizes_are_those_that_the_reference_takes(tmp_path: Path) -> None:
+    net = Net(seed=2)
+    flat = net.node("Reshape", [net.input("x", ("N", "M")), net.weight("shape", np.array([-1, 64]))], "flat")
+    net.output(net.node("MatMul", [flat, net.weight("w", net.rng.normal(0, 1, (64, 2)))], "y"), ("N", 2))
+    check, specs = judged(tmp_path, net.model(), net.model()), input_specs(net.model())
+    assert check.passed
+    (entry,) = [entry for entry in check.outputs if entry.kind == RESIZED]
+    (found,) = [c for c in Inputs().resized(specs, {"x": (2, 64)}, {"x": {0, 1}}) if c.shapes["x"] == (3, 64)]
+    assert entry.passed
+    assert found.shapes == {"x": (3, 64)}
+    assert list(Inputs().resized(specs, {"x": (2, 64)}, {"x": set()})) == []
+
+
+def test_sizes_of_one_name_are_the_same(tmp_path: Path) -> None:
+    net = Net(seed=0)
+    x, y = net.input("x", ("N", "K")), net.input("y", ("K", 3))
+    net.output(net.node("MatMul", [x, y], "product"), ("N", 3))
+    check = judged(tmp_path, net.model(), net.model())
+    assert check.passed
+    assert check.shapes == {"x": (2, 64), "y": (64, 3)}
+    assert [entry.kind for entry in check.outputs][-1] == RESIZED
+
+
+def test_a_file_is_tried_with_other_sizes_where_the_reference_is_a_module(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    net, x = torch.nn.Conv2d(3, 4, 1).eval(), torch.randn(2, 3, 64, 64)
+    weight, bias = (p.detach().numpy() for p in (net.weight, net.bias))
+
+    def model(sizes: list[int] | None) -> Path:
+        made = resizing(sizes)
+        conv = next(node for node in made.graph.node if node.op_type == "Conv")
+        del conv.attribute[:]
+        put(made, "conv_weight", weight)
+        put(made, "conv_bias", bias)
+        onnx.save(made, tmp_path / "model.onnx")
+        return tmp_path / "model.onnx"
+
+    assert verify(net, model(None), (x,)).passed
+    check = verify(net, model([2, 4, 64, 64]), (x,))
+    assert not check.passed
+    assert "resized inputs" in check.message
+
+
+def test_inputs_and_outputs_of_one_model_only_are_named(tmp_path: Path) -> None:
+    def model(more: bool) -> ModelProto:
+        net = Net(seed=0)
+        x = net.input("x", ("N", 4))
+        if not more:
+            net.input("idle", ("N", 4))
+        net.output(net.relu(x, "relu"), ("N", 4))
+        if more:
+            net.output(net.node("Neg", [x], "neg"), ("N", 4))
+        return net.model()
+
+    check = judged(tmp_path, model(False), model(True))
+    assert check.passed
+    assert check.warnings == (
+        "the candidate lacks inputs that the reference has: idle",
+        "the candidate has outputs that the reference lacks: neg_out",
+    )
+
+
+def test_one_batch_is_enough_to_see_that_outputs_vary(tmp_path: Path) -> None:
+    assert judged(tmp_path, network(), network(), kinds=["normal"]).warnings == ()
+    steady = network()
+    put(steady, "fc_weight", np.zeros((5, 8), np.float32))
+    (said,) = judged(tmp_path, steady, copied(steady), kinds=["normal"]).warnings
+    assert "the same fc_out on all inputs" in said
+
+
+def test_modules_in_train_mode_are_named() -> None:
+    torch = pytest.importorskip("torch")
+    net, x = torch.nn.BatchNorm2d(3), (torch.randn(2, 3, 4, 4),)
+    check = verify(net.train(), net, x)
+    assert check.passed
+    assert check.warnings == tuple(
+        f"the {which} has norms or dropout in train mode, and was run like that" for which in ("reference", "candidate")
+    )
+    assert verify(net.eval(), net, x).warnings == ()
+
+
+def test_complex_outputs_are_judged_by_their_rounding() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Spectrum(torch.nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self, before: float, after: float) -> None:
+            super().__init__()
+            self.before, self.after = before, after
+
+        def forward(self, x: Any) -> Any:
+            return torch.fft.fft(x * self.before) * self.after
+
+    x = (torch.randn(2, 64),)
+    assert verify(Spectrum(1, 1), Spectrum(3, 1 / 3), x).passed
+    assert not verify(Spectrum(1, 1), Spectrum(1, 1.001), x).passed
+
+
+def test_whole_numbers_may_flip_as_far_as_rounding_flips_them(tmp_path: Path) -> None:
+    def model(factor: float) -> ModelProto:
+        net = Net(seed=0)
+        scaled = net.node("Mul", [net.input("x", (2, 500)), net.weight("factor", np.float32(factor))], "scaled")
+        net.output(net.node("Cast", [scaled], "whole", to=TensorProto.INT64), (2, 500))
+        made = net.model()
+        made.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+        return made
+
+    check = judged(tmp_path, model(2.0**20), model(2.0**20 * (1 + 2.0**-23)), kinds=["normal", "zeros"])
+    assert check.passed
+    assert check.outputs[0].note == ROUNDING
+    assert INTEGER_LIMIT < (check.outputs[0].measure("flips") or 0) < 0.5
+    assert not judged(tmp_path, model(2.0**20), model(2.0**20 * (1 + 2.0**-20)), kinds=["normal"]).passed
+    assert not judged(tmp_path, model(2.0**24), model(2.0**24 * (1 + 2.0**-20)), kinds=["normal"]).passed
+
+
+def test_masks_are_made_up_of_zeros_and_ones(tmp_path: Path) -> None:
+    net = Net(seed=0)
+    mask = net.input("attention_mask", (2, 50), np.int64)
+    net.output(net.node("Cast", [mask], "cast", to=TensorProto.FLOAT), (2, 50))
+    (spec,) = input_specs(net.model())
+    assert spec.high == 2
+    (entry,) = judged(tmp_path, net.model(), net.model(), kinds=["normal"]).outputs
+    assert entry.scale == 1

@@ -198,3 +198,21 @@ def test_the_table_draws_the_profile(tmp_path: Path) -> None:
     assert "█" in candidate
     assert candidate[mark.index("^")] != " "  # under a bar
     assert candidate[mark.index("^") - 1] in " ▁"  # nothing before it
+
+
+@pytest.mark.slow
+def test_in_exported_programs_nodes_are_named_in_the_gauge_of_the_fold() -> None:
+    torch.manual_seed(0)
+    net = alive(nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)
+    ))  # fmt: skip
+    x = (torch.randn(2, 3, 12, 12),)
+    sound, wrong = torch.export.export(net, x), copy.deepcopy(net)
+    with torch.no_grad():
+        wrong.get_parameter("3.weight")[0, 0] *= 1.05
+    result = bnfold.fold(torch.export.export(wrong, x))
+    assert result.plan.counts()["folded"] == 1
+    check = bnfold.verify(sound, result.model)
+    assert not check.passed
+    assert check.where is not None
+    assert (check.where.tensor, check.where.op, check.where.agrees) == ("conv2d_1", "conv2d", "relu")

@@ -20,6 +20,7 @@ import bnfold
 from bnfold.cli import main
 from bnfold.config import SETTINGS, read_config
 from bnfold.equivalence.check import HISTOGRAM, Check, Measure, OutputError
+from bnfold.equivalence.inputs import KINDS
 from bnfold.errors import UsageError
 from bnfold.report.junit import to_junit
 from bnfold.report.page import to_html
@@ -65,7 +66,7 @@ def test_junit_counts_what_failed(here: Path) -> None:
     run("model.onnx", "good.onnx", "--junit", "r.xml")
     root = ElementTree.parse("r.xml").getroot()
     assert (root.get("failures"), root.get("errors")) == ("0", "0")
-    assert int(root.get("tests", "0")) == 7
+    assert int(root.get("tests", "0")) == len(KINDS) + 1  # the batch is dynamic
 
 
 def test_junit_holds_names_that_xml_cannot() -> None:
@@ -74,6 +75,31 @@ def test_junit_holds_names_that_xml_cannot() -> None:
     root = ElementTree.fromstring(to_junit([("<&>", check), ("other", "cannot be read \x02")]))
     assert [suite.get("name") for suite in root] == ["<&>", "other"]
     assert root.get("errors") == "1"
+
+
+SCHEMA = {
+    "testsuites": {"name", "time", "tests", "failures", "disabled", "errors"},
+    "testsuite": {"name", "tests", "failures", "errors", "time", "disabled", "skipped", "timestamp", "hostname", "id"},
+    "properties": set(),
+    "property": {"name", "value"},
+    "testcase": {"name", "classname", "assertions", "time", "status"},
+    "failure": {"message", "type"},
+    "error": {"message", "type"},
+    "skipped": {"message"},
+}
+"""Elements of the schema that Jenkins publishes for JUnit, and their attributes."""
+
+
+def test_junit_keeps_to_the_schema(here: Path) -> None:
+    Path("all.toml").write_text(
+        '[[pairs]]\nreference = "model.onnx"\ncandidate = "bad.onnx"\n[[pairs]]\nname = "\\U0001F600"\n'
+        'reference = "model.onnx"\ncandidate = "none.onnx"\n'
+    )
+    run("--config", "all.toml", "--junit", "r.xml", code=1)
+    root = ElementTree.parse("r.xml").getroot()
+    for element in root.iter():
+        assert set(element.attrib) <= SCHEMA[element.tag]
+    assert [suite.get("name") for suite in root] == ["model.onnx : bad.onnx", "\U0001f600"]
 
 
 # --- the page
@@ -156,11 +182,13 @@ def test_the_page_in_a_browser(here: Path) -> None:
     done = subprocess.run(
         [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--user-data-dir=profile",
+         "--enable-logging=stderr",
          "--window-size=1200,2400", "--virtual-time-budget=2000", "--screenshot=shot.png", "--dump-dom",
          (here / "r.html").as_uri()],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert "they part first at" in done.stdout
+    assert ":CONSOLE" not in done.stderr
     from PIL import Image
 
     with Image.open("shot.png") as picture:
@@ -270,6 +298,9 @@ def test_a_pair_that_cannot_be_compared_does_not_stop_the_others(listed: Path) -
         ("[[pairs]]\nreference = 'a'\ncandidate = 'b'\nshapes = { x = 'wide' }", "shapes.x: sizes such as"),
         ("[verify]\natol = 'x'\n[[pairs]]\nreference = 'a'\ncandidate = 'b'", "verify: atol = 'x': a number expected"),
         ("[verfy]\nseed = 1", "'verfy' is not known"),
+        ("[[pairs]]\nreference = 'a'\ncandidate = 'b'\ninputs = [1]", "inputs = [1]: a list of texts expected"),
+        ("[[pairs]]\nreference = 'a'\ncandidate = 'b'\nname = 5", "name = 5: a text expected"),
+        ("[[pairs]]\nreference = 'a'\ncandidate = 'b'\nshapes = { x = [1.5, 3] }", "shapes.x: sizes such as"),
         ("[[pairs]", "not TOML"),
         ("[[pairs]]\nreference = 'a'\ncandidate = 'b'\n" * 2, "two pairs are called 'a : b'"),
     ],
@@ -282,6 +313,31 @@ def test_a_file_with_a_mistake_says_which(tmp_path: Path, text: str, said: str) 
     done = CliRunner().invoke(main, ["verify", "--config", str(path), "-q"])
     assert done.exit_code == 2
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("mean = ['a']", "mean ['a']: a number or one for each"),
+        ("std = [0.5, 0]", "none of them 0"),
+        ("multiple = 0.5", "multiple 0.5: a number from 1 up"),
+        ("seed = -1", "seed -1: a number from 0 up"),
+        ("kinds = ['odd']", "inputs of kind 'odd'"),
+        ("device = 'gpu'", "device 'gpu': one of cpu"),
+    ],
+)
+def test_settings_that_fit_no_pair_are_wrong_usage(listed: Path, setting: str, said: str) -> None:
+    listed.write_text(f"{CONFIG}\n{setting}\n")
+    done = run("--config", "bnfold.toml", code=2)
+    assert said in done.stderr
+    assert "model.onnx : bad.onnx" in done.stderr
+
+
+def test_files_that_are_called_alike_are_named_by_their_folders(tmp_path: Path) -> None:
+    pair = '[[pairs]]\nreference = "{0}/model.onnx"\ncandidate = "build/{0}/model.onnx"\n'
+    (tmp_path / "bnfold.toml").write_text("\ufeff" + pair.format("one") + pair.format("two"), encoding="utf-8")
+    names = [pair.name for pair in read_config(tmp_path / "bnfold.toml")]
+    assert names == [f"{name}/model.onnx : build/{name}/model.onnx" for name in ("one", "two")]
 
 
 def test_models_are_named_once(here: Path) -> None:
@@ -395,14 +451,14 @@ def test_the_document_names_every_option_of_the_command() -> None:
 
 
 def test_the_numbers_of_the_document_are_those_of_the_code() -> None:
-    from bnfold.equivalence.criterion import CLEAR, LIMITS, PEAK
-    from bnfold.equivalence.inputs import KINDS
+    from bnfold.equivalence.criterion import CLEAR, LIMITS, PARTS, PEAK
     from bnfold.equivalence.judge import NOISE_MULTIPLE
     from bnfold.limits import MULTIPLE
 
     text = (ROOT / "docs/judging.md").read_text()
     assert f"at most **{MULTIPLE:g} times**" in text
     assert f"at most {MULTIPLE * PEAK:g} times the reference's own largest" in text
+    assert f"more than {MULTIPLE * PARTS:g} times the reference's own in that channel" in text
     assert (CLEAR, NOISE_MULTIPLE) == (0.1, 10)
     assert (LIMITS["float32"], LIMITS["float16"], LIMITS["bfloat16"], LIMITS["float64"]) == (1e-4, 2e-2, 0.1, 1e-10)
     assert all(f"`{kind}`" in text for kind in KINDS)

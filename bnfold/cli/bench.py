@@ -21,7 +21,7 @@ from .output import errors, progress_line
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of the CPU; as many as there are cores otherwise.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True,
               help="How long to measure.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(min=2), help="How often to run both, in place of --seconds.")
+@click.option("--rounds", type=click.IntRange(min=6), help="How often to run both, in place of --seconds.")
 @judging
 @click.option("--candidate-arch", metavar="MODULE:NAME", help="As --arch, where the candidate needs another.")
 @click.option("--candidate-arch-args", metavar="JSON", help="Arguments for --candidate-arch.")

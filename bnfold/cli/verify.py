@@ -112,6 +112,7 @@ def _pairs(
 ) -> list[PairSettings]:
     """What is to be compared: the pair of the command line, or those of a file, with what was said beside it."""
     from ..config import PairSettings, read_config
+    from ..verifying import check_settings
 
     if config is None:
         if reference is None or candidate is None:
@@ -126,7 +127,13 @@ def _pairs(
         for name, value in _chosen(given).items()
         if context.get_parameter_source(OPTIONS.get(name, name)) is not ParameterSource.DEFAULT
     }
-    return [PairSettings(pair.name, {**pair.arguments, **said}) for pair in read_config(config)]
+    pairs = [PairSettings(pair.name, {**pair.arguments, **said}) for pair in read_config(config)]
+    for pair in pairs:
+        try:
+            check_settings(pair.arguments)
+        except UsageError as error:
+            raise UsageError(f"{config}: {pair.name}: {error}") from None
+    return pairs
 
 
 def _read_by(pair: PairSettings) -> Path | None:

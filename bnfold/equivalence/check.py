@@ -19,13 +19,16 @@ class Measure:
     """One number that a candidate is judged by: it passes up to and with `bound`.
 
     `name`: "error ratio" and "peak ratio" (the candidate's error over the reference's own, both against float64:
-    root mean square and largest), "relative error" (`error / scale`), "tolerance" (the largest `error / (atol + rtol *
-    |reference|)`), "cosine distance", "top-5 disagreement", "flips" (the share of whole numbers that differ).
+    root mean square and largest), "part ratio" (the root mean squares of the channel where that is largest), "relative
+    error" (`error / scale`), "tolerance" (the largest `error / (atol + rtol * |reference|)`), "cosine distance", "top-5
+    disagreement", "flips" (the share of whole numbers that differ). `samples`: of how many a value is the share; 0
+    where it is none.
     """
 
     name: str
     value: float
     bound: float
+    samples: int = 0
 
     @property
     def passed(self) -> bool:

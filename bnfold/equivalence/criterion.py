@@ -16,6 +16,7 @@ from ..errors import UsageError
 from ..limits import MULTIPLE
 from .check import HISTOGRAM, Counts, Measure, OutputError
 from .inputs import Array
+from .parts import worst_part
 
 LIMITS = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest `error / scale` for an output of each type, where there is no float64 to compare with."""
@@ -27,6 +28,8 @@ PEAK = 2.0
 """The largest error may be so many times as far beyond the reference's own as the root mean square."""
 FLOOR = (0.25, 1.0)
 """Own errors, root mean square and largest, count as so many units in the last place of the largest output at least."""
+PARTS = 8.0
+"""The error of one channel may be so many times as far beyond the reference's own there as that of the whole output."""
 CLEAR = 0.1
 """A difference of this share of the largest magnitude is no rounding, whatever else is measured."""
 SKIPPED = "skipped"
@@ -106,7 +109,9 @@ class Criterion:
         if self.cosine is not None:
             yield Measure("cosine distance", _cosine_distance(x, y), 1 - self.cosine)
         if self.top_k is not None:
-            yield Measure(f"top-{self.top_k} disagreement", _disagreement(x, y, self.top_k), 1 - self.agreement)
+            share = _disagreement(x, y, self.top_k)
+            allowed = round(1 - self.agreement, 12)  # 1 - 0.9 is less than 0.1
+            yield Measure(f"top-{self.top_k} disagreement", share, allowed, len(x))
 
 
 def tolerance(a: Array, b: Array, atol: float, rtol: float) -> float:
@@ -133,12 +138,15 @@ def _cosine_distance(a: Array, b: Array) -> float:
 
 
 def _disagreement(a: Array, b: Array, k: int) -> float:
-    """The share of samples whose k largest entries lie elsewhere. Entries that tie for the last place may swap."""
+    """The share of samples whose k largest entries lie elsewhere. Entries that tie in `a` for the last place may swap.
+
+    All entries of `b` that tie for it count: an output of one number everywhere chooses nothing.
+    """
     if k > a.shape[1]:
         raise UsageError(f"top-k {k}: an output has {a.shape[1]} entries for each sample")
     last = np.partition(a, -k, axis=1)[:, -k]
-    chosen = np.argpartition(b, -k, axis=1)[:, -k:]
-    return float(np.mean((np.take_along_axis(a, chosen, 1) < last[:, None]).any(1)))
+    least = np.partition(b, -k, axis=1)[:, -k]
+    return float(np.mean(((b >= least[:, None]) & (a < last[:, None])).any(1)))
 
 
 def blocks(*values: Array) -> Iterator[tuple[Array, ...]]:
@@ -210,18 +218,27 @@ def _binned(relative: Array) -> Array:
     return np.bincount(np.clip(place, 0, count - 1).astype(np.int64), minlength=count)
 
 
-def beside(entry: OutputError, a: Array, own: Errors, new: Errors, multiple: float) -> OutputError:
-    """An entry judged by the errors of the reference and of the candidate against float64."""
+def beside(entry: OutputError, a: Array, own: Errors, new: Errors, multiple: float, part: float = 0.0) -> OutputError:
+    """An entry judged by the errors of the reference and of the candidate against float64; `part`: see `apart`."""
     unit = EPS[a.dtype.name] * entry.scale
     allowed = max(own.rms, FLOOR[0] * unit), max(own.peak, FLOOR[1] * unit)
     measures = (
         Measure("error ratio", _ratio(new.rms, allowed[0]), multiple),
         Measure("peak ratio", _ratio(new.peak, allowed[1]), PEAK * multiple),
         Measure("relative error", entry.relative, CLEAR),
+        *([Measure("part ratio", part, PARTS * multiple)] if part > 0 else []),
     )
     passed = all(measure.passed for measure in measures) or entry.error == 0
     seen = (own.histogram, new.histogram)
     return replace(entry, passed=passed, measures=measures, own=own.rms, found=new.rms, histogram=seen)
+
+
+def apart(a: Array, b: Array, exact: Array, dtype: str, noise: Array | None = None) -> float:
+    """The error of a candidate over the reference's own in the channel where that is largest; 0 without channels.
+
+    `dtype`: what both round to. `noise`: see `worst_part`.
+    """
+    return worst_part(a, b, exact, FLOOR[0] * EPS[dtype], BLOCK >> 4, noise)  # what a cache holds
 
 
 def _ratio(a: float, b: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -16,6 +16,11 @@ from ..graph import Shape
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
+Axes = Mapping[str, Collection[int]]
+RESIZED = "resized"
+"""The kind of inputs whose dynamic sizes are others than those of the rest."""
+MORE = ((1, 32), (1, 0), (0, 32))
+"""By how much dynamic sizes grow for that, axis 0 and the others; what the reference takes first is used."""
 SAMPLES = 64
 """How much of a user's data is taken, where nothing is said."""
 
@@ -31,6 +36,11 @@ class InputSpec:
     dtype: np.dtype[Any]
     shape: Shape
     high: int = 8
+
+
+def dynamic_axes(specs: Sequence[InputSpec]) -> dict[str, set[int]]:
+    """Which axes of each input have no size of their own."""
+    return {spec.name: {i for i, dim in enumerate(spec.shape) if not isinstance(dim, int)} for spec in specs}
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,29 @@ class Inputs:
         for shapes in shape_choices(specs, self.shapes):
             yield Choice(shapes, lambda shapes=shapes: self._seeded(specs, shapes))  # type: ignore[misc]
 
+    def resized(
+        self, specs: list[InputSpec], shapes: Mapping[str, tuple[int, ...]], axes: Axes
+    ) -> Iterator[Choice]:  # fmt: skip
+        """Inputs of other sizes along dynamic axes, to be tried in turn; none where a user chose sizes or inputs."""
+        if self.data is not None or self.shapes or self.kinds:
+            return
+        tried, inner = [dict(shapes)], inner_names(specs)
+        named = {spec.name: spec.shape for spec in specs}
+        for more in MORE:
+            sizes: dict[str, Any] = {
+                name: tuple(
+                    size + (more[i > 0 or named[name][i] in inner] if i in axes.get(name, ()) else 0)
+                    for i, size in enumerate(shape)
+                )
+                for name, shape in shapes.items()
+            }
+            if sizes not in tried:
+                tried.append(sizes)
+                yield Choice(sizes, lambda sizes=sizes: self._resized(specs, sizes))  # type: ignore[misc]
+
+    def _resized(self, specs: list[InputSpec], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Feed]]:
+        yield RESIZED, next(feeds(specs, shapes, self.seed))[1]
+
     def _seeded(self, specs: list[InputSpec], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Feed]]:
         batch = min((shape[0] for shape in shapes.values() if shape), default=1)
         draws = max(1, -(-(self.samples or 1) // batch))
@@ -96,7 +129,8 @@ def from_data(inputs: Inputs, specs: list[InputSpec]) -> Choice:
     def batches() -> Iterator[tuple[str, Feed]]:
         for start in range(0, count, size):
             rows = np.arange(start, start + size) % count  # the last batch is filled up from the start
-            yield "data", {spec.name: samples.rows(rows)[spec.name].astype(spec.dtype) for spec in specs}
+            found = samples.rows(rows)
+            yield "data", {spec.name: _cast(spec, found[spec.name], samples.source) for spec in specs}
 
     return Choice(shapes, batches)
 
@@ -112,9 +146,21 @@ def _checked(spec: InputSpec, samples: Samples, batch: int, count: int) -> tuple
         wanted = "x".join(str(dim) if dim is not None else "?" for dim in spec.shape)
         found = "x".join(["samples", *map(str, first.shape[1:])])
         raise DataError(f"{samples.source}: {found} does not fit input {spec.name!r}, which is {wanted}")
-    if first.dtype.kind in "fc" and spec.dtype.kind in "iub":
+    if (first.dtype.kind == "f" and spec.dtype.kind in "iub") or (first.dtype.kind == "c" and spec.dtype.kind != "c"):
         raise DataError(f"{samples.source}: input {spec.name!r} takes {spec.dtype}, {first.dtype} found")
     return shape
+
+
+def _cast(spec: InputSpec, values: Array, source: str) -> Array:
+    """Data in the type of an input. DataError for whole numbers that it cannot hold."""
+    if spec.dtype.kind in "iu" and values.dtype.kind in "iu" and values.size:
+        low, high = int(values.min()), int(values.max())
+        bounds = np.iinfo(spec.dtype)
+        if low < bounds.min or high > bounds.max:
+            raise DataError(
+                f"{source}: input {spec.name!r} takes {spec.dtype}, {low if low < bounds.min else high} found"
+            )
+    return values.astype(spec.dtype)
 
 
 def _pixels(spec: InputSpec, inputs: Inputs) -> Pixels:
@@ -143,19 +189,30 @@ def shape_choices(specs: list[InputSpec], given: Mapping[str, tuple[int, ...]]) 
         names = ", ".join(spec.name for spec in specs) or "none"
         found = f"no input {min(unknown)!r}" if min(unknown) else f"{len(specs)} inputs, so their names must be given"
         raise UsageError(f"--shape: the model has {found}; its inputs: {names}")
+    inner = inner_names(specs)
     for size, batch in product((64, 224, 32, 128, 28, 8, 256, 299), (2, 1)):
-        yield {spec.name: _resolve(spec, given.get(spec.name), batch, size) for spec in specs}
+        yield {spec.name: _resolve(spec, given.get(spec.name), batch, size, inner) for spec in specs}
         if all(_static(spec) or spec.name in given for spec in specs):
             return
+
+
+def inner_names(specs: Sequence[InputSpec]) -> set[str]:
+    """Names of dynamic sizes along other axes than the first: such a size is no batch where it is the first of another
+    input, as in a product of matrices.
+    """
+    return {dim for spec in specs for dim in spec.shape[1:] if isinstance(dim, str)}
 
 
 def _static(spec: InputSpec) -> bool:
     return all(isinstance(dim, int) for dim in spec.shape)
 
 
-def _resolve(spec: InputSpec, given: tuple[int, ...] | None, batch: int, size: int) -> tuple[int, ...]:
+def _resolve(
+    spec: InputSpec, given: tuple[int, ...] | None, batch: int, size: int, inner: set[str]
+) -> tuple[int, ...]:  # fmt: skip
     if given is None:
-        return tuple(dim if isinstance(dim, int) else batch if i == 0 else size for i, dim in enumerate(spec.shape))
+        firsts = [batch if i == 0 and dim not in inner else size for i, dim in enumerate(spec.shape)]
+        return tuple(dim if isinstance(dim, int) else other for dim, other in zip(spec.shape, firsts, strict=True))
     fits = len(given) == len(spec.shape) and all(
         g > 0 and (not isinstance(dim, int) or dim == g) for dim, g in zip(spec.shape, given, strict=True)
     )

@@ -18,10 +18,13 @@ from .check import Check, Measure, OutputError
 from .criterion import (
     EMPTY,
     EPS,
+    INTEGER_LIMIT,
     LIMITS,
+    PARTS,
     SKIPPED,
     Criterion,
     Errors,
+    apart,
     beside,
     blocks,
     facts,
@@ -29,14 +32,16 @@ from .criterion import (
     magnitude,
     tolerance,
 )  # fmt: skip
-from .inputs import Array, Choice, Feed, Inputs
+from .inputs import RESIZED, Array, Axes, Choice, Feed, Inputs, dynamic_axes
 from .locate import Where, locate
-from .runners import Runner
+from .runners import OrtRunner, ReferenceRunner, Runner
 from .subject import Aligned, Subject
 
 NOISE_MULTIPLE = 10.0
 """A difference of so many times what one unit in the last place of the inputs does is no fault."""
 NOISE_RUNS = 3
+FLIPS = 2.0
+"""So many times the share of whole numbers that such inputs flip in the reference itself may flip in the candidate."""
 TRUST, UNITS = 100.0, 16.0
 """The reference may be so many times its noise, or so many units in the last place of the inputs, away from float64
 before that is taken for another function."""
@@ -87,27 +92,83 @@ def judge(
     except Exception as error:
         return verdict(f"the candidate cannot be loaded: {_line(error)}")
     hearing.other = _Exact(candidate, other) if other.name != runner.name else None
-    for i, (kind, feed) in enumerate(_all_feeds(reference, choice)):
+    warnings += _strangers(other, reference)
+    warnings += [
+        f"the {which} has norms or dropout in train mode, and was run like that"
+        for which, subject in (("reference", reference), ("candidate", candidate))
+        if getattr(subject, "training", False)
+    ]
+
+    def compared(kind: str, feed: Feed, expected: Mapping[str, Array]) -> str:
+        nonlocal failing
         progress(f"comparing on {kind} inputs")
-        try:
-            expected = first if i == 0 else runner.run(feed)
-        except Exception as error:
-            warnings.append(f"the reference cannot be run on {kind} inputs, so they were left out: {_line(error)}")
-            continue
         try:
             found = other.run(feed)
         except Exception as error:
-            return verdict(f"the candidate cannot be run on {kind} inputs: {_line(error)}")
+            return f"the candidate cannot be run on {kind} inputs: {_line(error)}"
         for entry in hearing.compare(expected, found, kind, feed):
             before = entries.get((entry.output, kind))
             entries[entry.output, kind] = entry if before is None else _worse(before, entry)
             if not entry.passed and entry.note != SKIPPED and failing is None:
                 failing = kind, feed
-        varying |= {name for name in expected if name not in varying and _differ(first[name], expected.get(name))}
-    check = replace(verdict(_fault(list(entries.values()))), operators=_operators(reference, candidate))
+        more = [name for name in found if name not in expected]
+        warnings.extend([f"the candidate has outputs that the reference lacks: {', '.join(more)}"] if more else [])
+        return ""
+
+    for i, (kind, feed) in enumerate(_all_feeds(reference, choice)):
+        try:
+            expected = first if i == 0 else runner.run(feed)
+        except Exception as error:
+            warnings.append(f"the reference cannot be run on {kind} inputs, so they were left out: {_line(error)}")
+            continue
+        wrong = compared(kind, feed, expected)
+        if wrong:
+            return verdict(wrong)
+        varying |= {name for name in expected if name not in varying and _varies(first[name], expected.get(name), feed)}
+    resized = _resized(inputs, choice, _axes(reference, candidate, other), reference, runner)
+    wrong = compared(RESIZED, *resized) if resized else ""
+    fault = wrong or _fault(list(entries.values()))
+    if resized:
+        sizes = f"resized inputs ({_sizes(resized[0])}; --shape holds the comparison to one size)"
+        fault = fault.replace("resized inputs", sizes, 1)
+    check = replace(verdict(fault), operators=_operators(reference, candidate))
     if failing is None or check.passed or not locating:
         return check
     return replace(check, where=_where(reference, candidate, runner.name, *failing, criterion.multiple, progress))
+
+
+def _resized(
+    inputs: Inputs, choice: Choice, axes: Axes, reference: Subject, runner: Runner
+) -> tuple[Feed, dict[str, Array]] | None:
+    """Inputs of other sizes that the reference takes, and what it gives; None where sizes are fixed."""
+    for other in inputs.resized(reference.specs(), choice.shapes, axes):
+        ((_, feed),) = other.feeds()
+        try:
+            return feed, runner.run(feed)
+        except Exception:  # a network may take some sizes only: that is no fault
+            continue
+    return None
+
+
+def _axes(reference: Subject, candidate: Subject, other: Runner) -> Axes:
+    """Dynamic axes of the reference; where that is a module, which does not say, those of the candidate."""
+    axes = dynamic_axes(reference.specs())
+    if reference.named or not isinstance(other, Aligned):
+        return axes
+    theirs = dynamic_axes(candidate.specs())
+    return {name: axes[name] | theirs.get(own, set()) for name, own in zip(axes, other.inputs, strict=True)}
+
+
+def _sizes(feed: Feed) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in feed.items())
+
+
+def _strangers(runner: Runner, reference: Subject) -> list[str]:
+    """A warning that names inputs which the candidate does not have: the reference may not need them."""
+    if not isinstance(runner, OrtRunner | ReferenceRunner):
+        return []
+    names = [spec.name for spec in reference.specs() if spec.name not in runner.inputs]
+    return [f"the candidate lacks inputs that the reference has: {', '.join(names)}"] if names else []
 
 
 def _operators(*subjects: Subject) -> tuple[dict[str, int], dict[str, int]]:
@@ -143,10 +204,10 @@ def _irreproducible(first: Mapping[str, Array], runner: Runner, choice: Choice) 
         other = again.get(name)
         if other is None or other.shape != value.shape:
             return name
-        if value.dtype.name in LIMITS:
-            entry = facts("", "", value, other)
-            if not entry.note and entry.error > LIMITS[value.dtype.name] * entry.scale:
-                return name
+        limit = LIMITS.get(value.dtype.name, INTEGER_LIMIT)
+        entry = facts("", "", value, other)
+        if not entry.note and entry.error > limit * entry.scale:
+            return name
     return ""
 
 
@@ -192,7 +253,7 @@ class Hearing:
         doubtful = [i for i, entry in enumerate(entries) if in_doubt(entry)]
         exact = self._exact(feed, kind) if odd or self._wants_exact(entries, expected) else {}
         candidate: dict[str, Array] = {}
-        noise: dict[str, float] = {}
+        noise: dict[str, Array] = {}
         for i in doubtful:
             entry = entries[i]
             a, b = expected[entry.output], found[entry.output]
@@ -200,15 +261,16 @@ class Hearing:
             if entry.output in odd and _odd(a if truth is None or truth.shape != a.shape else truth, b):
                 entries[i] = replace(entry, note="another value where the reference is infinite or NaN")
                 continue
-            known = truth is not None and truth.shape == a.shape and _short(a)
+            known = truth is not None and truth.shape == a.shape and _short(a) and self._covers(truth, a, entry.output)
             own = Errors.of(a, truth, entry.scale) if truth is not None and known else None
             if own is not None and own.peak > LIMITS[a.dtype.name] * entry.scale:
                 noise = noise or self._noise(feed, expected)
                 # outputs near 0 may have been far from it on the way: units in the last place of the inputs count
-                rounding = max(TRUST * noise[entry.output], UNITS * EPS[a.dtype.name] * magnitude(feed))
+                rounding = max(TRUST * float(noise[entry.output].max()), UNITS * EPS[a.dtype.name] * magnitude(feed))
                 own = self._trusted(own, rounding, entry.output)
             if own is not None and truth is not None and entry.scale > 0:
-                entry = beside(entry, a, own, Errors.of(b, truth, entry.scale), self.criterion.multiple)
+                new, multiple = Errors.of(b, truth, entry.scale), self.criterion.multiple
+                entry = beside(entry, a, own, new, multiple, apart(a, b, truth, a.dtype.name))
                 if in_doubt(entry) and self.other is not None:
                     candidate = candidate or self.other.run(feed)
                     entry = self._of_runtime(entry, a, b, truth, own, candidate.get(entry.output))
@@ -216,16 +278,30 @@ class Hearing:
                 entry = self.criterion.measure(a, b, entry, _floor(entry, a, feed))
             if in_doubt(entry) and not self.criterion.fixed:
                 noise = noise or self._noise(feed, expected)
-                entry = second_hearing(entry, noise[entry.output])
+                entry = self._heard(entry, a, b, truth if own is not None else None, noise[entry.output])
             entries[i] = entry
-        return entries
+        return [self._flipped(entry, expected, feed) for entry in entries]
+
+    def _flipped(self, entry: OutputError, expected: Mapping[str, Array], feed: Feed) -> OutputError:
+        """An entry of whole numbers that flip at ties, judged by how many flip in the reference when inputs are nudged.
+
+        Where half of them do, they say nothing.
+        """
+        share = entry.measure("flips")
+        if entry.passed or entry.note or share is None or self.criterion.fixed or not feed:
+            return entry
+        own = max(_share(run.get(entry.output), expected[entry.output]) for run in self._nudges(feed))
+        if not 0 < share <= FLIPS * own < 1:
+            return entry
+        return replace(entry, passed=True, note=ROUNDING, measures=(Measure("flips", share, FLIPS * own),))
 
     def _whole(
         self, entry: OutputError, expected: Mapping[str, Array], found: Mapping[str, Array]
     ) -> OutputError:  # fmt: skip
         """Whole numbers by the differences that a user allows, where that is said."""
         bounds = (self.criterion.atol, self.criterion.rtol)
-        if entry.measure("flips") is None or all(bound is None for bound in bounds):
+        numbers = expected[entry.output].dtype.kind in "biu"
+        if entry.measure("flips") is None or not numbers or all(bound is None for bound in bounds):
             return entry
         share = tolerance(expected[entry.output], found[entry.output], bounds[0] or 0.0, bounds[1] or 0.0)
         return replace(entry, passed=share <= 1.0, measures=(Measure("tolerance", share, 1.0),))
@@ -239,13 +315,20 @@ class Hearing:
         """
         if exact is None or exact.shape != truth.shape:
             return entry
-        part = beside(entry, a, own, Errors.of(exact, truth, entry.scale), self.criterion.multiple)
+        new = Errors.of(exact, truth, entry.scale)
+        part = beside(entry, a, own, new, self.criterion.multiple, apart(a, exact, truth, a.dtype.name))
         rounding = Errors.of(b, exact).peak / entry.scale
         allowed = LIMITS[a.dtype.name]
         if not part.passed or rounding > allowed:
             return entry
         measures = (*part.measures, Measure("runtime's rounding", rounding, allowed))
         return replace(entry, passed=True, note=RUNTIME, measures=measures)
+
+    def _heard(self, entry: OutputError, a: Array, b: Array, truth: Array | None, noise: Array) -> OutputError:
+        """An entry judged by the reference's own rounding, as a whole and channel by channel where float64 is known."""
+        bound = PARTS * self.criterion.multiple
+        part = 0.0 if truth is None else apart(a, b, truth, a.dtype.name, noise * (NOISE_MULTIPLE / bound))
+        return second_hearing(entry, float(noise.max(initial=0.0))) if part <= bound else entry
 
     def _wants_exact(self, entries: list[OutputError], expected: Mapping[str, Array]) -> bool:
         """Whether there is a number to judge that float64 says more about; equal outputs need no judge."""
@@ -274,17 +357,30 @@ class Hearing:
         )
         return None
 
-    def _noise(self, feed: Feed, expected: Mapping[str, Array]) -> dict[str, float]:
-        """The largest change of each output when every input moves by one unit in the last place."""
+    def _covers(self, truth: Array, a: Array, output: str) -> bool:
+        """Whether float64 has a number wherever the reference has one."""
+        if all((np.isfinite(x) | ~np.isfinite(y)).all() for x, y in blocks(truth, a)):
+            return True
+        self.warnings.append(
+            f"{output} in float64 is NaN or infinite where the reference is not: a fixed limit was used instead"
+        )
+        return False
+
+    def _noise(self, feed: Feed, expected: Mapping[str, Array]) -> dict[str, Array]:
+        """The largest change of each element of the outputs when every input moves by one unit in the last place."""
         self.progress("measuring the reference's own rounding")
-        noise = dict.fromkeys(expected, 0.0)
+        noise = {name: np.zeros(value.shape) for name, value in expected.items() if value.dtype.name in LIMITS}
+        for outputs in self._nudges(feed):
+            for name, value in outputs.items():
+                if name in noise and value.shape == expected[name].shape:
+                    noise[name] = np.maximum(noise[name], _change(value, expected[name]))
+        return noise
+
+    def _nudges(self, feed: Feed) -> Iterator[dict[str, Array]]:
+        """What the reference gives on inputs that differ by one unit in the last place."""
         for i in range(NOISE_RUNS):
             rng = np.random.default_rng([self.seed, 1000 + i])
-            outputs = self.runner.run({name: _nudged(value, rng) for name, value in feed.items()})
-            for name, value in outputs.items():
-                if value.dtype.name in LIMITS and value.shape == expected[name].shape:
-                    noise[name] = max(noise[name], Errors.of(value, expected[name]).peak)
-        return noise
+            yield self.runner.run({name: _nudged(value, rng) for name, value in feed.items()})
 
 
 def _odd(a: Array, b: Array) -> bool:
@@ -296,6 +392,17 @@ def _odd(a: Array, b: Array) -> bool:
         if wild.any() and not np.array_equal(x[wild], y[wild], equal_nan=True):
             return True
     return False
+
+
+def _share(a: Array | None, b: Array) -> float:
+    """The share of elements that differ; 0 where they cannot be compared one by one."""
+    return float(np.mean(a != b)) if a is not None and a.shape == b.shape else 0.0
+
+
+def _change(a: Array, b: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        change = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    return np.where(np.isfinite(change), change, 0.0)
 
 
 def second_hearing(entry: OutputError, noise: float) -> OutputError:
@@ -328,11 +435,31 @@ def _nudged(value: Array, rng: np.random.Generator) -> Array:
 
 
 def _worse(a: OutputError, b: OutputError) -> OutputError:
-    """Of two entries of an output on inputs of one kind."""
+    """Of two entries of an output on inputs of one kind; shares of samples are those of both."""
+    if any(m.samples for m in (*a.measures, *b.measures)) and not a.note and not b.note:
+        pairs = zip(a.measures, b.measures, strict=True)
+        measures = tuple(_both(m, n) for m, n in pairs)
+        worst = max(a, b, key=lambda entry: entry.relative)
+        return replace(worst, measures=measures, passed=all(m.passed for m in measures))
     if a.passed != b.passed:
         failed, other = (a, b) if not a.passed else (b, a)
         return other if failed.note == SKIPPED else failed
     return max(a, b, key=lambda entry: entry.strain)
+
+
+def _both(a: Measure, b: Measure) -> Measure:
+    if not a.samples + b.samples:
+        return max(a, b, key=lambda measure: measure.strain)
+    count = a.samples + b.samples
+    return replace(a, value=round((a.value * a.samples + b.value * b.samples) / count, 12), samples=count)
+
+
+def _varies(first: Array, value: Array | None, feed: Feed) -> bool:
+    """Whether an output differs from that on the first inputs, or from sample to sample."""
+    if _differ(first, value):
+        return True
+    batches = {array.shape[0] for array in feed.values() if array.ndim}
+    return first.ndim > 0 and len(first) > 1 and {len(first)} == batches and _differ(first[:1], first[-1:])
 
 
 def _differ(a: Array, b: Array | None) -> bool:
@@ -363,7 +490,7 @@ def _fault(results: list[OutputError]) -> str:
 
 def _steady(first: Mapping[str, Array], varying: set[str]) -> list[str]:
     """A warning that names the outputs that are the same for all inputs: agreement on them proves little."""
-    names = [name for name in first if name not in varying]
+    names = [name for name in first if name not in varying and f"{name}[0]" not in first]  # but lengths of sequences
     if not names:
         return []
     which = f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .check import plain
-from .criterion import EPS, FLOOR, LIMITS
+from .criterion import EPS, FLOOR, LIMITS, PARTS, PEAK, apart
 from .inputs import Array, Feed
 
 Gauge = tuple[Array, Array]
@@ -137,7 +137,8 @@ def _point(name: str, op: str, values: Sequence[Array | None], gauges: Sequence[
     points = []
     for p, q in _distinct(name, gauges):
         wide = p * a.astype(np.float64) + q
-        truth = wide if exact is None or exact.shape != a.shape else p * exact + q
+        told = exact is not None and exact.shape == a.shape and bool((np.isfinite(exact) | ~np.isfinite(a)).all())
+        truth = p * exact + q if told else wide
         points.append(_compared(name, op, wide, b.astype(np.float64), truth, a.dtype.name, truth is not wide))
     return min(points, key=lambda point: point.found)
 
@@ -150,7 +151,10 @@ def _distinct(name: str, gauges: Sequence[Mapping[str, Gauge]]) -> Iterator[tupl
 
 
 def _compared(name: str, op: str, a: Array, b: Array, truth: Array, dtype: str, known: bool) -> Point:
-    """`a`, `b`, `truth`: in the candidate's gauge, float64. Without a float64 run the limit of the type counts."""
+    """`a`, `b`, `truth`: in the candidate's gauge, float64. Without a float64 run the limit of the type counts.
+
+    The ratio is that of the root mean squares, or of the largest errors or the channels, as far as these go further.
+    """
     ok = np.isfinite(a) & np.isfinite(truth)
     if not np.isfinite(b[ok]).all():
         return Point(name, op, 0.0, float("inf"), float("inf"))
@@ -158,7 +162,12 @@ def _compared(name: str, op: str, a: Array, b: Array, truth: Array, dtype: str, 
     own, found = _rms((a - truth)[ok]), _rms((b - truth)[ok])
     unit = EPS[dtype] * float(np.abs(truth[ok]).max(initial=0.0))
     allowed = max(own, FLOOR[0] * unit) if known else LIMITS[dtype] * size / 32
-    return Point(name, op, own / size, found / size, found / allowed if allowed else float(found > 0) * 1e300)
+    ratio = found / allowed if allowed else float(found > 0) * 1e300
+    if known and ok.any():
+        peaks = [float(np.abs((value - truth)[ok]).max()) for value in (a, b)]
+        highest = peaks[1] / max(peaks[0], FLOOR[1] * unit) if unit else 0.0
+        ratio = max(ratio, highest / PEAK, apart(a, b, truth, dtype) / PARTS)
+    return Point(name, op, own / size, found / size, ratio)
 
 
 def _rms(values: Array) -> float:

@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
 from ..errors import VerificationError
@@ -31,14 +32,15 @@ class ModuleSubject:
 
     def __init__(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None,
-        device: Device | None = None,
+        device: Device | None = None, program: ExportedProgram | None = None,
     ) -> None:  # fmt: skip
-        """`device`: run a copy there; where the module is, by default."""
+        """`device`: run a copy there; where the module is, by default. `program`: what it is the module of."""
         if device is not None and device.name == "tensorrt":
             raise VerificationError("device tensorrt: torch modules do not run there; export them to ONNX first")
         if device is not None and device.name == "cuda" and not torch.cuda.is_available():
             raise VerificationError("device cuda: torch finds no card, or is built without CUDA")
         self.module, self.name, self.device = module, type(module).__name__, device
+        self.program = program
         leaves, self.layout = tree_flatten((tuple(args), dict(kwargs or {})))
         paths = [path for path, _ in tree_flatten_with_path((tuple(args), dict(kwargs or {})))[0]]
         parameters = list(inspect.signature(module.forward).parameters)
@@ -47,6 +49,12 @@ class ModuleSubject:
             _name(path, parameters) if isinstance(leaf, torch.Tensor) else ""
             for path, leaf in zip(paths, leaves, strict=True)
         ]
+
+    @property
+    def training(self) -> bool:
+        """Whether norms or dropout in it are in train mode."""
+        kinds = nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd
+        return any(isinstance(module, kinds) and module.training for module in self.module.modules())
 
     def specs(self) -> list[InputSpec]:
         """Tensors as they were given; whole numbers no larger than those."""
@@ -85,10 +93,11 @@ class ModuleSubject:
         return dict(Counter(type(module).__name__ for module in leaves).most_common())
 
     def probe(self, engine: str) -> Any:
-        """What submodules return."""
+        """What submodules return; what nodes compute, in an exported program."""
         from .moduleprobes import ModuleProbe
+        from .programprobes import ProgramProbe
 
-        return ModuleProbe(self)
+        return ModuleProbe(self) if self.program is None else ProgramProbe(self, self.program)
 
 
 class ModuleRunner:
@@ -113,8 +122,15 @@ class ModuleRunner:
         with torch.no_grad(), _multiplying(self.subject.device):
             args, kwargs = self._call(feed)
             leaves, _ = tree_flatten(self.module(*args, **kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        tensors = [_real(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
         return {f"output_{i}": to_array(tensor) for i, tensor in enumerate(tensors)}
+
+    def recorded(self, feed: Feed, interpreter: type[torch.fx.Interpreter]) -> None:
+        """Run the graph of an exported program, node by node."""
+        assert isinstance(self.module, torch.fx.GraphModule)
+        with torch.no_grad(), _multiplying(self.subject.device):
+            args, kwargs = self._call(feed)
+            interpreter(self.module).run(*args, *kwargs.values())
 
     def prepared(self, feed: Feed) -> Callable[[], object]:
         """A call that runs the module on inputs that already are where it is, for timing."""
@@ -174,6 +190,11 @@ def _name(path: Sequence[Any], parameters: Sequence[str]) -> str:
 
 def _positional(i: int, parameters: Sequence[str]) -> str:
     return parameters[i] if i < len(parameters) and parameters[i] not in ("args", "values", "inputs") else f"input_{i}"
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    """Complex numbers as pairs along a last axis."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def to_array(tensor: torch.Tensor) -> Array:

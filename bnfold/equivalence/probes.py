@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, ValueInfoProto
 
+from ..errors import BnfoldError
 from ..frontends.onnx.files import check, load, load_whole
 from ..frontends.onnx.read import read
 from ..limits import LEFTOVERS
@@ -64,12 +65,15 @@ class OnnxProbe:
         return {name: value for name, value in found.items() if value.dtype == np.float64}
 
     def gauges(self) -> Iterator[Mapping[str, Gauge]]:
-        """Those of each set of forms that a fold may leave."""
-        model = load(self.path)
-        bare = check(model, self.path.name, folder=self.path.parent)
-        graph = read(model, bare, self.path.name, self.path.parent, False, lambda name: False).graph
-        for leftovers in LEFTOVERS:
-            yield gauges(graph, leftovers=leftovers)
+        """Those of each set of forms that a fold may leave; none of a file that runs and cannot be folded."""
+        try:
+            model = load(self.path)
+            bare = check(model, self.path.name, folder=self.path.parent)
+            graph = read(model, bare, self.path.name, self.path.parent, False, lambda name: False).graph
+            for leftovers in LEFTOVERS:
+                yield gauges(graph, leftovers=leftovers)
+        except BnfoldError:
+            return
 
 
 def exposed(model: ModelProto, names: Sequence[str]) -> ModelProto:

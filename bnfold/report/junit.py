@@ -61,11 +61,15 @@ def _verdict(suite: ElementTree.Element, name: str, check: Check) -> None:
 
 
 def _count(element: ElementTree.Element) -> None:
-    element.set("tests", str(len(list(element.iter("testcase")))))
-    for what, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+    """How many there are of each; the schema of Jenkins counts what was skipped in suites only."""
+    counted = [("tests", "testcase"), ("failures", "failure"), ("errors", "error")]
+    for what, tag in counted if element.tag == "testsuites" else [*counted, ("skipped", "skipped")]:
         element.set(what, str(len(list(element.iter(tag)))))
 
 
 def _clean(text: str) -> str:
     """Without what XML cannot hold; names in models may hold anything."""
-    return "".join(c if c in "\t\n\r" or 32 <= ord(c) <= 0xD7FF or 0xE000 <= ord(c) <= 0xFFFD else "?" for c in text)
+    return "".join(
+        c if c in "\t\n\r" or 32 <= ord(c) <= 0xD7FF or 0xE000 <= ord(c) <= 0xFFFD or ord(c) > 0xFFFF else "?"
+        for c in text
+    )

@@ -18,6 +18,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 table { border-collapse: collapse; font-size: .92em; } .wide { overflow-x: auto; }
 th, td { padding: .25em .7em; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td { overflow-wrap: anywhere; } td:first-child { min-width: 9em; } figure { max-width: 290px; overflow-wrap: anywhere; }
+th, td.n, td.ok, td.differs, td.folded, td.reduced, td.kept, td.passed, td.failed, td.error { white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .badge.passed, .badge.failed, .badge.error { color: #fff; }
 .badge { border-radius: 4px; padding: .1em .6em; font-size: .8em; }
@@ -75,9 +77,9 @@ def _pair(name: str, check: Check | str, plan: Plan | None) -> str:
         f"<p>{escape(said)}</p>" if said else "",
         _facts(check),
         *(f"<p class='reduced'>warning: {escape(warning)}</p>" for warning in check.warnings),
+        _parting(check.where) if check.where else "",
         _outputs(check.outputs),
         _histograms(check.outputs),
-        _parting(check.where) if check.where else "",
         _norms(plan) if plan is not None else "",
         _operators(*check.operators),
     ]
