@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -233,19 +234,78 @@ def _evil_size() -> str:
     return "evil.pt2"
 
 
+def _rewritten(change: Callable[[dict[str, Any]], object], more: Mapping[str, bytes]) -> str:
+    """A program with its description changed and entries added."""
+    torch.export.save(torch.export.export(network(), (X,)), "fine.pt2")
+    with zipfile.ZipFile("fine.pt2") as source, zipfile.ZipFile("evil.pt2", "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("models/model.json"):
+                model = json.loads(data)
+                change(model["graph_module"])
+                data = json.dumps(model).encode()
+            target.writestr(name, data)
+        for name, data in more.items():
+            target.writestr(f"fine/{name}", data)
+    Path("fine.pt2").unlink()
+    return "evil.pt2"
+
+
+def _evil_call(target: str, schema_name: str = "") -> str:
+    """A program that calls more than operators of torch, with a text as its argument."""
+
+    def change(module: dict[str, Any]) -> None:
+        node = json.loads(json.dumps(module["graph"]["nodes"][0]))
+        given = {"name": schema_name, "arg": {"as_string": "ran"}, "kind": 1}
+        module["graph"]["nodes"].insert(0, {**node, "target": target, "inputs": [given], "outputs": [], "name": "more"})
+
+    return _rewritten(change, {})
+
+
+def _evil_structure() -> str:
+    """A program whose inputs are described by a type from a module that reading it would import."""
+
+    def change(module: dict[str, Any]) -> None:
+        signature = module["module_call_graph"][0]["signature"]
+        spec = json.loads(signature["in_spec"])
+        context = {"default_factory_module": "ran_when_imported", "default_factory_name": "make", "dict_context": []}
+        evil = {"type": "collections.defaultdict", "context": context, "children_spec": []}
+        signature["in_spec"] = json.dumps([spec[0], evil])
+
+    Path("ran_when_imported.py").write_text("import pathlib; pathlib.Path('ran').touch()\ndef make(): pass")
+    return _rewritten(change, {})
+
+
+def _evil_library() -> str:
+    """A program with a compiled library beside it."""
+    folder = "data/aotinductor/model"
+    return _rewritten(lambda module: None, {f"{folder}/x.so": b"\x7fELF", f"{folder}/x_metadata.json": b"{}"})
+
+
 HOSTILE = {
     "checkpoint": _evil_checkpoint,
     "bare pickle": _evil_pickle,
     "sample inputs": lambda: _evil_program("sample_inputs/model.pt"),
     "weights": lambda: _evil_program("weights"),
     "sizes": _evil_size,
+    "function": lambda: _evil_call("torch.os.system"),
+    "library": lambda: _evil_call("torch.ops.load_library"),
+    "mapped file": lambda: _evil_call("torch.ops.aten.from_file.default", "filename"),
+    "compiled": _evil_library,
+    "structure": _evil_structure,
 }
+SAID = {"checkpoint": "holds more than tensors", "bare pickle": "holds more than tensors", "sizes": "no size",
+        "function": "torch.os.system", "library": "load_library", "mapped file": "from_file",
+        "compiled": "compiled code", "structure": "ran_when_imported"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_runs_nothing(here: Path, name: str) -> None:
+def test_a_hostile_file_runs_nothing(here: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(here)
     file = HOSTILE[name]()
-    refused(1, "fold", file, "-o", "out.pt2", *ARCH)
+    said = refused(1, "fold", file, "-o", "out.pt2", *ARCH)
+    assert SAID.get(name, "a pickle that would run code") in said
+    assert "--trust-pickle" in said
     assert not Path("ran").exists()
 
 

@@ -10,9 +10,7 @@ import json
 import pickle
 import re
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from torch.export import ExportedProgram
 from ...errors import ModelError, UsageError
 from ...kinds import kind_of
 from .capture import one_line
+from .harmless import harmless
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "weights", "ema", "params")
 """Keys under which training scripts keep the state of the network."""
@@ -65,88 +64,17 @@ def load(path: Path, trust_pickle: bool = False) -> Loaded:
 
 
 def _program(path: Path, trust_pickle: bool) -> ExportedProgram:
-    try:
-        if not trust_pickle:
-            _check_expressions(path)
-        with _harmless(trust_pickle):
-            return torch.export.load(path)
-    except ModelError:
-        raise
-    except _Refused as error:
-        raise ModelError(f"{path}: {error}; --trust-pickle loads it all the same, if you trust its source") from error
-    except Exception as error:
-        raise ModelError(f"{path}: not an exported program that this torch can read ({one_line(error)})") from error
-
-
-class _Refused(Exception):
-    """A pickle that was not read."""
-
-
-@contextmanager
-def _harmless(trust_pickle: bool) -> Iterator[None]:
-    """torch.load with harmless types only, and no other pickle, inside the block."""
-    if trust_pickle:
-        yield
-        return
-    plain: tuple[Callable[..., Any], Any, Any] = torch.load, pickle.loads, torch._C._pickle_load_obj
-
-    def safe_load(*args: Any, **kwargs: Any) -> Any:
+    with harmless(trust_pickle) as seen:
         try:
-            return plain[0](*args, **{**kwargs, "weights_only": True})
-        except pickle.UnpicklingError as error:
-            raise _Refused(f"it holds a pickle that would run code ({one_line(error)[:120]})") from error
-
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise _Refused("it holds an object that only running code can restore")
-
-    torch.load, pickle.loads, torch._C._pickle_load_obj = safe_load, refuse, refuse
-    try:
-        yield
-    finally:
-        torch.load, pickle.loads, torch._C._pickle_load_obj = plain
-
-
-NAME = re.compile(r"[A-Za-z_]\w*")
-SYMBOL = re.compile(r"(s|u|z|zf|q|i)\d+\Z")
-PLAIN = re.compile(r"Symbol\('\w+'(, \w+=(True|False))*\)")
-ALGEBRA = {"Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Eq", "Ne", "Abs", "oo", "int_oo"}
-ALGEBRA |= {"true", "false", "True", "False"}
-
-
-def _check_expressions(path: Path) -> None:
-    """Sizes are kept as text that sympy evaluates: nothing but symbols, numbers and functions of torch may be there."""
-    from torch.utils._sympy import functions
-
-    known = {name for name in vars(functions) if name[:1].isupper()} | ALGEBRA
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith(".json"):
-                for text in _expressions(_json(archive, name)):
-                    text = PLAIN.sub("s0", text)
-                    odd = [word for word in NAME.findall(text) if word not in known and not SYMBOL.match(word)]
-                    if odd or re.search(r"""['"\[\]{}\\@:;]|__|\.\D""", text):
-                        raise ModelError(
-                            f"{path}: a size in it reads {text[:60]!r}, which is no size; is the file safe?"
-                        )
-
-
-def _json(archive: zipfile.ZipFile, name: str) -> Any:
-    try:
-        return json.loads(archive.read(name))
-    except ValueError:
-        return None
-
-
-def _expressions(data: Any) -> Iterator[str]:
-    if isinstance(data, dict):
-        for key, value in data.items():
-            if key == "expr_str" and isinstance(value, str):
-                yield value
-            else:
-                yield from _expressions(value)
-    elif isinstance(data, list):
-        for value in data:
-            yield from _expressions(value)
+            program = torch.export.load(path)
+        except Exception as error:
+            if seen.refusal is None:
+                said = one_line(seen.cause or error)
+                raise ModelError(f"{path}: not an exported program that this torch can read ({said})") from error
+    if seen.refusal is not None:
+        hint = "--trust-pickle loads it all the same, if you trust its source"
+        raise ModelError(f"{path}: {seen.refusal}; {hint}") from seen.refusal
+    return program
 
 
 def _script(path: Path) -> nn.Module:
