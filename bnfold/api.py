@@ -312,7 +312,8 @@ def restore(module: Any, path: str | PathLike[str]) -> Any:
 
     `path`: a .pt, .pth or .safetensors file that `bnfold fold` wrote. ModelError where it is none, or does not fit.
     """
-    from .frontends.torch.load import Checkpoint, load
+    from .frontends.torch.checkpoint import Checkpoint
+    from .frontends.torch.load import load
     from .frontends.torch.save import restore as rebuild
 
     state = load(Path(fspath(path)))

@@ -17,9 +17,9 @@ from .files import check_target, written
 from .frontends.torch import load as files
 from .frontends.torch import save
 from .frontends.torch.capture import one_line
+from .frontends.torch.checkpoint import Checkpoint
 from .frontends.torch.fold import Options, copied, evaluated
-from .frontends.torch.load import Checkpoint
-from .frontends.torch.specs import examples
+from .frontends.torch.specs import dtype_of, examples, named
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .lrn.find import find_lrn
 from .modulefolding import fold_module
@@ -58,7 +58,8 @@ class TorchModel:
         """The plan."""
         if isinstance(self.model, ExportedProgram):
             return inspect_program(self.model, self.policy, self.options)
-        return with_lrns(inspect_module(self.model, self.call, self.policy, self.options), self.model, self.call)
+        plan = inspect_module(self.model, self.call, self.policy, self.options)
+        return self._noted(with_lrns(plan, self.model, self.call))
 
     def fold(
         self, out: Path | None, verify: bool, seed: int, inplace: bool, progress: Progress
@@ -74,6 +75,7 @@ class TorchModel:
         else:
             before = copied(self.model) if form in ("checkpoint", "safetensors") else self.model
             folded, plan, check = fold_module(self.model, self.call, self.policy, self.options, judging, inplace)
+            plan = self._noted(plan)
             placed = self._placed(save.changes(before, folded) if form in ("checkpoint", "safetensors") else {})
         if out is not None:
             progress("writing")
@@ -83,6 +85,10 @@ class TorchModel:
                 else:
                     self._write_module(folded, form, temporary, placed)
         return folded, plan, check
+
+    def _noted(self, plan: Plan) -> Plan:
+        """With what is to be said of the file."""
+        return plan if self.state is None else replace(plan, notes=(*plan.notes, *self.state.notes))
 
     def _placed(self, changes: dict[str, str]) -> dict[str, str]:
         """With those changes that the file had already."""
@@ -95,7 +101,7 @@ class TorchModel:
         check_target(out, self.path)
         form = save.format_of(out)
         if isinstance(self.model, ExportedProgram) and form in ("checkpoint", "safetensors"):
-            if self.kind == "script":
+            if self.kind == "script" and form == "checkpoint":
                 return "script"
             raise UsageError(f"{out}: an exported program is written as .pt2 or .onnx")
         return form
@@ -155,7 +161,8 @@ def subject(model: Any, given: TorchOptions, device: Device | None) -> ModuleSub
 
 
 def filled(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
-    """A network that was freshly made, with the modules and tensors of a checkpoint."""
+    """A network that was freshly made, with the modules and tensors of a checkpoint, which is fitted to it."""
+    state.fit(module)
     if save.placed_in(state) is not None:
         return save.restore(module, state, where)
     files.fill(module, state, where)
@@ -189,8 +196,9 @@ def built(arch: str | Callable[[], Any], arguments: str | None) -> nn.Module:
 
 def _ready(model: TorchModel, given: TorchOptions) -> TorchModel:
     """With the inputs that it is called with; TorchScript turned into a program."""
-    inputs = examples(given.inputs)
-    model.call = Call.of(inputs, given.kwargs, model.model)
+    dtype = dtype_of(model.model)
+    kwargs = {**named(given.inputs, dtype), **(given.kwargs or {})}
+    model.call = Call.of(examples(given.inputs, dtype), kwargs, model.model)
     if isinstance(model.model, torch.jit.ScriptModule):
         if given.eval or model.path is not None:
             model.model.eval()

@@ -357,6 +357,32 @@ def test_unusable_files(here: Path, file: str, said: str) -> None:
     assert said in refused(1, "fold", file, "-o", "out.pth", *ARCH)
 
 
+def test_a_factory_may_print_and_be_part_of_a_package(here: Path) -> None:
+    """Its words stay off stdout, relative imports work, and an input without a type gets the network's."""
+    Path("pack").mkdir()
+    Path("pack/__init__.py").touch()
+    Path("pack/parts.py").write_text(SOURCE)
+    made = "from .parts import Net\ndef make():\n    print('made')\n    return Net().double()\nready = make()\n"
+    Path("pack/nets.py").write_text(made)
+    torch.save(network().state_dict(), "in.pth")
+    for name in ("make", "ready"):
+        result = done("inspect", "in.pth", "--arch", f"pack/nets.py:{name}", "--input", "2x3x8x8", "--json")
+        assert json.loads(result.stdout)["summary"]["folded"] == 1
+        assert "made" in result.stderr
+
+
+def test_inputs_by_name(here: Path) -> None:
+    torch.save(network().state_dict(), "in.pth")
+    done("inspect", "in.pth", "--arch", "net.py:Net", "--input", "x=2x3x8x8")
+    assert "unexpected keyword" in refused(1, "fold", "in.pth", "-o", "o.pth", *ARCH[:2], "--input", "y=2x3x8x8")
+
+
+@pytest.mark.parametrize("kind", ["qint8", "float16x"])
+def test_inputs_that_cannot_be_made(here: Path, kind: str) -> None:
+    torch.save(network().state_dict(), "in.pth")
+    refused(2, "fold", "in.pth", "-o", "o.pth", *ARCH[:2], "--input", f"2x3x8x8:{kind}")
+
+
 def test_inspect_of_a_checkpoint(here: Path) -> None:
     torch.save(network().state_dict(), "in.pth")
     data = json.loads(done("inspect", "in.pth", *ARCH, "--json").stdout)
@@ -508,6 +534,33 @@ def test_inputs_may_have_the_names_of_python_functions(tmp_path: Path) -> None:
         again = torch.export.load(tmp_path / "net.pt2").module()
         assert error(net(*args), again(*args)) < 1e-5
         assert bnfold.export(net, args, out=tmp_path / "net.onnx").plan.counts()["folded"] == 1
+
+
+def test_a_program_that_computes_sizes(tmp_path: Path) -> None:
+    """Arithmetic of sizes in a program is no operator with a schema; assertions in it stay."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch._check(x.sum().item() != 0.5)  # type: ignore[no-untyped-call]
+            y = self.norm(self.conv(x))
+            n, c, h, w = y.shape
+            found: torch.Tensor = y.reshape(n, c, h * w).repeat_interleave(2, 2)[:, :, : h * w + 1]
+            return found
+
+    net, x = alive(Net()), torch.randn(2, 3, 8, 8)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO},))
+    folded = bnfold.fold(program).model
+    torch.export.save(folded, tmp_path / "net.pt2")
+    x = torch.randn(3, 3, 12, 8)
+    assert error(net(x), torch.export.load(tmp_path / "net.pt2").module()(x)) < 1e-5
+    targets = [str(node.target) for node in program.run_decompositions({}).graph.nodes]
+    assert [str(n.target) for n in folded.graph.nodes if "assert" in str(n.target)] == [
+        target for target in targets if "assert" in target
+    ]
 
 
 def test_a_constant_in_place_of_a_norm_gets_a_name_of_its_own(tmp_path: Path) -> None:

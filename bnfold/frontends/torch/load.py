@@ -10,8 +10,7 @@ import json
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,8 @@ from torch.export import ExportedProgram
 from ...errors import ModelError, UsageError
 from ...kinds import kind_of
 from .capture import one_line
+from .checkpoint import Checkpoint, holds_tensors
 from .harmless import harmless
-
-NESTED = ("state_dict", "model_state_dict", "model", "net", "weights", "ema", "params")
-"""Keys under which training scripts keep the state of the network."""
-WRAPPER = "module."
-"""What DataParallel puts before every name."""
-
-
-@dataclass
-class Checkpoint:
-    """The tensors of a network by qualified name, and where they lay in the file.
-
-    `content`: all that was in the file. `key`: where in it the tensors are, "" where they are all of it.
-    """
-
-    tensors: dict[str, torch.Tensor]
-    content: Any
-    key: str = ""
-    prefix: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-
 
 Loaded = ExportedProgram | nn.Module | Checkpoint
 
@@ -54,6 +34,7 @@ def load(path: Path, trust_pickle: bool = False) -> Loaded:
         "script": lambda: _script(path),
         "safetensors": lambda: _safetensors(path),
         "checkpoint": lambda: _pickle(path, trust_pickle),
+        "index": lambda: _sharded(path, trust_pickle),
     }
     reader = readers.get(kind_of(path))
     if reader is None:
@@ -94,12 +75,32 @@ def _safetensors(path: Path) -> Checkpoint:
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path}: not a safetensors file, or a damaged one ({one_line(error)})") from error
-    return Checkpoint(tensors, None, metadata=metadata)
+    return Checkpoint(tensors, metadata)
+
+
+def _sharded(path: Path, trust_pickle: bool) -> Checkpoint:
+    """The shards that an index names, as one; they lie beside it."""
+    try:
+        shards = dict.fromkeys(map(str, json.loads(path.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{path}: not an index of shards, with a weight_map ({one_line(error)})") from error
+    parts = []
+    for name in shards:
+        if Path(name).name != name:
+            raise ModelError(f"{path}: the shard {name!r} is no file beside it")
+        part = load(path.parent / name, trust_pickle)
+        if not isinstance(part, Checkpoint):
+            raise ModelError(f"{path.parent / name}: a shard with tensors expected")
+        parts.append(part)
+    if not parts:
+        raise ModelError(f"{path}: names no shards")
+    return Checkpoint({name: t for part in parts for name, t in part.content.items()}, parts[0].metadata)
 
 
 def _pickle(path: Path, trust_pickle: bool) -> Loaded:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        with torch.serialization.safe_globals(_plain()):
+            content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path}: holds more than tensors ({_what(error)}), and reading that runs code from the file; if you trust "
@@ -112,6 +113,18 @@ def _pickle(path: Path, trust_pickle: bool) -> Loaded:
     return checkpoint(content, str(path))
 
 
+def _plain() -> list[Any]:
+    """Harmless types that training scripts keep beside tensors: scalars and arrays of numpy, parsed arguments."""
+    from argparse import Namespace
+
+    import numpy as np
+    from numpy._core import multiarray
+
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    old = [(getattr(multiarray, name), f"numpy.core.multiarray.{name}") for name in ("scalar", "_reconstruct")]
+    return [Namespace, np.ndarray, np.dtype, multiarray.scalar, multiarray._reconstruct, *old, *kinds]
+
+
 def _what(error: BaseException) -> str:
     """The class or function that a pickle names, by torch's message."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -119,20 +132,14 @@ def _what(error: BaseException) -> str:
 
 
 def checkpoint(content: Any, where: str) -> Checkpoint:
-    """The tensors in what torch.load gave: a state_dict, or one under a key that training scripts use."""
-    for key in ("", *NESTED):
-        found = content if not key else content.get(key) if isinstance(content, Mapping) else None
-        if isinstance(found, nn.Module):
-            found = found.state_dict()
-        if isinstance(found, Mapping) and found and all(isinstance(v, torch.Tensor) for v in found.values()):
-            names = [str(name) for name in found]
-            prefix = WRAPPER if all(name.startswith(WRAPPER) for name in names) else ""
-            return Checkpoint({str(n)[len(prefix):]: t for n, t in found.items()}, content, key, prefix)  # fmt: skip
-    raise ModelError(f"{where}: no state_dict found in it, nor under the keys {', '.join(NESTED)}")
+    """What torch.load gave, where there are tensors by names in it."""
+    if not holds_tensors(content):
+        raise ModelError(f"{where}: no state_dict found in it: {type(content).__name__} without tensors by names")
+    return Checkpoint(content)
 
 
 def fill(module: nn.Module, state: Checkpoint, where: str) -> None:
-    """Load a checkpoint into a module. ModelError where names or shapes do not fit."""
+    """Load a checkpoint, which was fitted to it, into a module. ModelError where names or shapes do not fit."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -156,6 +163,8 @@ def build(arch: str, arguments: str | None) -> nn.Module:
     if not isinstance(given, list | dict):
         raise UsageError("--arch-args: a JSON list or object expected")
     factory = _factory(place, name, arch)
+    if isinstance(factory, nn.Module) and not given:
+        return factory
     try:
         if isinstance(given, dict) and getattr(factory, "config_class", None) is not None:
             made = factory(factory.config_class(**given))
@@ -170,21 +179,9 @@ def build(arch: str, arguments: str | None) -> nn.Module:
 
 def _factory(place: str, name: str, arch: str) -> Any:
     import importlib
-    import importlib.util
-    import sys
 
     try:
-        if place.endswith(".py"):
-            path = Path(place)
-            spec = importlib.util.spec_from_file_location(f"bnfold_arch_{path.stem}", path)
-            assert spec is not None
-            assert spec.loader is not None
-            source = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = source
-            sys.path.insert(0, str(path.resolve().parent))
-            spec.loader.exec_module(source)
-        else:
-            source = importlib.import_module(place)
+        source = _source(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
         raise UsageError(f"--arch {arch}: {place} cannot be imported: {one_line(error)}") from error
     found: Any = source
@@ -193,3 +190,24 @@ def _factory(place: str, name: str, arch: str) -> Any:
     if found is None:
         raise UsageError(f"--arch {arch}: {place} has no {name}")
     return found
+
+
+def _source(path: Path) -> Any:
+    """A file of Python as a module, which finds what lies beside it; part of a package where it lies in one."""
+    import importlib.util
+    import sys
+
+    folder, package = path.resolve().parent, ""
+    sys.path.insert(0, str(folder))
+    while (folder / "__init__.py").exists() and folder.name.isidentifier():
+        folder, package = folder.parent, f"{folder.name}.{package}"
+    if package:
+        sys.path.insert(1, str(folder))
+        importlib.import_module(package.rstrip("."))
+    spec = importlib.util.spec_from_file_location(f"{package}bnfold_arch_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    source = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = source
+    spec.loader.exec_module(source)
+    return source

@@ -16,15 +16,15 @@ from torch.export import ExportedProgram
 from ...errors import ModelError, UsageError
 from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing, Zeros
 from .capture import one_line
-from .load import Checkpoint
+from .checkpoint import KEY, Checkpoint
 
 FORMATS = {".pt2": "program", ".safetensors": "safetensors", ".pt": "checkpoint", ".pth": "checkpoint",
-           ".ckpt": "checkpoint", ".ts": "script", ".torchscript": "script", ".onnx": "onnx"}  # fmt: skip
+           ".ckpt": "checkpoint", ".bin": "checkpoint", ".tar": "checkpoint", ".ts": "script",
+           ".torchscript": "script", ".onnx": "onnx"}  # fmt: skip
 NORMS: dict[str, type[nn.Module]] = {
     "BatchNorm1d": nn.BatchNorm1d, "BatchNorm2d": nn.BatchNorm2d, "BatchNorm3d": nn.BatchNorm3d,
 }  # fmt: skip
 PLACED = {"Identity": nn.Identity, "Copy": Copy, "Nothing": Nothing, "Zeros": Zeros}
-KEY = "bnfold"
 
 
 def format_of(out: Path) -> str:
@@ -56,13 +56,9 @@ def save_checkpoint(module: nn.Module, placed: Mapping[str, str], out: Path, sou
     if format_of(out) == "safetensors":
         _save_safetensors(state, placed, out, source)
         return
-    prefix = source.prefix if source is not None else ""
-    named = OrderedDict((f"{prefix}{name}", tensor) for name, tensor in state.items())
+    named: OrderedDict[str, Any] = OrderedDict(state) if source is None else source.renamed(state)
     named._metadata = {**getattr(state, "_metadata", {}), KEY: dict(placed)}  # type: ignore[attr-defined]
-    content: Any = named
-    if source is not None and source.key:
-        content = {**source.content, source.key: named}
-    torch.save(content, out)
+    torch.save(named if source is None else source.with_inner(named), out)
 
 
 def _save_safetensors(
@@ -73,7 +69,9 @@ def _save_safetensors(
     kept = source.metadata if source is not None else {}
     seen: set[int] = set()
     tensors = {}
-    for name, tensor in state.items():
+    for name, tensor in (state if source is None else source.renamed(state)).items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
         value = tensor.detach().contiguous()
         tensors[name] = value.clone() if value.untyped_storage().data_ptr() in seen else value
         seen.add(value.untyped_storage().data_ptr())
@@ -82,6 +80,7 @@ def _save_safetensors(
 
 def restore(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
     """Give a freshly made network the folded form that a checkpoint has, and its tensors; the module itself."""
+    state.fit(module)
     placed = placed_in(state)
     if placed is None:
         raise ModelError(f"{where}: not a checkpoint that bnfold folded (nothing in it says what was taken out)")
@@ -96,13 +95,9 @@ def restore(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
 
 def placed_in(state: Checkpoint) -> dict[str, str] | None:
     """Which modules others took the place of, as a checkpoint of bnfold says; None where it says nothing."""
-    metadata = getattr(_inner(state), "_metadata", {}) or {}
+    metadata = getattr(state.inner, "_metadata", {}) or {}
     found: dict[str, str] | None = json.loads(state.metadata[KEY]) if KEY in state.metadata else metadata.get(KEY)
     return found
-
-
-def _inner(state: Checkpoint) -> Any:
-    return state.content[state.key] if state.key else state.content
 
 
 def _place(module: nn.Module, path: str, kind: str, tensors: Mapping[str, torch.Tensor]) -> None:
