@@ -19,6 +19,7 @@ from .frontends.torch import save
 from .frontends.torch.capture import one_line
 from .frontends.torch.checkpoint import Checkpoint
 from .frontends.torch.fold import Options, copied, evaluated
+from .frontends.torch.script import grown, save_scripted
 from .frontends.torch.specs import dtype_of, examples, named
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .lrn.find import find_lrn
@@ -53,6 +54,8 @@ class TorchModel:
     path: Path | None = None
     state: Checkpoint | None = None
     kind: str = field(default="module")
+    script: nn.Module | None = None
+    """The TorchScript module that the program was made of."""
 
     def inspect(self) -> Plan:
         """The plan."""
@@ -72,6 +75,7 @@ class TorchModel:
             if inplace:
                 raise UsageError("inplace=True: an exported program is never changed, only a module can be")
             folded, plan, check = fold_program(self.model, self.call, self.policy, self.options, judging)
+            plan = replace(plan, notes=(*plan.notes, *_lost(self.script if form == "script" else None)))
         else:
             before = copied(self.model) if form in ("checkpoint", "safetensors") else self.model
             folded, plan, check = fold_module(self.model, self.call, self.policy, self.options, judging, inplace)
@@ -108,7 +112,7 @@ class TorchModel:
 
     def _write_program(self, folded: ExportedProgram, form: str, out: Path) -> None:
         if form == "script":
-            save.save_script(folded.module(), self.call.args, out)
+            save_scripted(folded, self.script, self.call.args, out)
         elif form == "onnx":
             raise UsageError("bnfold export writes ONNX files")
         else:
@@ -169,6 +173,13 @@ def filled(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
     return module
 
 
+def _lost(script: nn.Module | None) -> list[str]:
+    """What the new archive has not, in a sentence."""
+    held: Any = script
+    methods = set() if held is None else {method for method in held._c._method_names() if method != "forward"}
+    return [f"the archive's methods {', '.join(sorted(methods))} are not in the result"] if methods else []
+
+
 def _evaluating(options: Options) -> Options:
     """A network that comes from a file is in no mode yet, and is used for inference."""
     return Options(options.skip, True, options.bake, options.ignore_hooks)
@@ -202,5 +213,9 @@ def _ready(model: TorchModel, given: TorchOptions) -> TorchModel:
     if isinstance(model.model, torch.jit.ScriptModule):
         if given.eval or model.path is not None:
             model.model.eval()
-        model.model, model.kind = program_of_script(model.model, model.call), "script"
+        script = model.model
+        if model.call.kwargs:
+            raise UsageError("inputs of TorchScript go by place: --input 1x3x224x224, without a name")
+        model.call = replace(model.call, args=grown(script, model.call.args))
+        model.model, model.kind, model.script = program_of_script(script, model.call), "script", script
     return model

@@ -172,6 +172,64 @@ def test_a_torchscript_archive(here: Path, make: Any) -> None:
     assert "norm" not in str(torch.jit.load("out.ts").graph)  # type: ignore[no-untyped-call]
 
 
+def scripted(module: nn.Module) -> Any:
+    return torch.jit.script(alive(module))
+
+
+class Sized(nn.Module):
+    """Flattens by the size of the batch; with `decides` it takes another path for large images."""
+
+    def __init__(self, decides: bool) -> None:
+        super().__init__()
+        self.decides = decides
+        self.conv, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        y = self.norm(self.conv(x))
+        if self.decides and x.size(2) > 8:
+            y = y * 2
+        return self.last(y.reshape(y.size(0), 8, -1).mean(2)), [y]
+
+    @torch.jit.export
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+def test_torchscript_takes_the_sizes_that_it_took(here: Path) -> None:
+    scripted(Sized(False)).save("in.ts")
+    said = done("fold", "in.ts", "-o", "out.ts", "--input", "1x3x8x8").stdout
+    assert "the archive's methods features are not in the result" in " ".join(said.split())
+    before, after = (torch.jit.load(name) for name in ("in.ts", "out.ts"))  # type: ignore[no-untyped-call]
+    assert "batch_norm" not in str(after.inlined_graph)
+    for shape in ((1, 3, 8, 8), (5, 3, 8, 8), (2, 3, 8, 11)):
+        x = torch.randn(shape)
+        assert isinstance(after(x), tuple)
+        assert error(before(x), after(x)) < 1e-5
+
+
+@pytest.mark.slow
+def test_torchscript_that_decides_by_sizes_is_refused(here: Path) -> None:
+    net = Sized(True)
+    scripted(net).save("in.ts")
+    assert "16 along axis 2" in refused(1, "fold", "in.ts", "-o", "out.ts", "--input", "2x3x8x8")
+    done("fold", "in.ts", "-o", "out.pt2", "--input", "2x3x8x8")
+    program = torch.export.load("out.pt2").module()
+    assert error(net(X), program(X)) < 1e-5
+    with pytest.raises(AssertionError):  # an exported program checks what it is given
+        program(torch.randn(2, 3, 16, 16))
+    with pytest.raises(ModelError, match="16 along axis 2"):
+        bnfold.fold(net, (X,), out="out.ts")
+    assert not Path("out.ts").exists()
+
+
+def test_inputs_of_torchscript_go_by_place(here: Path) -> None:
+    traced(network()).save("in.ts")
+    assert "by place" in refused(2, "fold", "in.ts", "-o", "out.ts", "--input", "x=2x3x8x8")
+    done("fold", "in.ts", "-o", "out.ts", "--input", "2x3x8x8")
+    assert "exported program is written" in refused(2, "fold", "in.ts", "-o", "out.safetensors", "--input", "2x3x8x8")
+
+
 def test_a_whole_module_only_where_the_file_is_trusted(here: Path) -> None:
     m = alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     torch.save(m, "in.pt")

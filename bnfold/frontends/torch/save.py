@@ -15,8 +15,9 @@ from torch.export import ExportedProgram
 
 from ...errors import ModelError, UsageError
 from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing, Zeros
-from .capture import one_line
+from .capture import one_line, quiet
 from .checkpoint import KEY, Checkpoint
+from .script import compare, traced
 
 FORMATS = {".pt2": "program", ".safetensors": "safetensors", ".pt": "checkpoint", ".pth": "checkpoint",
            ".ckpt": "checkpoint", ".bin": "checkpoint", ".tar": "checkpoint", ".ts": "script",
@@ -162,11 +163,8 @@ def save_program(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs
 
 
 def save_script(module: nn.Module, args: Sequence[Any], out: Path) -> None:
-    """A traced TorchScript archive."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            traced = torch.jit.trace(module, tuple(args), strict=False)  # type: ignore[no-untyped-call]
-        except Exception as error:
-            raise ModelError(f"torch.jit cannot trace the result, a .pt2 file may do: {one_line(error)}") from error
-        torch.jit.save(traced, str(out))
+    """A traced TorchScript archive. ModelError where a trace would lose what the module's code does for other sizes."""
+    with quiet(), torch.no_grad():
+        made = traced(module, args)
+        compare(module, made, args)
+        torch.jit.save(made, str(out))
