@@ -490,6 +490,26 @@ def test_export_of_a_program(here: Path) -> None:
     assert result.check.passed
 
 
+@pytest.mark.slow
+def test_export_names_the_sizes_and_parts_outputs(here: Path) -> None:
+    """Labels are those asked for; a window of one pixel needs no path of its own; one tensor comes out twice."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> dict[str, Any]:
+            y = self.norm(self.conv(x))
+            return {"y": y, "more": [y.mean((2, 3)), (y,)]}
+
+    bnfold.export(alive(Net()), (X[:1],), out="out.onnx", dynamic=["batch", "x:2=high", "x:3=wide"])
+    graph = onnx.load("out.onnx").graph
+    sizes = [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.input]
+    assert sizes == [["batch", 3, "high", "wide"]]
+    assert len({value.name for value in graph.output}) == 3
+
+
 def test_a_wrong_export_is_not_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bnfold.frontends.torch import program as programs
 
@@ -503,6 +523,7 @@ def test_a_wrong_export_is_not_written(here: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"out": "out.bin"}, "ends in .onnx"), ({"out": "out.onnx", "dynamic": ["y:0=b"]}, "one of the inputs x"),
+     ({"out": "out.onnx", "dynamic": ["x:0=a b"]}, "a word"), ({"out": "out.onnx", "opset": 99}, "instead"),
      ({"out": "missing/out.onnx"}, "does not exist")],
 )  # fmt: skip
 def test_wrong_usage_of_export(here: Path, options: dict[str, Any], said: str) -> None:
