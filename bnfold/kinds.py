@@ -26,6 +26,8 @@ def kind_of(path: Path) -> str:
         raise ModelError(f"{path}: a file of PyTorch that is damaged or truncated (no list of its parts)") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error})") from error
+    if not head:
+        raise ModelError(f"{path}: not an ONNX model nor a file of PyTorch, but an empty or damaged one")
     if path.name.endswith(".index.json"):
         return "index"
     if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:

@@ -134,3 +134,12 @@ def test_unusable_indices(tmp_path: Path, text: str, said: str) -> None:
     index.write_text(text)
     with pytest.raises(ModelError, match=said):
         load(index)
+
+
+@pytest.mark.parametrize(
+    "said", ["{", "[1]", '{"norm": 3}', '{"nowhere.norm": "Identity"}', '{"__class__": "Identity"}']
+)
+def test_a_note_of_what_was_folded_that_does_not_fit(tmp_path: Path, said: str) -> None:
+    save_file(dict(STATE), tmp_path / "in.safetensors", metadata={"bnfold": said})
+    with pytest.raises(ModelError, match="folded is not"):
+        bnfold.restore(Net(), tmp_path / "in.safetensors")

@@ -107,7 +107,8 @@ def _pickle(path: Path, trust_pickle: bool) -> Loaded:
             "its source, --trust-pickle reads it; safer: save module.state_dict() and name the class with --arch"
         ) from error
     except Exception as error:
-        raise ModelError(f"{path}: not a file of torch.save, or a damaged one ({one_line(error)})") from error
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise ModelError(f"{path}: not a file of torch.save, or a damaged one ({said})") from error
     if isinstance(content, nn.Module | ExportedProgram):
         return content
     return checkpoint(content, str(path))

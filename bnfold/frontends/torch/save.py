@@ -85,9 +85,14 @@ def restore(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
     placed = placed_in(state)
     if placed is None:
         raise ModelError(f"{where}: not a checkpoint that bnfold folded (nothing in it says what was taken out)")
-    for path, kind in placed.items():
-        _place(module, path, kind, state.tensors)
-    _add_biases(module, state.tensors)
+    try:
+        for path, kind in placed.items():
+            _place(module, path, kind, state.tensors)
+        _add_biases(module, state.tensors)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{where}: does not fit {type(module).__name__}: what was folded is not in it ({one_line(error)})"
+        ) from error
     from .load import fill
 
     fill(module, state, where)
@@ -96,9 +101,17 @@ def restore(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
 
 def placed_in(state: Checkpoint) -> dict[str, str] | None:
     """Which modules others took the place of, as a checkpoint of bnfold says; None where it says nothing."""
-    metadata = getattr(state.inner, "_metadata", {}) or {}
-    found: dict[str, str] | None = json.loads(state.metadata[KEY]) if KEY in state.metadata else metadata.get(KEY)
-    return found
+    found = (getattr(state.inner, "_metadata", {}) or {}).get(KEY)
+    if KEY in state.metadata:
+        try:
+            found = json.loads(state.metadata[KEY])
+        except ValueError:
+            found = state.metadata[KEY]
+    named = isinstance(found, dict) and all(isinstance(text, str) for pair in found.items() for text in pair)
+    if found is not None and not named:
+        raise ModelError(f"what the checkpoint says was folded is not readable: {str(found)[:60]!r}")
+    placed: dict[str, str] | None = found
+    return placed
 
 
 def _place(module: nn.Module, path: str, kind: str, tensors: Mapping[str, torch.Tensor]) -> None:
