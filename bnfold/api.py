@@ -142,7 +142,7 @@ def fold(
         folded, plan, check = loaded.fold(None if out is None else Path(fspath(out)), verify, seed, inplace, progress)
         return FoldResult(plan, check, lambda: folded)
     if inplace or inputs is not None:
-        raise UsageError("inplace and inputs are for PyTorch modules")
+        raise UsageError("inputs (--input) and inplace are for models of PyTorch; this one was read as ONNX")
     from .onnxmodels import fold_onnx
 
     complete, plan, check = fold_onnx(
@@ -312,7 +312,8 @@ def restore(module: Any, path: str | PathLike[str]) -> Any:
 
     `path`: a .pt, .pth or .safetensors file that `bnfold fold` wrote. ModelError where it is none, or does not fit.
     """
-    from .frontends.torch.load import Checkpoint, load
+    from .frontends.torch.checkpoint import Checkpoint
+    from .frontends.torch.load import load
     from .frontends.torch.save import restore as rebuild
 
     state = load(Path(fspath(path)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +19,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from . import __version__
 from .errors import ModelError, UsageError, VerificationError
 from .files import check_target, written
-from .frontends.torch.capture import one_line
+from .frontends.torch.capture import one_line, quiet
 from .frontends.torch.fold import prepared
 from .plan import Plan
-from .pytorch import Call, Judging, fold_program, quiet
+from .pytorch import Call, Judging, fold_program
 from .torchfiles import TorchModel
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def export_model(
         program, plan, _ = fold_program(program, call, policy, model.options, replace(judging, verify=False))
     judging.progress("exporting")
     made = _onnx(program, call, settings)
+    _name_sizes(made.model, axes)
     _describe(made.model, plan, model)
     large = settings.external_data or _size(made.model) > LARGE
     with written(out) as temporary:
@@ -93,6 +95,8 @@ def _axes(dynamic: Sequence[str], module: nn.Module, call: Call) -> Axes:
     for text in dynamic:
         place, _, label = text.rpartition("=")
         name, _, axis = (place or "").rpartition(":")
+        if not label.isidentifier():
+            raise UsageError(f"--dynamic {text}: the label of an axis is a word, as batch or height")
         if not place:
             found = {i: {**found.get(i, {}), 0: label} for i, tensor in enumerate(tensors) if tensor.dim()}
             continue
@@ -139,19 +143,28 @@ def _program(model: nn.Module | ExportedProgram, module: nn.Module, call: Call, 
         if axes:
             raise UsageError("--dynamic: which axes of an exported program are dynamic was fixed when it was exported")
         return model
-    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     tensors = [leaf for leaf in tree_leaves((call.args, dict(call.kwargs))) if isinstance(leaf, torch.Tensor)]
-    dims: dict[str, Any] = {}
-    for i, of_tensor in axes.items():
-        shapes[tensors[i]] = {axis: dims.setdefault(label, Dim(label)) for axis, label in of_tensor.items()}
+    least = {label: int(tensors[i].shape[axis]) for i, of_tensor in axes.items() for axis, label in of_tensor.items()}
     try:
-        with quiet(), torch.no_grad():
-            wanted = None
-            if axes:
-                wanted = shapes.dynamic_shapes(module, call.args, dict(call.kwargs))  # type: ignore[no-untyped-call]
-            return torch.export.export(module, call.args, dict(call.kwargs), dynamic_shapes=wanted, strict=False)
+        return _traced(module, call, axes, tensors, {label: Dim(label) for label in least})
     except Exception as error:
-        raise ModelError(f"torch.export cannot trace {type(module).__name__}: {one_line(error)}") from error
+        try:  # tiny sizes may need another path through the code, as a window that holds one pixel
+            return _traced(module, call, axes, tensors, {label: Dim(label, min=n) for label, n in least.items()})
+        except Exception:
+            raise ModelError(f"torch.export cannot trace {type(module).__name__}: {one_line(error)}") from error
+
+
+def _traced(
+    module: nn.Module, call: Call, axes: Axes, tensors: Sequence[torch.Tensor], dims: Mapping[str, Any]
+) -> ExportedProgram:
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for i, of_tensor in axes.items():
+        shapes[tensors[i]] = {axis: dims[label] for axis, label in of_tensor.items()}
+    with quiet(), torch.no_grad():
+        wanted = None
+        if axes:
+            wanted = shapes.dynamic_shapes(module, call.args, dict(call.kwargs))  # type: ignore[no-untyped-call]
+        return torch.export.export(module, call.args, dict(call.kwargs), dynamic_shapes=wanted, strict=False)
 
 
 def _onnx(program: ExportedProgram, call: Call, settings: Settings) -> Any:
@@ -169,10 +182,48 @@ def _onnx(program: ExportedProgram, call: Call, settings: Settings) -> Any:
             assert made is not None
             optimizer.fold_constants(made.model)
             _drop_zero_biases(made.model)
+            _part_outputs(made.model)
             optimizer.remove_unused_nodes(made.model)
     except Exception as error:
         raise ModelError(f"torch.onnx cannot export the model: {one_line(error)}") from error
+    if settings.opset not in (None, made.model.opset_imports[""]):
+        raise UsageError(f"--opset {settings.opset}: torch.onnx gives {made.model.opset_imports['']} instead")
     return made
+
+
+def _part_outputs(model: Any) -> None:
+    """A copy for a tensor that comes out more than once: outputs of ONNX are told apart by their names."""
+    import onnx_ir as ir
+
+    seen: set[str] = set()
+    for i, value in enumerate(model.graph.outputs):
+        if value.name in seen:
+            node = ir.node("Identity", [value])
+            copy = node.outputs[0]
+            copy.name, copy.type, copy.shape = f"{value.name}_again_{i}", value.type, value.shape
+            model.graph.append(node)
+            model.graph.outputs[i] = copy
+        seen.add(value.name)
+
+
+def _name_sizes(model: Any, axes: Axes) -> None:
+    """Give dynamic axes the labels that were asked for, wherever torch wrote its own symbols."""
+    import onnx_ir as ir
+
+    names: dict[str, str] = {}
+    for i, of_tensor in axes.items():
+        for axis, label in of_tensor.items():
+            names.setdefault(str(getattr(model.graph.inputs[i].shape[axis], "value", "")), label)
+
+    def named(size: Any) -> Any:
+        text = str(getattr(size, "value", size))
+        if not isinstance(size, ir.SymbolicDim) or text.isdecimal():
+            return int(text) if text.isdecimal() else size
+        return ir.SymbolicDim(re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word[0], word[0]), text))
+
+    for value in (*model.graph.inputs, *(output for node in model.graph.all_nodes() for output in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape([named(size) for size in value.shape])
 
 
 def _drop_zero_biases(model: Any) -> None:

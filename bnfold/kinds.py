@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .errors import ModelError
 
-TORCH = ("program", "script", "checkpoint", "safetensors")
+TORCH = ("program", "script", "checkpoint", "safetensors", "index")
 
 
 def kind_of(path: Path) -> str:
@@ -26,6 +26,10 @@ def kind_of(path: Path) -> str:
         raise ModelError(f"{path}: a file of PyTorch that is damaged or truncated (no list of its parts)") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error})") from error
+    if not head:
+        raise ModelError(f"{path}: not an ONNX model nor a file of PyTorch, but an empty or damaged one")
+    if path.name.endswith(".index.json"):
+        return "index"
     if len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
         return "safetensors"
     return "checkpoint" if head[:1] == b"\x80" or path.suffix in (".pt", ".pth", ".ckpt") else "onnx"

@@ -13,9 +13,10 @@ from .errors import UsageError
 from .files import check_target, written
 from .frontends.torch import load as files
 from .frontends.torch import save
-from .frontends.torch.load import Checkpoint
+from .frontends.torch.checkpoint import Checkpoint
 from .lrn.ranks import first_process
 from .lrn.retrain import RetrainResult, retrain
+from .torchfiles import built, filled
 
 if TYPE_CHECKING:
     from .api import TorchOptions
@@ -58,9 +59,4 @@ def _opened(model: Any, options: TorchOptions) -> tuple[nn.Module, Path | None, 
             f"{path}: a checkpoint, which holds tensors and no network; say what makes it with --arch "
             "package.module:factory or --arch path/to/net.py:Net"
         )
-    made = files.build(options.arch, options.arch_args) if isinstance(options.arch, str) else options.arch()
-    if save.placed_in(found):
-        save.restore(made, found, str(path))
-    else:
-        files.fill(made, found, str(path))
-    return made, path, found
+    return filled(built(options.arch, options.arch_args), found, str(path)), path, found

@@ -12,9 +12,9 @@ from .errors import UsageError
 from .files import check_target, written
 from .frontends.torch import load as files
 from .frontends.torch import save
+from .frontends.torch.checkpoint import Checkpoint
 from .frontends.torch.fold import evaluated
-from .frontends.torch.load import Checkpoint
-from .frontends.torch.specs import examples
+from .frontends.torch.specs import dtype_of, examples, named
 from .lrn.batches import feed
 from .lrn.calibrate import calibrate
 from .lrn.calibrate_report import CalibrationResult
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 def find_sites(model: Any, options: TorchOptions) -> list[Site]:
     """See `bnfold.find_lrn`."""
     module, _ = _opened(model, options)
-    return find_lrn(module, examples(options.inputs), options.kwargs)
+    return find_lrn(module, *_arguments(module, options))
 
 
 def swap_model(model: Any, options: TorchOptions, out: Path | None, *, data: Any, **given: Any) -> SwapResult:
     """See `bnfold.swap_lrn`."""
     form = _form(out, model)
     module, state = _opened(model, options)
-    inputs, kwargs = examples(options.inputs), dict(options.kwargs or {})
+    inputs, kwargs = _arguments(module, options)
     if inputs is None and not kwargs:
         if data is None:
             raise UsageError(f"{type(module).__name__}: example inputs are needed, as in swap_lrn(module, x), or data")
@@ -62,14 +62,20 @@ def calibrate_model(
     """See `bnfold.calibrate`."""
     form = _form(out, model)
     module, state = _opened(model, options)
-    inputs = examples(options.inputs)
-    result = calibrate(module, data, inputs, kwargs=options.kwargs, **given)
+    inputs, kwargs = _arguments(module, options)
+    result = calibrate(module, data, inputs, kwargs=kwargs, **given)
     if out is not None and first_process():
-        args, kwargs = (() if inputs is None else arguments(inputs)), dict(options.kwargs or {})
+        args = () if inputs is None else arguments(inputs)
         if form == "program" and not args and not kwargs:
             args, kwargs = next(feed(module, data, None, {}, 2, 2, given["pixels"]).batches())
         _write(result.model, {} if state is None else save.placed_in(state) or {}, form, out, state, args, kwargs)
     return result
+
+
+def _arguments(module: nn.Module, options: TorchOptions) -> tuple[Any, dict[str, Any]]:
+    """Arguments by place, None where there are none, and by name."""
+    dtype = dtype_of(module)
+    return examples(options.inputs, dtype), {**named(options.inputs, dtype), **(options.kwargs or {})}
 
 
 def _form(out: Path | None, model: Any) -> str:

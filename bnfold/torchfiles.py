@@ -17,9 +17,10 @@ from .files import check_target, written
 from .frontends.torch import load as files
 from .frontends.torch import save
 from .frontends.torch.capture import one_line
+from .frontends.torch.checkpoint import Checkpoint
 from .frontends.torch.fold import Options, copied, evaluated
-from .frontends.torch.load import Checkpoint
-from .frontends.torch.specs import examples
+from .frontends.torch.script import grown, save_scripted
+from .frontends.torch.specs import dtype_of, examples, named
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .lrn.find import find_lrn
 from .modulefolding import fold_module
@@ -53,12 +54,15 @@ class TorchModel:
     path: Path | None = None
     state: Checkpoint | None = None
     kind: str = field(default="module")
+    script: nn.Module | None = None
+    """The TorchScript module that the program was made of."""
 
     def inspect(self) -> Plan:
         """The plan."""
         if isinstance(self.model, ExportedProgram):
             return inspect_program(self.model, self.policy, self.options)
-        return with_lrns(inspect_module(self.model, self.call, self.policy, self.options), self.model, self.call)
+        plan = inspect_module(self.model, self.call, self.policy, self.options)
+        return self._noted(with_lrns(plan, self.model, self.call))
 
     def fold(
         self, out: Path | None, verify: bool, seed: int, inplace: bool, progress: Progress
@@ -71,9 +75,11 @@ class TorchModel:
             if inplace:
                 raise UsageError("inplace=True: an exported program is never changed, only a module can be")
             folded, plan, check = fold_program(self.model, self.call, self.policy, self.options, judging)
+            plan = replace(plan, notes=(*plan.notes, *_lost(self.script if form == "script" else None)))
         else:
             before = copied(self.model) if form in ("checkpoint", "safetensors") else self.model
             folded, plan, check = fold_module(self.model, self.call, self.policy, self.options, judging, inplace)
+            plan = self._noted(plan)
             placed = self._placed(save.changes(before, folded) if form in ("checkpoint", "safetensors") else {})
         if out is not None:
             progress("writing")
@@ -83,6 +89,10 @@ class TorchModel:
                 else:
                     self._write_module(folded, form, temporary, placed)
         return folded, plan, check
+
+    def _noted(self, plan: Plan) -> Plan:
+        """With what is to be said of the file."""
+        return plan if self.state is None else replace(plan, notes=(*plan.notes, *self.state.notes))
 
     def _placed(self, changes: dict[str, str]) -> dict[str, str]:
         """With those changes that the file had already."""
@@ -95,14 +105,14 @@ class TorchModel:
         check_target(out, self.path)
         form = save.format_of(out)
         if isinstance(self.model, ExportedProgram) and form in ("checkpoint", "safetensors"):
-            if self.kind == "script":
+            if self.kind == "script" and form == "checkpoint":
                 return "script"
             raise UsageError(f"{out}: an exported program is written as .pt2 or .onnx")
         return form
 
     def _write_program(self, folded: ExportedProgram, form: str, out: Path) -> None:
         if form == "script":
-            save.save_script(folded.module(), self.call.args, out)
+            save_scripted(folded, self.script, self.call.args, out)
         elif form == "onnx":
             raise UsageError("bnfold export writes ONNX files")
         else:
@@ -156,11 +166,19 @@ def subject(model: Any, given: TorchOptions, device: Device | None) -> ModuleSub
 
 
 def filled(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
-    """A network that was freshly made, with the modules and tensors of a checkpoint."""
+    """A network that was freshly made, with the modules and tensors of a checkpoint, which is fitted to it."""
+    state.fit(module)
     if save.placed_in(state) is not None:
         return save.restore(module, state, where)
     files.fill(module, state, where)
     return module
+
+
+def _lost(script: nn.Module | None) -> list[str]:
+    """What the new archive has not, in a sentence."""
+    held: Any = script
+    methods = set() if held is None else {method for method in held._c._method_names() if method != "forward"}
+    return [f"the archive's methods {', '.join(sorted(methods))} are not in the result"] if methods else []
 
 
 def _evaluating(options: Options) -> Options:
@@ -190,10 +208,15 @@ def built(arch: str | Callable[[], Any], arguments: str | None) -> nn.Module:
 
 def _ready(model: TorchModel, given: TorchOptions) -> TorchModel:
     """With the inputs that it is called with; TorchScript turned into a program."""
-    inputs = examples(given.inputs)
-    model.call = Call.of(inputs, given.kwargs, model.model)
+    dtype = dtype_of(model.model)
+    kwargs = {**named(given.inputs, dtype), **(given.kwargs or {})}
+    model.call = Call.of(examples(given.inputs, dtype), kwargs, model.model)
     if isinstance(model.model, torch.jit.ScriptModule):
         if given.eval or model.path is not None:
             model.model.eval()
-        model.model, model.kind = program_of_script(model.model, model.call), "script"
+        script = model.model
+        if model.call.kwargs:
+            raise UsageError("inputs of TorchScript go by place: --input 1x3x224x224, without a name")
+        model.call = replace(model.call, args=grown(script, model.call.args))
+        model.model, model.kind, model.script = program_of_script(script, model.call), "script", script
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,64 @@ def test_a_torchscript_archive(here: Path, make: Any) -> None:
     assert "norm" not in str(torch.jit.load("out.ts").graph)  # type: ignore[no-untyped-call]
 
 
+def scripted(module: nn.Module) -> Any:
+    return torch.jit.script(alive(module))
+
+
+class Sized(nn.Module):
+    """Flattens by the size of the batch; with `decides` it takes another path for large images."""
+
+    def __init__(self, decides: bool) -> None:
+        super().__init__()
+        self.decides = decides
+        self.conv, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        y = self.norm(self.conv(x))
+        if self.decides and x.size(2) > 8:
+            y = y * 2
+        return self.last(y.reshape(y.size(0), 8, -1).mean(2)), [y]
+
+    @torch.jit.export
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+def test_torchscript_takes_the_sizes_that_it_took(here: Path) -> None:
+    scripted(Sized(False)).save("in.ts")
+    said = done("fold", "in.ts", "-o", "out.ts", "--input", "1x3x8x8").stdout
+    assert "the archive's methods features are not in the result" in " ".join(said.split())
+    before, after = (torch.jit.load(name) for name in ("in.ts", "out.ts"))  # type: ignore[no-untyped-call]
+    assert "batch_norm" not in str(after.inlined_graph)
+    for shape in ((1, 3, 8, 8), (5, 3, 8, 8), (2, 3, 8, 11)):
+        x = torch.randn(shape)
+        assert isinstance(after(x), tuple)
+        assert error(before(x), after(x)) < 1e-5
+
+
+@pytest.mark.slow
+def test_torchscript_that_decides_by_sizes_is_refused(here: Path) -> None:
+    net = Sized(True)
+    scripted(net).save("in.ts")
+    assert "16 along axis 2" in refused(1, "fold", "in.ts", "-o", "out.ts", "--input", "2x3x8x8")
+    done("fold", "in.ts", "-o", "out.pt2", "--input", "2x3x8x8")
+    program = torch.export.load("out.pt2").module()
+    assert error(net(X), program(X)) < 1e-5
+    with pytest.raises(AssertionError):  # an exported program checks what it is given
+        program(torch.randn(2, 3, 16, 16))
+    with pytest.raises(ModelError, match="16 along axis 2"):
+        bnfold.fold(net, (X,), out="out.ts")
+    assert not Path("out.ts").exists()
+
+
+def test_inputs_of_torchscript_go_by_place(here: Path) -> None:
+    traced(network()).save("in.ts")
+    assert "by place" in refused(2, "fold", "in.ts", "-o", "out.ts", "--input", "x=2x3x8x8")
+    done("fold", "in.ts", "-o", "out.ts", "--input", "2x3x8x8")
+    assert "exported program is written" in refused(2, "fold", "in.ts", "-o", "out.safetensors", "--input", "2x3x8x8")
+
+
 def test_a_whole_module_only_where_the_file_is_trusted(here: Path) -> None:
     m = alive(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     torch.save(m, "in.pt")
@@ -233,19 +292,78 @@ def _evil_size() -> str:
     return "evil.pt2"
 
 
+def _rewritten(change: Callable[[dict[str, Any]], object], more: Mapping[str, bytes]) -> str:
+    """A program with its description changed and entries added."""
+    torch.export.save(torch.export.export(network(), (X,)), "fine.pt2")
+    with zipfile.ZipFile("fine.pt2") as source, zipfile.ZipFile("evil.pt2", "w") as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name.endswith("models/model.json"):
+                model = json.loads(data)
+                change(model["graph_module"])
+                data = json.dumps(model).encode()
+            target.writestr(name, data)
+        for name, data in more.items():
+            target.writestr(f"fine/{name}", data)
+    Path("fine.pt2").unlink()
+    return "evil.pt2"
+
+
+def _evil_call(target: str, schema_name: str = "") -> str:
+    """A program that calls more than operators of torch, with a text as its argument."""
+
+    def change(module: dict[str, Any]) -> None:
+        node = json.loads(json.dumps(module["graph"]["nodes"][0]))
+        given = {"name": schema_name, "arg": {"as_string": "ran"}, "kind": 1}
+        module["graph"]["nodes"].insert(0, {**node, "target": target, "inputs": [given], "outputs": [], "name": "more"})
+
+    return _rewritten(change, {})
+
+
+def _evil_structure() -> str:
+    """A program whose inputs are described by a type from a module that reading it would import."""
+
+    def change(module: dict[str, Any]) -> None:
+        signature = module["module_call_graph"][0]["signature"]
+        spec = json.loads(signature["in_spec"])
+        context = {"default_factory_module": "ran_when_imported", "default_factory_name": "make", "dict_context": []}
+        evil = {"type": "collections.defaultdict", "context": context, "children_spec": []}
+        signature["in_spec"] = json.dumps([spec[0], evil])
+
+    Path("ran_when_imported.py").write_text("import pathlib; pathlib.Path('ran').touch()\ndef make(): pass")
+    return _rewritten(change, {})
+
+
+def _evil_library() -> str:
+    """A program with a compiled library beside it."""
+    folder = "data/aotinductor/model"
+    return _rewritten(lambda module: None, {f"{folder}/x.so": b"\x7fELF", f"{folder}/x_metadata.json": b"{}"})
+
+
 HOSTILE = {
     "checkpoint": _evil_checkpoint,
     "bare pickle": _evil_pickle,
     "sample inputs": lambda: _evil_program("sample_inputs/model.pt"),
     "weights": lambda: _evil_program("weights"),
     "sizes": _evil_size,
+    "function": lambda: _evil_call("torch.os.system"),
+    "library": lambda: _evil_call("torch.ops.load_library"),
+    "mapped file": lambda: _evil_call("torch.ops.aten.from_file.default", "filename"),
+    "compiled": _evil_library,
+    "structure": _evil_structure,
 }
+SAID = {"checkpoint": "holds more than tensors", "bare pickle": "holds more than tensors", "sizes": "no size",
+        "function": "torch.os.system", "library": "load_library", "mapped file": "from_file",
+        "compiled": "compiled code", "structure": "ran_when_imported"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_runs_nothing(here: Path, name: str) -> None:
+def test_a_hostile_file_runs_nothing(here: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(here)
     file = HOSTILE[name]()
-    refused(1, "fold", file, "-o", "out.pt2", *ARCH)
+    said = refused(1, "fold", file, "-o", "out.pt2", *ARCH)
+    assert SAID.get(name, "a pickle that would run code") in said
+    assert "--trust-pickle" in said
     assert not Path("ran").exists()
 
 
@@ -297,6 +415,32 @@ def test_unusable_files(here: Path, file: str, said: str) -> None:
     assert said in refused(1, "fold", file, "-o", "out.pth", *ARCH)
 
 
+def test_a_factory_may_print_and_be_part_of_a_package(here: Path) -> None:
+    """Its words stay off stdout, relative imports work, and an input without a type gets the network's."""
+    Path("pack").mkdir()
+    Path("pack/__init__.py").touch()
+    Path("pack/parts.py").write_text(SOURCE)
+    made = "from .parts import Net\ndef make():\n    print('made')\n    return Net().double()\nready = make()\n"
+    Path("pack/nets.py").write_text(made)
+    torch.save(network().state_dict(), "in.pth")
+    for name in ("make", "ready"):
+        result = done("inspect", "in.pth", "--arch", f"pack/nets.py:{name}", "--input", "2x3x8x8", "--json")
+        assert json.loads(result.stdout)["summary"]["folded"] == 1
+        assert "made" in result.stderr
+
+
+def test_inputs_by_name(here: Path) -> None:
+    torch.save(network().state_dict(), "in.pth")
+    done("inspect", "in.pth", "--arch", "net.py:Net", "--input", "x=2x3x8x8")
+    assert "unexpected keyword" in refused(1, "fold", "in.pth", "-o", "o.pth", *ARCH[:2], "--input", "y=2x3x8x8")
+
+
+@pytest.mark.parametrize("kind", ["qint8", "float16x"])
+def test_inputs_that_cannot_be_made(here: Path, kind: str) -> None:
+    torch.save(network().state_dict(), "in.pth")
+    refused(2, "fold", "in.pth", "-o", "o.pth", *ARCH[:2], "--input", f"2x3x8x8:{kind}")
+
+
 def test_inspect_of_a_checkpoint(here: Path) -> None:
     torch.save(network().state_dict(), "in.pth")
     data = json.loads(done("inspect", "in.pth", *ARCH, "--json").stdout)
@@ -346,6 +490,26 @@ def test_export_of_a_program(here: Path) -> None:
     assert result.check.passed
 
 
+@pytest.mark.slow
+def test_export_names_the_sizes_and_parts_outputs(here: Path) -> None:
+    """Labels are those asked for; a window of one pixel needs no path of its own; one tensor comes out twice."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> dict[str, Any]:
+            y = self.norm(self.conv(x))
+            return {"y": y, "more": [y.mean((2, 3)), (y,)]}
+
+    bnfold.export(alive(Net()), (X[:1],), out="out.onnx", dynamic=["batch", "x:2=high", "x:3=wide"])
+    graph = onnx.load("out.onnx").graph
+    sizes = [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.input]
+    assert sizes == [["batch", 3, "high", "wide"]]
+    assert len({value.name for value in graph.output}) == 3
+
+
 def test_a_wrong_export_is_not_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bnfold.frontends.torch import program as programs
 
@@ -359,6 +523,7 @@ def test_a_wrong_export_is_not_written(here: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("options", "said"),
     [({"out": "out.bin"}, "ends in .onnx"), ({"out": "out.onnx", "dynamic": ["y:0=b"]}, "one of the inputs x"),
+     ({"out": "out.onnx", "dynamic": ["x:0=a b"]}, "a word"), ({"out": "out.onnx", "opset": 99}, "instead"),
      ({"out": "missing/out.onnx"}, "does not exist")],
 )  # fmt: skip
 def test_wrong_usage_of_export(here: Path, options: dict[str, Any], said: str) -> None:
@@ -448,6 +613,33 @@ def test_inputs_may_have_the_names_of_python_functions(tmp_path: Path) -> None:
         again = torch.export.load(tmp_path / "net.pt2").module()
         assert error(net(*args), again(*args)) < 1e-5
         assert bnfold.export(net, args, out=tmp_path / "net.onnx").plan.counts()["folded"] == 1
+
+
+def test_a_program_that_computes_sizes(tmp_path: Path) -> None:
+    """Arithmetic of sizes in a program is no operator with a schema; assertions in it stay."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch._check(x.sum().item() != 0.5)  # type: ignore[no-untyped-call]
+            y = self.norm(self.conv(x))
+            n, c, h, w = y.shape
+            found: torch.Tensor = y.reshape(n, c, h * w).repeat_interleave(2, 2)[:, :, : h * w + 1]
+            return found
+
+    net, x = alive(Net()), torch.randn(2, 3, 8, 8)
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO},))
+    folded = bnfold.fold(program).model
+    torch.export.save(folded, tmp_path / "net.pt2")
+    x = torch.randn(3, 3, 12, 8)
+    assert error(net(x), torch.export.load(tmp_path / "net.pt2").module()(x)) < 1e-5
+    targets = [str(node.target) for node in program.run_decompositions({}).graph.nodes]
+    assert [str(n.target) for n in folded.graph.nodes if "assert" in str(n.target)] == [
+        target for target in targets if "assert" in target
+    ]
 
 
 def test_a_constant_in_place_of_a_norm_gets_a_name_of_its_own(tmp_path: Path) -> None:

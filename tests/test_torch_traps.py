@@ -1049,3 +1049,22 @@ def test_the_search_ends_after_so_many_trials() -> None:
     assert len(trials) == TRIALS
     assert Search(names, lambda kept: fault(kept, set(names)), lambda name: "").culprits() == {}
     assert Search(names, lambda kept: fault(kept, {"elsewhere"}), str).culprits() == {}
+
+
+def test_norms_that_do_not_run_are_named() -> None:
+    """One is never called, of one nothing depends on what comes out."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.aside, self.never = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.norm(self.conv(x))
+            self.aside(y)
+            return y
+
+    plan = bnfold.inspect(alive(Net()), (torch.randn(2, 3, 8, 8),))
+    assert [bn.name for bn in plan.batch_norms] == ["norm"]
+    assert plan.notes == ("norms that do not run, or that nothing depends on, stay as they are: aside, never",)

@@ -47,8 +47,9 @@ def network(command: F) -> F:
     for option in (
         click.option("--trust-pickle", is_flag=True,
                      help="Read files that run code when they are read. Only for files whose source you trust."),
-        click.option("--input", "inputs", multiple=True, metavar="1x3x224x224[:float32]",
-                     help="Shape and type of an input, in the order of forward's arguments. Repeatable."),
+        click.option("--input", "inputs", multiple=True, metavar="[NAME=]1x3x224x224[:int64]",
+                     help="Shape and type of an input, in the order of forward's arguments, or with the name of one; "
+                          "the network's own type by default. Repeatable."),
         click.option("--arch-args", metavar="JSON", help="Arguments for --arch: a list or an object."),
         click.option("--arch", metavar="MODULE:NAME",
                      help="What makes the network of a checkpoint: package.module:factory or path/to/net.py:Net."),

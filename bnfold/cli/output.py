@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,14 +154,31 @@ def show_result(plan: Plan, check: Check | None, as_json: bool, output: Path | N
 
 @contextmanager
 def progress_line(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is going on; plain lines would fill logs, so only on a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda stage: None
-        return
-    from rich.console import Console
+    """A line on stderr that says what is going on; plain lines would fill logs, so only on a terminal.
 
-    with Console(stderr=True).status("starting") as status:
-        yield status.update
+    What others print meanwhile (a network's own code, libraries) stays off stdout, and there are no warnings.
+    """
+    with _contained():
+        if quiet or not sys.stderr.isatty():
+            yield lambda stage: None
+            return
+        from rich.console import Console
+
+        with Console(stderr=True).status("starting") as status:
+            yield status.update
+
+
+@contextmanager
+def _contained() -> Iterator[None]:
+    """stdout for results only: prints inside the block go to stderr; no warnings, and no log lines of libraries."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

@@ -8,8 +8,10 @@ that the graph shows whether the code of the layer would use it.
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,8 +70,7 @@ def capture(
     hooked = {} if ignore_hooks else {name: kind for name, inner in module.named_modules() if (kind := _hook(inner))}
     traced = _traced(module, ignore_hooks)
     added = _with_biases(traced)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.no_grad():
         try:
             program = torch.export.export(traced, tuple(args), dict(kwargs), strict=False)
             functional = program.run_decompositions({})
@@ -91,8 +92,7 @@ def _without_aliases(graph: fx.Graph) -> None:
 
 def capture_program(program: ExportedProgram) -> Capture:
     """The functional form of an exported program."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.no_grad():
         try:
             functional = program.run_decompositions({})
         except Exception as error:
@@ -103,6 +103,19 @@ def capture_program(program: ExportedProgram) -> Capture:
 def one_line(error: BaseException) -> str:
     """The first lines of a message of torch, which are long."""
     return " ".join(str(error).split())[:400] or type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and no log lines of torch inside the block."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def _tensors(program: ExportedProgram) -> dict[str, torch.Tensor]:

@@ -124,7 +124,13 @@ class Survey:
             own = {name[len(start) :]: reason for name, reason in (kept or {}).items() if name.startswith(start)}
             made = plan_module(modules, path or self._name, planner, skipped, own)
             plans.append((path, replace(made, solid=solid)))
-        return ModulePlan(plans[0][1].plan if not self.note else self._joined(plans), tuple(plans))
+        return ModulePlan(self._noted(plans[0][1].plan) if not self.note else self._joined(plans), tuple(plans))
+
+    def _noted(self, plan: Plan) -> Plan:
+        """With the norms that it does not list."""
+        idle = _idle(self.module, [bn.name for bn in plan.batch_norms])
+        text = f"norms that do not run, or that nothing depends on, stay as they are: {', '.join(idle)}"
+        return replace(plan, notes=(*plan.notes, text)) if idle else plan
 
     @property
     def _name(self) -> str:
@@ -165,6 +171,18 @@ def _prefixed(plans: Sequence[tuple[str, Planned]]) -> list[BatchNorm]:
         for path, planned in plans
         for bn in planned.plan.batch_norms
     ]
+
+
+def _idle(module: nn.Module, listed: Sequence[str]) -> list[str]:
+    """Paths of norms of which no listed one is a name, a part, or what it is a part of."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    known = {id(modules[name]) for name in listed if name in modules}
+    return [
+        path
+        for path, inner in module.named_modules()
+        if isinstance(inner, nn.modules.batchnorm._BatchNorm) and id(inner) not in known
+        and not any(name.startswith(path) or path.startswith(f"{name}.") for name in listed)
+    ]  # fmt: skip
 
 
 def _unseen(module: nn.Module, plans: Sequence[tuple[str, Planned]]) -> list[BatchNorm]:

@@ -10,10 +10,7 @@ import json
 import pickle
 import re
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +21,8 @@ from torch.export import ExportedProgram
 from ...errors import ModelError, UsageError
 from ...kinds import kind_of
 from .capture import one_line
-
-NESTED = ("state_dict", "model_state_dict", "model", "net", "weights", "ema", "params")
-"""Keys under which training scripts keep the state of the network."""
-WRAPPER = "module."
-"""What DataParallel puts before every name."""
-
-
-@dataclass
-class Checkpoint:
-    """The tensors of a network by qualified name, and where they lay in the file.
-
-    `content`: all that was in the file. `key`: where in it the tensors are, "" where they are all of it.
-    """
-
-    tensors: dict[str, torch.Tensor]
-    content: Any
-    key: str = ""
-    prefix: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-
+from .checkpoint import Checkpoint, holds_tensors
+from .harmless import harmless
 
 Loaded = ExportedProgram | nn.Module | Checkpoint
 
@@ -55,6 +34,7 @@ def load(path: Path, trust_pickle: bool = False) -> Loaded:
         "script": lambda: _script(path),
         "safetensors": lambda: _safetensors(path),
         "checkpoint": lambda: _pickle(path, trust_pickle),
+        "index": lambda: _sharded(path, trust_pickle),
     }
     reader = readers.get(kind_of(path))
     if reader is None:
@@ -65,88 +45,17 @@ def load(path: Path, trust_pickle: bool = False) -> Loaded:
 
 
 def _program(path: Path, trust_pickle: bool) -> ExportedProgram:
-    try:
-        if not trust_pickle:
-            _check_expressions(path)
-        with _harmless(trust_pickle):
-            return torch.export.load(path)
-    except ModelError:
-        raise
-    except _Refused as error:
-        raise ModelError(f"{path}: {error}; --trust-pickle loads it all the same, if you trust its source") from error
-    except Exception as error:
-        raise ModelError(f"{path}: not an exported program that this torch can read ({one_line(error)})") from error
-
-
-class _Refused(Exception):
-    """A pickle that was not read."""
-
-
-@contextmanager
-def _harmless(trust_pickle: bool) -> Iterator[None]:
-    """torch.load with harmless types only, and no other pickle, inside the block."""
-    if trust_pickle:
-        yield
-        return
-    plain: tuple[Callable[..., Any], Any, Any] = torch.load, pickle.loads, torch._C._pickle_load_obj
-
-    def safe_load(*args: Any, **kwargs: Any) -> Any:
+    with harmless(trust_pickle) as seen:
         try:
-            return plain[0](*args, **{**kwargs, "weights_only": True})
-        except pickle.UnpicklingError as error:
-            raise _Refused(f"it holds a pickle that would run code ({one_line(error)[:120]})") from error
-
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise _Refused("it holds an object that only running code can restore")
-
-    torch.load, pickle.loads, torch._C._pickle_load_obj = safe_load, refuse, refuse
-    try:
-        yield
-    finally:
-        torch.load, pickle.loads, torch._C._pickle_load_obj = plain
-
-
-NAME = re.compile(r"[A-Za-z_]\w*")
-SYMBOL = re.compile(r"(s|u|z|zf|q|i)\d+\Z")
-PLAIN = re.compile(r"Symbol\('\w+'(, \w+=(True|False))*\)")
-ALGEBRA = {"Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Eq", "Ne", "Abs", "oo", "int_oo"}
-ALGEBRA |= {"true", "false", "True", "False"}
-
-
-def _check_expressions(path: Path) -> None:
-    """Sizes are kept as text that sympy evaluates: nothing but symbols, numbers and functions of torch may be there."""
-    from torch.utils._sympy import functions
-
-    known = {name for name in vars(functions) if name[:1].isupper()} | ALGEBRA
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith(".json"):
-                for text in _expressions(_json(archive, name)):
-                    text = PLAIN.sub("s0", text)
-                    odd = [word for word in NAME.findall(text) if word not in known and not SYMBOL.match(word)]
-                    if odd or re.search(r"""['"\[\]{}\\@:;]|__|\.\D""", text):
-                        raise ModelError(
-                            f"{path}: a size in it reads {text[:60]!r}, which is no size; is the file safe?"
-                        )
-
-
-def _json(archive: zipfile.ZipFile, name: str) -> Any:
-    try:
-        return json.loads(archive.read(name))
-    except ValueError:
-        return None
-
-
-def _expressions(data: Any) -> Iterator[str]:
-    if isinstance(data, dict):
-        for key, value in data.items():
-            if key == "expr_str" and isinstance(value, str):
-                yield value
-            else:
-                yield from _expressions(value)
-    elif isinstance(data, list):
-        for value in data:
-            yield from _expressions(value)
+            program = torch.export.load(path)
+        except Exception as error:
+            if seen.refusal is None:
+                said = one_line(seen.cause or error)
+                raise ModelError(f"{path}: not an exported program that this torch can read ({said})") from error
+    if seen.refusal is not None:
+        hint = "--trust-pickle loads it all the same, if you trust its source"
+        raise ModelError(f"{path}: {seen.refusal}; {hint}") from seen.refusal
+    return program
 
 
 def _script(path: Path) -> nn.Module:
@@ -166,22 +75,55 @@ def _safetensors(path: Path) -> Checkpoint:
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path}: not a safetensors file, or a damaged one ({one_line(error)})") from error
-    return Checkpoint(tensors, None, metadata=metadata)
+    return Checkpoint(tensors, metadata)
+
+
+def _sharded(path: Path, trust_pickle: bool) -> Checkpoint:
+    """The shards that an index names, as one; they lie beside it."""
+    try:
+        shards = dict.fromkeys(map(str, json.loads(path.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{path}: not an index of shards, with a weight_map ({one_line(error)})") from error
+    parts = []
+    for name in shards:
+        if Path(name).name != name:
+            raise ModelError(f"{path}: the shard {name!r} is no file beside it")
+        part = load(path.parent / name, trust_pickle)
+        if not isinstance(part, Checkpoint):
+            raise ModelError(f"{path.parent / name}: a shard with tensors expected")
+        parts.append(part)
+    if not parts:
+        raise ModelError(f"{path}: names no shards")
+    return Checkpoint({name: t for part in parts for name, t in part.content.items()}, parts[0].metadata)
 
 
 def _pickle(path: Path, trust_pickle: bool) -> Loaded:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        with torch.serialization.safe_globals(_plain()):
+            content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path}: holds more than tensors ({_what(error)}), and reading that runs code from the file; if you trust "
             "its source, --trust-pickle reads it; safer: save module.state_dict() and name the class with --arch"
         ) from error
     except Exception as error:
-        raise ModelError(f"{path}: not a file of torch.save, or a damaged one ({one_line(error)})") from error
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise ModelError(f"{path}: not a file of torch.save, or a damaged one ({said})") from error
     if isinstance(content, nn.Module | ExportedProgram):
         return content
     return checkpoint(content, str(path))
+
+
+def _plain() -> list[Any]:
+    """Harmless types that training scripts keep beside tensors: scalars and arrays of numpy, parsed arguments."""
+    from argparse import Namespace
+
+    import numpy as np
+    from numpy._core import multiarray
+
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    old = [(getattr(multiarray, name), f"numpy.core.multiarray.{name}") for name in ("scalar", "_reconstruct")]
+    return [Namespace, np.ndarray, np.dtype, multiarray.scalar, multiarray._reconstruct, *old, *kinds]
 
 
 def _what(error: BaseException) -> str:
@@ -191,20 +133,14 @@ def _what(error: BaseException) -> str:
 
 
 def checkpoint(content: Any, where: str) -> Checkpoint:
-    """The tensors in what torch.load gave: a state_dict, or one under a key that training scripts use."""
-    for key in ("", *NESTED):
-        found = content if not key else content.get(key) if isinstance(content, Mapping) else None
-        if isinstance(found, nn.Module):
-            found = found.state_dict()
-        if isinstance(found, Mapping) and found and all(isinstance(v, torch.Tensor) for v in found.values()):
-            names = [str(name) for name in found]
-            prefix = WRAPPER if all(name.startswith(WRAPPER) for name in names) else ""
-            return Checkpoint({str(n)[len(prefix):]: t for n, t in found.items()}, content, key, prefix)  # fmt: skip
-    raise ModelError(f"{where}: no state_dict found in it, nor under the keys {', '.join(NESTED)}")
+    """What torch.load gave, where there are tensors by names in it."""
+    if not holds_tensors(content):
+        raise ModelError(f"{where}: no state_dict found in it: {type(content).__name__} without tensors by names")
+    return Checkpoint(content)
 
 
 def fill(module: nn.Module, state: Checkpoint, where: str) -> None:
-    """Load a checkpoint into a module. ModelError where names or shapes do not fit."""
+    """Load a checkpoint, which was fitted to it, into a module. ModelError where names or shapes do not fit."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -228,6 +164,8 @@ def build(arch: str, arguments: str | None) -> nn.Module:
     if not isinstance(given, list | dict):
         raise UsageError("--arch-args: a JSON list or object expected")
     factory = _factory(place, name, arch)
+    if isinstance(factory, nn.Module) and not given:
+        return factory
     try:
         if isinstance(given, dict) and getattr(factory, "config_class", None) is not None:
             made = factory(factory.config_class(**given))
@@ -242,21 +180,9 @@ def build(arch: str, arguments: str | None) -> nn.Module:
 
 def _factory(place: str, name: str, arch: str) -> Any:
     import importlib
-    import importlib.util
-    import sys
 
     try:
-        if place.endswith(".py"):
-            path = Path(place)
-            spec = importlib.util.spec_from_file_location(f"bnfold_arch_{path.stem}", path)
-            assert spec is not None
-            assert spec.loader is not None
-            source = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = source
-            sys.path.insert(0, str(path.resolve().parent))
-            spec.loader.exec_module(source)
-        else:
-            source = importlib.import_module(place)
+        source = _source(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
         raise UsageError(f"--arch {arch}: {place} cannot be imported: {one_line(error)}") from error
     found: Any = source
@@ -265,3 +191,24 @@ def _factory(place: str, name: str, arch: str) -> Any:
     if found is None:
         raise UsageError(f"--arch {arch}: {place} has no {name}")
     return found
+
+
+def _source(path: Path) -> Any:
+    """A file of Python as a module, which finds what lies beside it; part of a package where it lies in one."""
+    import importlib.util
+    import sys
+
+    folder, package = path.resolve().parent, ""
+    sys.path.insert(0, str(folder))
+    while (folder / "__init__.py").exists() and folder.name.isidentifier():
+        folder, package = folder.parent, f"{folder.name}.{package}"
+    if package:
+        sys.path.insert(1, str(folder))
+        importlib.import_module(package.rstrip("."))
+    spec = importlib.util.spec_from_file_location(f"{package}bnfold_arch_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    source = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = source
+    spec.loader.exec_module(source)
+    return source

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -263,8 +262,7 @@ class _Work:
 
     def _sweep(self) -> None:
         for node in reversed(list(self.graph.nodes)):
-            pure = node.op == "call_function" and not node.users
-            if pure and (node.target is getitem or not node.target._schema.is_mutable):
+            if node.op == "call_function" and not node.users and not node.is_impure():
                 self.graph.erase_node(node)
         gone = [n for n in self.graph.nodes if n.op == "placeholder" and not n.users and n.name in self.used]
         targets = {self._target(node) for node in gone}

@@ -15,16 +15,17 @@ from torch.export import ExportedProgram
 
 from ...errors import ModelError, UsageError
 from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing, Zeros
-from .capture import one_line
-from .load import Checkpoint
+from .capture import one_line, quiet
+from .checkpoint import KEY, Checkpoint
+from .script import compare, traced
 
 FORMATS = {".pt2": "program", ".safetensors": "safetensors", ".pt": "checkpoint", ".pth": "checkpoint",
-           ".ckpt": "checkpoint", ".ts": "script", ".torchscript": "script", ".onnx": "onnx"}  # fmt: skip
+           ".ckpt": "checkpoint", ".bin": "checkpoint", ".tar": "checkpoint", ".ts": "script",
+           ".torchscript": "script", ".onnx": "onnx"}  # fmt: skip
 NORMS: dict[str, type[nn.Module]] = {
     "BatchNorm1d": nn.BatchNorm1d, "BatchNorm2d": nn.BatchNorm2d, "BatchNorm3d": nn.BatchNorm3d,
 }  # fmt: skip
 PLACED = {"Identity": nn.Identity, "Copy": Copy, "Nothing": Nothing, "Zeros": Zeros}
-KEY = "bnfold"
 
 
 def format_of(out: Path) -> str:
@@ -56,13 +57,9 @@ def save_checkpoint(module: nn.Module, placed: Mapping[str, str], out: Path, sou
     if format_of(out) == "safetensors":
         _save_safetensors(state, placed, out, source)
         return
-    prefix = source.prefix if source is not None else ""
-    named = OrderedDict((f"{prefix}{name}", tensor) for name, tensor in state.items())
+    named: OrderedDict[str, Any] = OrderedDict(state) if source is None else source.renamed(state)
     named._metadata = {**getattr(state, "_metadata", {}), KEY: dict(placed)}  # type: ignore[attr-defined]
-    content: Any = named
-    if source is not None and source.key:
-        content = {**source.content, source.key: named}
-    torch.save(content, out)
+    torch.save(named if source is None else source.with_inner(named), out)
 
 
 def _save_safetensors(
@@ -73,7 +70,9 @@ def _save_safetensors(
     kept = source.metadata if source is not None else {}
     seen: set[int] = set()
     tensors = {}
-    for name, tensor in state.items():
+    for name, tensor in (state if source is None else source.renamed(state)).items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
         value = tensor.detach().contiguous()
         tensors[name] = value.clone() if value.untyped_storage().data_ptr() in seen else value
         seen.add(value.untyped_storage().data_ptr())
@@ -82,12 +81,18 @@ def _save_safetensors(
 
 def restore(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
     """Give a freshly made network the folded form that a checkpoint has, and its tensors; the module itself."""
+    state.fit(module)
     placed = placed_in(state)
     if placed is None:
         raise ModelError(f"{where}: not a checkpoint that bnfold folded (nothing in it says what was taken out)")
-    for path, kind in placed.items():
-        _place(module, path, kind, state.tensors)
-    _add_biases(module, state.tensors)
+    try:
+        for path, kind in placed.items():
+            _place(module, path, kind, state.tensors)
+        _add_biases(module, state.tensors)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{where}: does not fit {type(module).__name__}: what was folded is not in it ({one_line(error)})"
+        ) from error
     from .load import fill
 
     fill(module, state, where)
@@ -96,13 +101,17 @@ def restore(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
 
 def placed_in(state: Checkpoint) -> dict[str, str] | None:
     """Which modules others took the place of, as a checkpoint of bnfold says; None where it says nothing."""
-    metadata = getattr(_inner(state), "_metadata", {}) or {}
-    found: dict[str, str] | None = json.loads(state.metadata[KEY]) if KEY in state.metadata else metadata.get(KEY)
-    return found
-
-
-def _inner(state: Checkpoint) -> Any:
-    return state.content[state.key] if state.key else state.content
+    found = (getattr(state.inner, "_metadata", {}) or {}).get(KEY)
+    if KEY in state.metadata:
+        try:
+            found = json.loads(state.metadata[KEY])
+        except ValueError:
+            found = state.metadata[KEY]
+    named = isinstance(found, dict) and all(isinstance(text, str) for pair in found.items() for text in pair)
+    if found is not None and not named:
+        raise ModelError(f"what the checkpoint says was folded is not readable: {str(found)[:60]!r}")
+    placed: dict[str, str] | None = found
+    return placed
 
 
 def _place(module: nn.Module, path: str, kind: str, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -167,11 +176,8 @@ def save_program(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs
 
 
 def save_script(module: nn.Module, args: Sequence[Any], out: Path) -> None:
-    """A traced TorchScript archive."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            traced = torch.jit.trace(module, tuple(args), strict=False)  # type: ignore[no-untyped-call]
-        except Exception as error:
-            raise ModelError(f"torch.jit cannot trace the result, a .pt2 file may do: {one_line(error)}") from error
-        torch.jit.save(traced, str(out))
+    """A traced TorchScript archive. ModelError where a trace would lose what the module's code does for other sizes."""
+    with quiet(), torch.no_grad():
+        made = traced(module, args)
+        compare(module, made, args)
+        torch.jit.save(made, str(out))
