@@ -13,7 +13,7 @@ from .gauge.equations import AffinePort, Bend, BoundPort, Ids, LinearPort, Vecto
 from .gauge.explain import Explainer
 from .gauge.guard import GONE, solve_within
 from .gauge.solve import Outcome, Solution
-from .graph import Affine, Graph, Op, Opaque
+from .graph import Affine, Graph, Op, Opaque, Reason
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import BatchNorm, Conditioning, Edit, Merge, OtherNorm, Plan, Remove, Replace, Rescale
 
@@ -252,8 +252,10 @@ def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explaine
     if isinstance(op, Opaque) and op.reason:
         source, target = (op.inputs[0], op.outputs[0]) if op.inputs else op.where
         return BatchNorm(op.name, op.type, source, target, op.channels, "kept", reason=op.reason)
-    if not isinstance(op, Affine) or not op.candidate or not op.listed or outcome is None:
+    if not isinstance(op, Affine) or not op.candidate or not op.listed:
         return None
+    if outcome is None:
+        return _misfit(op) if op.kind == "bn" else None
     verdict = {"gone": "folded", "stays": "kept"}.get(outcome.form, "reduced")
     reason = explainer.reason(outcome)
     if reason and verdict == "reduced":
@@ -270,6 +272,14 @@ def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explaine
         reason,
         _conditioning(outcome.port, s),
     )
+
+
+def _misfit(op: Affine) -> BatchNorm:
+    """The entry of a norm whose vectors do not belong to its input."""
+    count = op.scale.size
+    text = f"its vectors are for {count} channels, and its input has others" if count else "it has no channels"
+    reason = Reason("bad-statistics", text, op.name)
+    return BatchNorm(op.name, op.type, op.inputs[0], op.outputs[0], count, "kept", reason=reason)
 
 
 def _conditioning(port: AffinePort, s: Solution) -> Conditioning:

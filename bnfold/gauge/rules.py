@@ -53,13 +53,27 @@ def _outputs(op: Op, graph: Graph, gauges: dict[str, Ids | None], eqs: Equations
     if isinstance(op, Linear) and inputs[0] is None:  # nothing is known of the input but that it stays as it is
         inputs = [pinned(op.rank)]
     known = [ids for ids in inputs if ids is not None]
-    if not isinstance(op, Opaque) and len(known) == len(inputs):
+    if not isinstance(op, Opaque) and len(known) == len(inputs) and not _empty(op, known):
         outputs = RULES[type(op)](op, known, eqs, graph)
         if outputs is not None:
             return outputs
     for ids in known:
         eqs.pin(ids, op, f"{_kind(op)} needs the values themselves")
     return [pinned(graph.rank(t)) for t in op.outputs]
+
+
+def _empty(op: Op, inputs: Gauges) -> bool:
+    """Whether an op works on no elements, along the channels: there is nothing to carry."""
+    if isinstance(op, Concat):
+        return False
+    sizes = [ids.size for ids in inputs]
+    if isinstance(op, Linear):
+        sizes += [op.in_channels, op.out_channels]
+    elif isinstance(op, Affine):
+        sizes.append(op.scale.size)
+    elif isinstance(op, Homogeneous):
+        sizes.append(op.slope.size)
+    return 0 in sizes
 
 
 def _kind(op: Op) -> str:

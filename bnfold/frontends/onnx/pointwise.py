@@ -42,7 +42,7 @@ def clip(node: Node) -> Ops | Reading | None:
     """Clip at 0 from below and nowhere from above is a Relu."""
     bounds = []
     for i, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
-        if node.input(i) and not node.constant(i):
+        if node.input(i) and not (node.constant(i) and node.value(i).size == 1):
             return None
         value = (
             float(node.value(i).astype(np.float64).item()) if node.input(i) else float(node.attrs.get(name, default))
@@ -227,7 +227,7 @@ def pad(node: Node) -> Ops | None:
     padded = tuple(axis for axis in range(rank) if pads[axis] or pads[axis + rank])
     mode = node.attrs.get("mode", "constant")
     if mode == "constant":
-        if node.input(2) and not node.constant(2):
+        if node.input(2) and not (node.constant(2) and node.value(2).size == 1):
             return None
         value = node.value(2).astype(np.float64).item() if node.input(2) else node.attrs.get("value", 0.0)
         if value != 0 and any(p > 0 for p in pads):
