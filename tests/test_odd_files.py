@@ -248,7 +248,7 @@ def test_tensors_without_elements(kind: str) -> None:
         empty = net.bn(sum_of_none, 5, "behind")
     else:
         empty = net.bn(net.node("Relu", [empty], "bent"), 0, "bare")
-    net.output(empty, [None] * (2 if kind == "layer" else 4))
+    net.output(empty, (None,) * (2 if kind == "layer" else 4))
     plan = bnfold.fold(net.model(), verify=False).plan
     assert [bn.verdict for bn in plan.batch_norms if bn.name == "folds"] == ["folded"]
     assert all(bn.reason for bn in plan.batch_norms if bn.verdict != "folded")
