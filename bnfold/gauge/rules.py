@@ -219,11 +219,25 @@ def select(op: Select, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges:
 
 
 def carry(op: Carry, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges:
-    """p_out = p_in, q_out = q_in (0 where a fixed zero is blended in)."""
+    """p_out = p_in, q_out = q_in (0 where a fixed zero is blended in; added channels of zeros are pinned)."""
     ids = eqs.collapse(inputs[0], (*op.mixes, *op.axes), op)
     if not op.carries_shift:
         eqs.hold(ids, op, "blends in zeros at the border", border=True)
+    if op.zeros is not None:
+        ids = _among_zeros(op, ids, eqs)
     return [ids if op.keepdims else np.squeeze(ids, op.axes)]
+
+
+def _among_zeros(op: Carry, ids: Ids, eqs: Equations) -> Ids:
+    """Zeros along an axis: new channels that are 0, or, where the gauge does not vary there, new values in each."""
+    axis, front, back = op.zeros or (0, 0, 0)
+    if ids.shape[axis] == 1:
+        if max(front, back) > 0:
+            eqs.hold(ids, op, "blends in zeros at the border", border=True)
+        return ids
+    kept = np.take(ids, range(max(0, -front), ids.shape[axis] - max(0, -back)), axis)
+    new = [np.zeros(_with(list(ids.shape), axis, max(0, n)), np.int64) for n in (front, back)]
+    return np.concatenate([new[0], kept, new[1]], axis)
 
 
 def total(op: Sum, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges:
