@@ -161,13 +161,15 @@ class Carry(Op):
     """The same channels come out: Identity, Cast, Dropout, Resize, Pad, average pooling, mean over `axes`.
 
     `mixes` are the axes along which neighbours are blended (pooled, resized, padded): a gauge may not vary there.
-    `carries_shift` is false where a fixed zero is blended in.
+    `carries_shift` is false where a fixed zero is blended in. `zeros`: an axis along which zeros are added in front and
+    behind, as many as the other two numbers say, or entries cut off where they are negative.
     """
 
     axes: tuple[int, ...] = ()
     keepdims: bool = True
     mixes: tuple[int, ...] = ()
     carries_shift: bool = True
+    zeros: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)

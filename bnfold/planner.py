@@ -12,9 +12,10 @@ from .gauge.branch import Branch, Cut, cut, find, taps
 from .gauge.depthwise import with_layers
 from .gauge.equations import AffinePort, Bend, BoundPort, Ids, LinearPort, Vector
 from .gauge.explain import Explainer
-from .gauge.guard import GONE, solve_within
+from .gauge.guard import GONE, off_centre, solve_within
+from .gauge.scale import Conflict
 from .gauge.solve import Outcome, Solution
-from .graph import Affine, Graph, Op, Opaque
+from .graph import Affine, Graph, Op, Opaque, Reason
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import BatchNorm, Conditioning, Edit, Merge, OtherNorm, Plan, Remove, Replace, Rescale
 
@@ -33,7 +34,8 @@ def plan(
     solution = solve_within(graph, precision_limit, leftovers, strained)
     shortened = _without_branches(graph, solution, precision_limit, leftovers, strained)
     chosen, made = shortened or (solution, Cut(graph, {}, []))
-    return _planned(graph, with_layers(made.graph, chosen, leftovers, precision_limit), made)
+    chosen = with_layers(made.graph, _blamed(graph, chosen, precision_limit), leftovers, precision_limit)
+    return _planned(graph, chosen, made)
 
 
 def plan_that_fits(
@@ -68,7 +70,8 @@ def _without_branches(
 ) -> tuple[Solution, Cut] | None:
     """The solution with identity branches cut out, where norms stay on such branches and more go that way."""
     stuck = {outcome.port.op for outcome in solution.outcomes if outcome.form != "gone" and outcome.port.op.listed}
-    useful = [branch for branch in find(graph) if stuck & set(branch.norms)] if stuck else []
+    branches = find(graph) if stuck else []
+    useful = [branch for branch in branches if stuck & set(branch.norms) and not _off_centre(branch, limit)]
     if not useful:
         return None
     made = cut(graph, useful)
@@ -78,6 +81,37 @@ def _without_branches(
         for s in (solution, second)
     ]
     return (second, made) if gone[1] + sum(len(branch.norms) for branch in useful) > gone[0] else None
+
+
+def _off_centre(branch: Branch, limit: float) -> dict[Op, int]:
+    """The norms of a branch's copy of the input whose mean the layer should not have to take out, and a channel."""
+    found: dict[Op, int] = {}
+    for norm in branch.norms:
+        if norm.inputs[0] == branch.form.base:
+            others = [other for other in branch.norms if other is not norm and other.scale.size == norm.scale.size]
+            rows = off_centre(norm, limit, np.sqrt(sum((_gamma(other) ** 2 for other in others), np.zeros(1))))
+            if rows.any():
+                found[norm] = int(rows.argmax())
+    return found
+
+
+def _gamma(op: Affine) -> Vector:
+    """The deviation of a batch norm's output; 0 where its input is not known."""
+    known = op.statistics
+    return np.zeros(1) if known is None else np.abs(op.scale) * np.sqrt(known.var + known.eps)
+
+
+def _blamed(graph: Graph, solution: Solution, limit: float) -> Solution:
+    """The solution with precision for the reason of norms that stay on branches which a layer could take up."""
+    stays = [o for o in solution.outcomes if o.form != "gone" and o.port.op.statistics is not None]
+    if not stays:
+        return solution
+    costly = {norm: row for branch in find(graph) for norm, row in _off_centre(branch, limit).items()}
+    outcomes = [
+        replace(o, conflict=Conflict("centre", costly[o.port.op])) if o in stays and o.port.op in costly else o
+        for o in solution.outcomes
+    ]
+    return replace(solution, outcomes=outcomes)
 
 
 def _planned(graph: Graph, solution: Solution, made: Cut) -> Plan:
@@ -263,8 +297,10 @@ def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explaine
     if isinstance(op, Opaque) and op.reason:
         source, target = (op.inputs[0], op.outputs[0]) if op.inputs else op.where
         return BatchNorm(op.name, op.type, source, target, op.channels, "kept", reason=op.reason)
-    if not isinstance(op, Affine) or not op.candidate or not op.listed or outcome is None:
+    if not isinstance(op, Affine) or not op.candidate or not op.listed:
         return None
+    if outcome is None:
+        return _misfit(op) if op.kind == "bn" else None
     verdict = {"gone": "folded", "stays": "kept"}.get(outcome.form, "reduced")
     reason = explainer.reason(outcome)
     if reason and verdict == "reduced":
@@ -281,6 +317,14 @@ def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explaine
         reason,
         _conditioning(outcome.port, s),
     )
+
+
+def _misfit(op: Affine) -> BatchNorm:
+    """The entry of a norm whose vectors do not belong to its input."""
+    count = op.scale.size
+    text = f"its vectors are for {count} channels, and its input has others" if count else "it has no channels"
+    reason = Reason("bad-statistics", text, op.name)
+    return BatchNorm(op.name, op.type, op.inputs[0], op.outputs[0], count, "kept", reason=reason)
 
 
 def _conditioning(port: AffinePort, s: Solution) -> Conditioning:

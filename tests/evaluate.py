@@ -71,13 +71,29 @@ class ConvTranspose(OpRun):
              group: Any = None, kernel_shape: Any = None, output_padding: Any = None, output_shape: Any = None,
              pads: Any = None, strides: Any = None) -> tuple[Array]:  # fmt: skip
         spatial = w.ndim - 2
-        half = list(pads or [0] * 2 * spatial)[:spatial]
         function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
         bias = None if b is None else _tensor(b)
-        source, weight = _tensor(x), _tensor(w)
         steps, spread = list(strides or [1] * spatial), list(dilations or [1] * spatial)
-        result = function(source, weight, bias, steps, half, list(output_padding or [0] * spatial), group or 1, spread)
-        return (result.numpy().astype(x.dtype),)
+        more = [max(0, m) for m in output_padding or [0] * spatial]
+        # torch wants less padding than stride or dilation: zeros at the back of the whole give the same
+        whole = function(_tensor(x), _tensor(w), None, steps, 0, 0, group or 1, spread)
+        whole = _padded(whole, [0] * spatial + more, 0.0)
+        cut = list(pads or [0] * 2 * spatial)
+        if output_shape:
+            cut = _cuts(whole.shape[2:], output_shape, auto_pad)
+        for axis in range(spatial):
+            size = whole.shape[2 + axis] - cut[axis] - cut[spatial + axis]
+            whole = whole.narrow(2 + axis, cut[axis], size)
+        if bias is not None:
+            whole = whole + bias.reshape(-1, *[1] * spatial)
+        return (whole.numpy().astype(x.dtype),)
+
+
+def _cuts(whole: Any, asked: Any, auto_pad: str | None) -> list[int]:
+    """What a ConvTranspose cuts off for the output shape that it is asked for, all fronts, then all backs."""
+    total = [have - want for have, want in zip(whole, asked, strict=True)]
+    fronts = [n // 2 if auto_pad == "SAME_UPPER" else n - n // 2 for n in total]
+    return fronts + [n - front for n, front in zip(total, fronts, strict=True)]
 
 
 class MaxPool(OpRun):
@@ -88,7 +104,8 @@ class MaxPool(OpRun):
              ) -> tuple[Array]:  # fmt: skip
         source = _padded(_tensor(x), pads, -np.inf)
         pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.ndim - 3]
-        return (pool(source, list(kernel_shape), list(strides or [1] * (x.ndim - 2))).numpy().astype(x.dtype),)
+        steps, spread = list(strides or [1] * (x.ndim - 2)), list(dilations or [1] * (x.ndim - 2))
+        return (pool(source, list(kernel_shape), steps, 0, spread).numpy().astype(x.dtype),)
 
 
 class AveragePool(OpRun):
@@ -106,9 +123,28 @@ class AveragePool(OpRun):
         return (mean.numpy().astype(x.dtype),)
 
 
+class Pad(OpRun):
+    """With negative amounts too, which cut off; those of a constant only."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, pads: Array, value: Array | None = None, axes: Array | None = None,
+             mode: str | None = None) -> tuple[Array]:  # fmt: skip
+        names = list(range(x.ndim)) if axes is None else [int(axis) % x.ndim for axis in axes]
+        amounts = np.zeros((x.ndim, 2), np.int64)
+        amounts[names] = np.asarray(pads).reshape(2, -1).T
+        more = [(max(0, a), max(0, b)) for a, b in amounts]
+        if mode in (None, "constant"):
+            whole = np.pad(x, more, constant_values=x.dtype.type(0 if value is None else np.asarray(value).item()))
+        else:
+            whole = np.pad(x, more, mode=mode)  # type: ignore[call-overload]
+        inner = tuple(slice(max(0, -a), size - max(0, -b)) for (a, b), size in zip(amounts, whole.shape, strict=True))
+        return (np.asarray(whole[inner]),)
+
+
 def evaluate(model: onnx.ModelProto, **inputs: Array) -> list[Array]:
     """The outputs of a model in the precision that it is written in."""
     if model.functions:  # the evaluator would take its own operators in functions
         model = onnx.inliner.inline_local_functions(model)
-    evaluator = ReferenceEvaluator(model, new_ops=[Conv, ConvTranspose, MaxPool, AveragePool, *OPERATORS])
+    evaluator = ReferenceEvaluator(model, new_ops=[Conv, ConvTranspose, MaxPool, AveragePool, Pad, *OPERATORS])
     return [np.asarray(value) for value in evaluator.run(None, inputs)]

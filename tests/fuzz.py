@@ -26,7 +26,7 @@ from onnx import TensorProto, helper
 
 from bnfold.cli import main
 from bnfold.limits import LEFTOVERS
-from tests import random_ops
+from tests import random_forms, random_ops
 from tests.evaluate import evaluate
 from tests.random_files import RandomFile
 
@@ -34,7 +34,8 @@ Array = npt.NDArray[Any]
 NOBODY = "--no-verify writes without a check"
 """The end of the message where neither onnxruntime nor the reference evaluator runs the original."""
 TYPES = (TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-assert random_ops  # more makers
+assert random_forms  # more makers
+assert random_ops
 
 
 def fold(path: Path, out: Path, *options: str) -> str:

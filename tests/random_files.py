@@ -60,7 +60,7 @@ class RandomFile:
                 nodes.append(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value, name)))
             elif kind == "moved" and value.ndim and value.size:
                 nodes += self._moved(name, value, tensors)
-            elif kind == "quantized" and value.dtype == np.float64 and value.ndim >= 2:
+            elif kind == "quantized" and value.dtype == np.float64 and value.ndim >= 2 and value.size:
                 nodes += self._quantized(name, value, tensors)
             elif kind == "typed":
                 tensors.append(helper.make_tensor(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape,
@@ -196,10 +196,13 @@ class RandomFile:
 
 
 def _inline_integers(graph: GraphProto) -> None:
-    """Typed data for what shapes come from, which keeps it in the file: onnxruntime infers none from another."""
+    """Typed data for what shapes come from, and for no data, which keeps it in the file.
+
+    onnxruntime infers no shapes from another file, and reads no tensor of no bytes there.
+    """
     for tensor in graph.initializer:
         scales = tensor.data_type == TensorProto.FLOAT and list(tensor.dims) == [4]
-        if tensor.data_type == TensorProto.INT64 or scales:
+        if tensor.data_type == TensorProto.INT64 or scales or 0 in tensor.dims:
             value = numpy_helper.to_array(tensor)
             tensor.CopyFrom(helper.make_tensor(tensor.name, tensor.data_type, value.shape, value.ravel().tolist()))
     for node in graph.node:

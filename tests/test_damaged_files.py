@@ -22,7 +22,7 @@ from onnx import TensorProto
 
 import bnfold
 from bnfold.cli import main
-from tests import random_ops
+from tests import random_forms, random_ops
 from tests.random_files import RandomFile
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +32,7 @@ PARTS = 4
 PATIENCE = 20
 """Seconds that one file may take."""
 Mutation = Callable[[bytearray, np.random.Generator], None]
+assert random_forms
 assert random_ops
 
 

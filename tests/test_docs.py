@@ -45,7 +45,7 @@ def test_every_reason_of_the_swap_is_documented() -> None:
 def test_every_conflict_of_the_solvers_can_be_explained() -> None:
     text = "\n".join(path.read_text() for path in (ROOT / "bnfold/gauge").glob("*.py"))
     kinds = set(re.findall(r"Conflict\(\"([a-z]+)\"", text))
-    assert kinds == {"constant", "scale", "sign", "shift", "dead", "precision", "range"}
+    assert kinds == {"constant", "scale", "sign", "shift", "dead", "precision", "centre", "range"}
     assert all(hasattr(Explainer, f"_{kind}") for kind in kinds)
 
 

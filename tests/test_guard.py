@@ -8,6 +8,7 @@ from onnx import numpy_helper
 
 import bnfold
 from benchmarks.precision import hostile, ratio
+from tests.test_hostile import spelled_out
 from tests.test_rules import Net
 from tests.zoo import ZOO
 
@@ -40,6 +41,48 @@ def test_what_is_taken_back_has_the_reason() -> None:
 def test_ordinary_statistics_never_meet_the_guard(name: str) -> None:
     plan = bnfold.inspect(ZOO[name](dtype=np.float32, seed=9))
     assert not {"precision", "range"} & {bn.reason.code for bn in plan.batch_norms if bn.reason}
+
+
+@pytest.mark.parametrize("name", ["preact_resnet18", "resnetv2_50", "densenet121"])
+def test_ordinary_norms_written_as_arithmetic_never_meet_the_guard(name: str) -> None:
+    plan = bnfold.inspect(spelled_out(ZOO[name](dtype=np.float32, seed=9)))
+    assert plan.counts()["folded"] > 0
+    assert not {"precision", "range"} & {bn.reason.code for bn in plan.batch_norms if bn.reason}
+
+
+def _stream_of_arithmetic(n: Net, gamma: float) -> str:
+    """Two pre-activation blocks whose norms are a Mul and an Add; one channel of the second has another gamma."""
+    x = n.conv("x", 3, 4, bias=True)
+    for sizes in ([1.0, 0.9, 1.1, 1.2], [1.0, gamma, 1.0, 0.8]):
+        scaled = n.op("Mul", x, n.w(np.array(sizes).reshape(4, 1, 1)))
+        moved = n.op("Add", scaled, n.w(np.array([0.3, 0.5, -0.4, 0.2]).reshape(4, 1, 1)))
+        x = n.op("Add", x, n.conv(n.op("Relu", moved), 4, 4, bias=True))
+    return n.conv(n.op("Relu", x), 4, 2)
+
+
+@pytest.mark.parametrize(("gamma", "codes"), [(0.7, set()), (1e-5, {"precision"})])
+def test_a_tiny_factor_on_a_stream_leaves_its_offset(gamma: float, codes: set[str]) -> None:
+    """No statistics say how wide the channel is, but the other readers of the stream do."""
+    n = Net(2, 3, 5, 5)
+    plan = bnfold.inspect(n.model(_stream_of_arithmetic(n, gamma)))
+    stays = [bn for bn in plan.batch_norms if bn.verdict != "folded"]
+    assert {bn.reason.code for bn in stays if bn.reason} == codes
+    assert {bn.op_type for bn in stays} <= {"Add"}
+
+
+@pytest.mark.parametrize("leftovers", ["fast", "all"])
+def test_a_mean_that_a_layer_would_have_to_take_out_stays(leftovers: str) -> None:
+    """A mean of 2,000 deviations before a conv, and on a branch beside one: no Add or Mul takes the norm's place."""
+    n = Net(2, 4, 5, 5)
+    vectors = [np.ones(4), np.zeros(4), np.array([0.1, 2e3, -0.2, 0.3]), np.ones(4)]
+    first = n.op("BatchNormalization", n.op("Relu", n.conv("x", 4, 4)), *map(n.w, vectors))
+    x = n.op("Relu", n.conv(first, 4, 4))
+    branch = n.op("BatchNormalization", x, *map(n.w, vectors))
+    y = n.op("Add", n.conv(x, 4, 4, 3, pads=[1] * 4), branch)
+    plan = bnfold.inspect(n.model(n.conv(n.op("Relu", y), 4, 2)), leftovers=leftovers)
+    assert [bn.verdict for bn in plan.batch_norms] == ["kept", "kept"]
+    assert {bn.reason.code for bn in plan.batch_norms if bn.reason} == {"precision"}
+    assert all("deviations" in str(bn.reason) for bn in plan.batch_norms)
 
 
 def test_a_single_reader_may_be_moved_however_far() -> None:

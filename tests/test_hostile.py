@@ -90,6 +90,31 @@ def hostile(build: Callable[[Net], str], seed: int, dtype: int, small: float, la
     return model
 
 
+def spelled_out(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with every norm as a Mul and an Add, as frozen graphs have them."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in copy.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in copy.graph.node:
+        if node.op_type != "BatchNormalization":
+            nodes.append(node)
+            continue
+        gamma, beta, mean, var = (values[name].astype(np.float64) for name in node.input[1:])
+        inv = gamma / np.sqrt(var + next(a.f for a in node.attribute if a.name == "epsilon"))
+        out = node.output[0]
+        for name, value in ((f"{out}_inv", inv), (f"{out}_shift", beta - mean * inv)):
+            array = value.reshape(-1, 1, 1).astype(values[node.input[1]].dtype)
+            copy.graph.initializer.append(numpy_helper.from_array(array, name))
+        nodes += [
+            helper.make_node("Mul", [node.input[0], f"{out}_inv"], [f"{out}_scaled"], f"{node.name}_mul"),
+            helper.make_node("Add", [f"{out}_scaled", f"{out}_shift"], [out], f"{node.name}_add"),
+        ]
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
+
+
 def _scale_rows(model: onnx.ModelProto, tensors: Any, node: onnx.NodeProto, size: Array, n: Net) -> None:
     """Output channels of other sizes, with means far from zero."""
     weight, out = numpy_helper.to_array(tensors[node.input[1]]), _values(model, node.output[0], n)
@@ -199,3 +224,30 @@ def test_float16_overflows_and_underflows_no_more_than_before(build: Any) -> Non
 
 def _stored(model: onnx.ModelProto) -> Array:
     return np.concatenate([numpy_helper.to_array(t).ravel().astype(np.float64) for t in model.graph.initializer])
+
+
+@pytest.mark.parametrize("build", [stream, dense], ids=lambda build: build.__name__)
+def test_norms_written_as_arithmetic_meet_the_guard_too(build: Any) -> None:
+    folded = 0
+    for seed in range(4):
+        model = spelled_out(hostile(build, seed, TensorProto.FLOAT, 1e-6, 1e3))
+        result = bnfold.fold(model, verify=False)
+        own, new = errors(model, result.model, seed)
+        assert new <= 3.0 * own, (seed, new / own)
+        folded += result.plan.counts()["folded"]
+    assert folded > 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "seed"), [(TensorProto.FLOAT, 15), (TensorProto.FLOAT16, 9), (TensorProto.FLOAT16, 15)]
+)
+def test_identity_branches_whose_mean_is_far_from_zero(dtype: int, seed: int) -> None:
+    """The centre tap would have to be as exact as the mean is large: those norms stay."""
+    sizes = (1e-6, 1e3) if dtype == TensorProto.FLOAT else (0.05, 5.0)
+    model = hostile(branches, seed, dtype, *sizes)
+    for leftovers in ("fast", "all"):
+        result = bnfold.fold(model, verify=False, leftovers=leftovers)
+        own, new = errors(model, result.model, seed)
+        assert new <= 3.0 * own, (leftovers, new / own)
+        stays = [bn for bn in result.plan.batch_norms if bn.verdict != "folded"]
+        assert {bn.reason.code for bn in stays if bn.reason} == {"precision"}

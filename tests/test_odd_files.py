@@ -236,3 +236,53 @@ def test_weights_dequantized_along_a_negative_axis(axis: int) -> None:
     w = net.node("DequantizeLinear", ["q", "scale"], "w", axis=axis)
     net.output(net.relu(net.bn(net.node("Conv", [x, w], "conv"), 4, "bn"), "relu"))
     assert codes(same(net.model())) == ["folded"]
+
+
+@pytest.mark.parametrize("kind", ["norm", "factor", "activation", "layer", "pooled"])
+def test_tensors_without_elements(kind: str) -> None:
+    """What a slice of no channels, or a window larger than the map, leaves: nothing to fold, and the rest folds."""
+    net = Net(seed=6)
+    x = net.conv(net.input("x", ("N", 3, 8, 8)), (3, 4), "first")
+    y = net.bn(x, 4, "folds")
+    none = [net.weight(name, np.array([v])) for name, v in (("from", 2), ("to", 2), ("axis", 1))]
+    empty = net.node("Slice", [x, *none], "empty")
+    net.output(net.conv(net.relu(y, "relu"), (4, 3), "second", k=1), ("N", 3, None, None))
+    if kind == "norm":
+        empty = net.bn(empty, 0, "bare")
+    elif kind == "factor":
+        empty = net.node("Mul", [empty, net.weight("none", np.zeros((0, 1, 1), np.float32))], "times")
+    elif kind == "activation":
+        empty = net.node("PRelu", [empty, net.weight("slope", np.zeros((0, 1, 1), np.float32))], "prelu")
+    elif kind == "layer":
+        flat = net.node("Flatten", [empty], "flat")
+        sum_of_none = net.node("MatMul", [flat, net.weight("rows", np.zeros((0, 5), np.float32))], "sum_of_none")
+        empty = net.bn(sum_of_none, 5, "behind")
+    else:
+        empty = net.bn(net.node("Relu", [empty], "bent"), 0, "bare")
+    net.output(empty, (None,) * (2 if kind == "layer" else 4))
+    plan = bnfold.fold(net.model(), verify=False).plan
+    assert [bn.verdict for bn in plan.batch_norms if bn.name == "folds"] == ["folded"]
+    assert all(bn.reason for bn in plan.batch_norms if bn.verdict != "folded")
+    assert len(plan.batch_norms) == (2 if kind in ("norm", "layer", "pooled") else 1)
+
+
+def test_a_norm_of_other_channels_than_its_input_has_a_reason() -> None:
+    """Behind an operator that is not known nothing says so but the layer there."""
+    net = Net(seed=7)
+    x = net.conv(net.node("Mystery", [net.input("x", ("N", 3, 8, 8))], "odd", domain="custom"), (3, 4), "first")
+    net.output(net.bn(x, 6, "norm"), ("N", None, None, None))
+    model = net.model()
+    model.opset_import.append(helper.make_opsetid("custom", 1))
+    (bn,) = bnfold.inspect(model).batch_norms
+    assert bn.verdict == "kept"
+    assert bn.reason is not None
+    assert bn.reason.code == "bad-statistics"
+
+
+@pytest.mark.parametrize("bounds", [np.zeros(4, np.float32), np.zeros(0, np.float32)])
+def test_a_clip_whose_bound_is_no_number_is_left(bounds: Array) -> None:
+    net = Net(seed=8)
+    x = net.conv(net.input("x", ("N", 3, 8, 8)), (3, 4), "first")
+    y = net.node("Clip", [net.bn(x, 4, "norm"), net.weight("low", bounds)], "clip")
+    net.output(y, ("N", 4, None, None))
+    assert bnfold.inspect(net.model()).counts()["folded"] == 1

@@ -54,3 +54,30 @@ def test_the_norm_folds(name: str, form: str) -> None:
     assert result.plan.counts()["folded"] == 1
     assert result.check is not None
     assert result.check.passed
+
+
+class Growing(nn.Module):
+    """A stream that grows by channels of zeros, as in PyramidNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 7, 1), nn.Conv2d(7, 2, 1)
+        self.first, self.second = nn.BatchNorm2d(4), nn.BatchNorm2d(7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        y = self.inner(torch.relu(self.first(x)))
+        x = nn.functional.pad(x, (0, 0, 0, 0, 1, 2)) + y
+        found: torch.Tensor = self.head(torch.relu(self.second(x)))
+        return found
+
+
+def test_channels_of_zeros_carry_what_the_others_carry() -> None:
+    torch.manual_seed(0)
+    net: Any = alive(Growing(), zeros=False)
+    for norm in (net.first, net.second):
+        norm.weight.data.abs_()
+    result = bnfold.fold(net, (torch.randn(2, 3, 5, 5),))
+    assert result.plan.counts()["folded"] == 2
+    assert result.check is not None
+    assert result.check.passed

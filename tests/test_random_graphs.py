@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import bnfold
-from tests import random_ops
+from tests import random_forms, random_ops
 from tests.evaluate import evaluate
 from tests.random_graphs import FIRST, MAKERS, RandomGraph
 
@@ -53,4 +53,5 @@ def test_graphs_that_were_wrong_once(seed: int, ops: int) -> None:
 
 def test_all_makers_are_registered() -> None:
     assert random_ops.clip in MAKERS
+    assert random_forms.pad_forms in MAKERS
     assert len(MAKERS) > FIRST

@@ -461,6 +461,52 @@ def zero_pad_holds_the_offset() -> onnx.ModelProto:
     return n.model(n.conv(y, 3, 2, 3))
 
 
+@case("folded", "folded")
+def channels_of_zeros_beside_a_layer() -> onnx.ModelProto:
+    """PyramidNet, and option A of the first residual networks: the stream grows by channels of zeros."""
+    n = Net(2, 3, 4, 4)
+    x = n.conv("x", 3, 4, bias=True)
+    y = n.conv(n.op("Relu", n.bn(x, 4)), 4, 7, bias=True)
+    x = n.op("Pad", x, n.w([0, 1, 0, 0, 0, 2, 0, 0], np.int64))
+    return n.model(n.conv(n.op("Relu", n.bn(n.op("Add", x, y), 7)), 7, 2))
+
+
+@case("reduced:add", "folded")
+def channels_of_zeros_and_a_frame_of_zeros() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    y = n.op("Pad", n.bn("x", 3), n.w([0, 1, 1, 0, 0, -1, 0, 0], np.int64))
+    return n.model(n.conv(n.bn(n.conv(y, 3, 4), 4), 4, 2))
+
+
+@case("folded")
+def a_frame_of_infinities_before_a_maximum() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    y = n.op("Pad", n.conv("x", 3, 4), n.w([0, 0, 1, 1, 0, 0, 1, 1], np.int64), n.w(-np.inf))
+    return n.model(n.bn(n.op("MaxPool", y, kernel_shape=[3, 3]), 4))
+
+
+@case("kept:sign")
+def a_frame_of_infinities_keeps_its_sign() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    y = n.op("Pad", n.conv("x", 3, 4), n.w([0, 0, 1, 1, 0, 0, 1, 1], np.int64), n.w(-np.inf))
+    return n.model(n.bn(n.op("MaxPool", y, kernel_shape=[3, 3]), 4, [1.0, -1.0, 0.5, 1.0]))
+
+
+@case("folded")
+def resize_with_the_channels_last() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    y = n.op("Transpose", n.conv("x", 3, 4), perm=[0, 2, 3, 1])
+    y = n.op("Resize", y, "", n.w([1, 2, 2, 1], np.float32), mode="nearest")
+    return n.model(n.bn(n.op("Transpose", y, perm=[0, 3, 1, 2]), 4))
+
+
+@case("kept:channels-tied")
+def resize_that_mixes_as_many_channels_as_there_were() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 4)
+    y = n.op("Resize", n.conv("x", 3, 4), "", n.w([1, 1.2, 1, 1], np.float32), mode="nearest")
+    return n.model(n.bn(y, 4))
+
+
 @case("folded")
 def maximum_of_two_branches() -> onnx.ModelProto:
     n = Net(2, 3, 4, 4)

@@ -111,6 +111,15 @@ class Explainer:
             "--precision-limit sets how much is allowed",
         )
 
+    def _centre(self, port: AffinePort, row: int) -> Reason:
+        return Reason(
+            "precision",
+            f"channel {row} of {port.op.inputs[0]} has a mean of very many deviations, which the layer that takes the "
+            "norm up would have to take out by adding values that nearly cancel",
+            "",
+            "--precision-limit sets how much is allowed",
+        )
+
     def _range(self, port: AffinePort, row: int) -> Reason:
         if row == WEIGHTS:
             return Reason("range", "the weights that would take it up would overflow or underflow their element type")

@@ -10,13 +10,14 @@ docs/precision.md.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from ..graph import Graph, Op
+from ..graph import Affine, Graph, Op
 from ..limits import LEFTOVERS
+from .chains import Chain, chains_of
 from .equations import AffinePort, Vector
 from .rules import build
 from .scale import Conflict
@@ -33,31 +34,92 @@ def solve_within(graph: Graph, limit: float, leftovers: str = LEFTOVERS[0], stra
     `strained`: outputs of norms that stay, since the weights that would take them up do not fit their type.
     """
     equations, gauges = build(graph)
+    chains = chains_of(graph, equations)
     refused = {op: Conflict("range", WEIGHTS) for op in graph.ops if strained and op.outputs[:1][0] in strained}
     while True:
         solution = solve(graph, equations, gauges, refused, leftovers)
-        found = too_costly(solution, limit, graph.octaves)
+        found = too_costly(solution, chains, limit, graph.octaves)
         if not set(found) - set(refused):
             return solution
         refused.update(found)
 
 
-def too_costly(solution: Solution, limit: float, octaves: float) -> dict[Op, Conflict]:
+def too_costly(solution: Solution, chains: Mapping[Op, Chain], limit: float, octaves: float) -> dict[Op, Conflict]:
     """The removals to take back, with the channel at which each costs too much.
 
-    `limit`: the largest cost at a shared tensor, unless the original's own is a third of that or more; elsewhere the
-    largest in front of a norm that goes and leaves the mean where it is, unless what comes out of the norm costs a
-    third of that or more. `octaves`: how far, as a power of two, both sides of a norm may be from the scale they had.
+    `chains`: by their first op. `limit`: the largest cost at a shared tensor, unless the original's own is a third of
+    that or more; elsewhere the largest in front of a norm that goes and leaves the mean where it is, unless what comes
+    out of the norm costs a third of that or more. `octaves`: how far, as a power of two, both sides of a norm may be
+    from the scale they had.
     """
     shared = _shared(solution)
+    sharpest, _ = _sharpest(solution, chains)
     bad = np.zeros(solution.base.size, bool)
-    for outcome in solution.outcomes:
-        rows = np.flatnonzero(_violations(outcome, solution, shared, limit))
-        bad[solution.base[outcome.port.x[rows]]] = True
     found = _out_of_range(solution, octaves)
+    for outcome in solution.outcomes:
+        port, chain = outcome.port, chains.get(outcome.port.op)
+        if chain is None:
+            continue
+        together = shared[solution.base[port.x]]
+        over = together & _moved_too_far(port, chain, solution, chains, sharpest, limit)
+        bad[solution.base[port.x[over]]] = True
+        left = np.flatnonzero(_left_too_far(outcome, solution, limit))
+        if left.size:
+            found[port.op] = Conflict("centre", int(left[0]))
     if bad.any():
-        found.update(_culprits(solution, bad))
+        found.update(_culprits(solution, chains, bad))
     return found
+
+
+def off_centre(op: Affine, limit: float, beside: Vector | float = 0.0) -> npt.NDArray[np.bool_]:
+    """Where a layer that takes a batch norm up would have to take a mean out that costs more than `limit`.
+
+    It is left to the norm unless what comes out of the norm, `|beta / gamma|`, costs a third of that or more. `beside`:
+    the deviation of what is added to the norm's output.
+    """
+    known = op.statistics
+    if known is None:
+        return np.zeros(op.scale.size, bool)
+    size = np.sqrt(op.scale**2 * (known.var + known.eps) + np.square(beside))
+    cost, behind = np.abs(known.mean * op.scale), np.abs(known.mean * op.scale + op.offset)
+    off: npt.NDArray[np.bool_] = (cost > limit * size) & (cost > 3 * behind)
+    return off
+
+
+def _sharpest(s: Solution, chains: Mapping[Op, Chain]) -> tuple[Vector, Vector]:
+    """Scale and offset of the norm that tells of the narrowest deviation, for each group of variables of one scale."""
+    scale, offset = np.zeros(s.base.size), np.zeros(s.base.size)
+    for chain in chains.values():
+        label = s.base[chain.ports[0].x]
+        rows = np.abs(chain.scale) > np.abs(scale[label])
+        scale[label[rows]], offset[label[rows]] = chain.scale[rows], chain.offset[rows]
+    return np.abs(scale), np.where(scale < 0, -offset, offset)
+
+
+def _far_from_all(
+    port: AffinePort, s: Solution, chains: Mapping[Op, Chain], sharpest: Vector, limit: float
+) -> npt.NDArray[np.bool_]:
+    """Where the input of a port is moved to what costs every norm too much whose deviation is to be trusted.
+
+    That is one that is not `limit` times as wide as the narrowest.
+    """
+    label, moved = s.base[port.x], _moved(port, s)
+    far: npt.NDArray[np.bool_] = np.isfinite(moved)
+    for chain in chains.values():
+        scale, offset = np.zeros(s.base.size), np.zeros(s.base.size)
+        mine = s.base[chain.ports[0].x]
+        scale[mine], offset[mine] = chain.scale, chain.offset
+        cost, before = np.abs(scale[label] * moved - offset[label]), np.abs(offset[label])
+        far &= (np.abs(scale[label]) * limit < sharpest[label]) | ((cost > limit) & (cost > 3 * before))
+    return far
+
+
+def _moved(port: AffinePort, s: Solution) -> Vector:
+    """By how much the input of a port is moved, in the original's units; 0 where it is not held."""
+    held = (s.p[port.x] != 0) & ~s.constant[port.x]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved: Vector = np.where(held, s.q[port.x] / s.p[port.x], 0.0)
+    return moved
 
 
 def _shared(solution: Solution) -> npt.NDArray[np.bool_]:
@@ -70,21 +132,29 @@ def _shared(solution: Solution) -> npt.NDArray[np.bool_]:
     return shared
 
 
-def _violations(outcome: Outcome, s: Solution, shared: npt.NDArray[np.bool_], limit: float) -> npt.NDArray[np.bool_]:
+def _moved_too_far(
+    port: AffinePort, chain: Chain, s: Solution, chains: Mapping[Op, Chain], sharpest: Vector, limit: float
+) -> npt.NDArray[np.bool_]:
+    """Where the input of a norm is moved to what costs the norm too much, by what it tells or, if that cannot be
+    trusted, by what others tell.
+    """
+    held = (s.p[port.x] != 0) & ~s.constant[port.x] & (chain.scale != 0)
+    cost, before = np.abs(chain.scale * _moved(port, s) - chain.offset), np.abs(chain.offset)
+    over: npt.NDArray[np.bool_] = held & (cost > limit) & (cost > 3 * before)
+    trusted = np.abs(chain.scale) * limit >= sharpest[s.base[port.x]]
+    if chain.known or trusted.all():
+        return over
+    return np.where(trusted, over, _far_from_all(port, s, chains, sharpest, limit))
+
+
+def _left_too_far(outcome: Outcome, s: Solution, limit: float) -> npt.NDArray[np.bool_]:
+    """Where the offset of a norm goes, or is rounded anew, and leaves a mean that is far from zero."""
     port, known = outcome.port, outcome.port.op.statistics
-    if known is None:
+    if known is None or outcome.form == "stays":
         return np.zeros(port.x.size, bool)
-    deviation = np.sqrt(known.var + known.eps)
-    held = (s.p[port.x] != 0) & ~s.constant[port.x]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        moved = np.where(held, s.q[port.x] / s.p[port.x], 0.0)
-        behind = np.nan_to_num(np.abs(known.mean + port.offset / port.scale) / deviation, posinf=0.0)  # |beta / gamma|
-    costs = np.abs(known.mean + moved) / deviation
-    together = shared[s.base[port.x]]
-    before = np.abs(known.mean) / deviation
-    left_there = (outcome.form in GONE) & (np.abs(moved) < np.abs(known.mean) / 2) & (costs > 3 * behind)
-    violations: npt.NDArray[np.bool_] = held & (costs > limit) & np.where(together, costs > 3 * before, left_there)
-    return violations
+    held, moved = (s.p[port.x] != 0) & ~s.constant[port.x], _moved(port, s)
+    left: npt.NDArray[np.bool_] = held & (np.abs(moved) < np.abs(known.mean) / 2) & off_centre(port.op, limit)
+    return left
 
 
 def far(port: AffinePort, s: Solution, limit: float) -> bool:
@@ -93,35 +163,52 @@ def far(port: AffinePort, s: Solution, limit: float) -> bool:
     if known is None:
         return False
     held = (s.p[port.x] != 0) & ~s.constant[port.x]
-    x, deviation = port.x[held], np.sqrt(known.var + known.eps)[held]
-    return bool((np.abs(known.mean[held] + s.q[x] / s.p[x]) > limit * deviation).any())
+    away = np.abs(known.mean + _moved(port, s)) > limit * np.sqrt(known.var + known.eps)
+    return bool((held & away).any())
 
 
-def _culprits(s: Solution, bad: npt.NDArray[np.bool_]) -> dict[Op, Conflict]:
-    """Of the norms that are gone at bad channels, those that ask for the largest shifts there."""
-    asked = {o.port.op: _asked(o, s, bad) for o in s.outcomes if o.form in GONE}
+def _culprits(s: Solution, chains: Mapping[Op, Chain], bad: npt.NDArray[np.bool_]) -> dict[Op, Conflict]:
+    """Of what is gone at bad channels, that which asks for the largest shifts there."""
+    asked = list(_asked(s, chains, bad))
     worst = np.zeros(s.base.size)
-    for outcome in s.outcomes:
-        if outcome.port.op in asked:
-            np.maximum.at(worst, s.base[outcome.port.x], asked[outcome.port.op])
+    for first, _, size in asked:
+        np.maximum.at(worst, s.base[first.x], size)
     found: dict[Op, Conflict] = {}
-    for outcome in s.outcomes:
-        size = asked.get(outcome.port.op)
-        if size is not None:
-            rows = np.flatnonzero((size > 0) & (2 * size >= worst[s.base[outcome.port.x]]))
-            if rows.size:
-                found[outcome.port.op] = Conflict("precision", int(rows[0]))
+    for first, op, size in asked:
+        rows = np.flatnonzero((size > 0) & (2 * size >= worst[s.base[first.x]]))
+        if rows.size:
+            found[op] = Conflict("precision", int(rows[0]))
     return found
 
 
-def _asked(outcome: Outcome, s: Solution, bad: npt.NDArray[np.bool_]) -> Vector:
-    """By how much of its deviation each norm wants its input moved from where it is, at bad channels."""
-    port, known = outcome.port, outcome.port.op.statistics
-    deviation = np.ones(port.x.size) if known is None else np.sqrt(known.var + known.eps)
-    mean = np.zeros(port.x.size) if known is None else known.mean
-    with np.errstate(divide="ignore", invalid="ignore"):
-        asked = np.abs(mean + port.offset / port.scale) / deviation
-    return np.where(bad[s.base[port.x]] & (port.scale != 0), asked, 0.0)
+def _asked(
+    s: Solution, chains: Mapping[Op, Chain], bad: npt.NDArray[np.bool_]
+) -> Iterator[tuple[AffinePort, Op, Vector]]:
+    """By how much of its deviation an op wants what a norm reads moved from where it is, at bad channels.
+
+    The first op of each norm, the op that asks, and the sizes. Norms that are no batch norms are measured by the
+    narrowest deviation that any of the readers tells of.
+    """
+    gone = {o.port.op for o in s.outcomes if o.form in GONE}
+    sharpest, centre = _sharpest(s, chains)
+    for port in s.equations.affines:
+        known, label = port.op.statistics, s.base[port.x]
+        own, mid = sharpest[label], centre[label]
+        if known is not None:
+            own = 1.0 / np.sqrt(known.var + known.eps)
+            mid = -known.mean * own
+        chain = chains.get(port.op)
+        factor, total = np.ones(port.x.size), np.zeros(port.x.size)
+        for link in chain.ports if chain else [port]:
+            if link.op not in gone:
+                break
+            with np.errstate(divide="ignore", invalid="ignore"):
+                step = link.offset / (factor * link.scale)
+                factor = factor * link.scale
+            total = total + np.where(factor != 0, step, 0.0)
+            size = np.abs(own * total - mid)
+            if step.any():
+                yield port, link.op, np.where(bad[label] & (factor != 0), size, 0.0)
 
 
 def _out_of_range(s: Solution, octaves: float) -> dict[Op, Conflict]:

@@ -53,13 +53,27 @@ def _outputs(op: Op, graph: Graph, gauges: dict[str, Ids | None], eqs: Equations
     if isinstance(op, Linear) and inputs[0] is None:  # nothing is known of the input but that it stays as it is
         inputs = [pinned(op.rank)]
     known = [ids for ids in inputs if ids is not None]
-    if not isinstance(op, Opaque) and len(known) == len(inputs):
+    if not isinstance(op, Opaque) and len(known) == len(inputs) and not _empty(op, known):
         outputs = RULES[type(op)](op, known, eqs, graph)
         if outputs is not None:
             return outputs
     for ids in known:
         eqs.pin(ids, op, f"{_kind(op)} needs the values themselves")
     return [pinned(graph.rank(t)) for t in op.outputs]
+
+
+def _empty(op: Op, inputs: Gauges) -> bool:
+    """Whether an op works on no elements, along the channels: there is nothing to carry."""
+    if isinstance(op, Concat):
+        return False
+    sizes = [ids.size for ids in inputs]
+    if isinstance(op, Linear):
+        sizes += [op.in_channels, op.out_channels]
+    elif isinstance(op, Affine):
+        sizes.append(op.scale.size)
+    elif isinstance(op, Homogeneous):
+        sizes.append(op.slope.size)
+    return 0 in sizes
 
 
 def _kind(op: Op) -> str:
@@ -205,11 +219,25 @@ def select(op: Select, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges:
 
 
 def carry(op: Carry, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges:
-    """p_out = p_in, q_out = q_in (0 where a fixed zero is blended in)."""
+    """p_out = p_in, q_out = q_in (0 where a fixed zero is blended in; added channels of zeros are pinned)."""
     ids = eqs.collapse(inputs[0], (*op.mixes, *op.axes), op)
     if not op.carries_shift:
         eqs.hold(ids, op, "blends in zeros at the border", border=True)
+    if op.zeros is not None:
+        ids = _among_zeros(op, ids, eqs)
     return [ids if op.keepdims else np.squeeze(ids, op.axes)]
+
+
+def _among_zeros(op: Carry, ids: Ids, eqs: Equations) -> Ids:
+    """Zeros along an axis: new channels that are 0, or, where the gauge does not vary there, new values in each."""
+    axis, front, back = op.zeros or (0, 0, 0)
+    if ids.shape[axis] == 1:
+        if max(front, back) > 0:
+            eqs.hold(ids, op, "blends in zeros at the border", border=True)
+        return ids
+    kept = np.take(ids, range(max(0, -front), ids.shape[axis] - max(0, -back)), axis)
+    new = [np.zeros(_with(list(ids.shape), axis, max(0, n)), np.int64) for n in (front, back)]
+    return np.concatenate([new[0], kept, new[1]], axis)
 
 
 def total(op: Sum, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges:

@@ -302,7 +302,7 @@ class _Search:
 
     def _reduce(self, port: AffinePort) -> str:
         """The cheapest op that can stand for a norm that stays."""
-        if port.op in self.refused and self.refused[port.op].kind == "range":
+        if port.op in self.refused and self.refused[port.op].kind in ("range", "centre"):
             return "stays"
         shape = self.graph.shape(port.op.outputs[0])
         if allowed(self.leftovers, "add", port.x.size, shape) and self._remove(port, shift=False) is None:

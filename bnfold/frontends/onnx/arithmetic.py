@@ -115,7 +115,7 @@ def arithmetic(node: Node) -> Reading | None:
     data = 1 - constant
     rank, shape = node.rank(data), node.shape(node.input(data))
     number = node.float_constant(constant)
-    if number is None or node.constant(data) or rank is None or shape is None:
+    if number is None or not number.size or node.constant(data) or rank is None or shape is None:
         return None
     if constant == 0 and (node.type == "Div" or (node.type == "Sub" and node.opset < 7)):
         return None

@@ -43,7 +43,7 @@ def clip(node: Node) -> Ops | Reading | None:
     """Clip at 0 from below and nowhere from above is a Relu."""
     bounds = []
     for i, name, default in ((1, "min", -np.inf), (2, "max", np.inf)):
-        if node.input(i) and not node.constant(i):
+        if node.input(i) and not (node.constant(i) and node.value(i).size == 1):
             return None
         value = (
             float(node.value(i).astype(np.float64).item()) if node.input(i) else float(node.attrs.get(name, default))
@@ -189,28 +189,34 @@ def measure(node: Node) -> Ops:
 
 
 def resize(node: Node) -> Ops | None:
-    """Resize, Upsample over space: every output is a weighted mean of inputs, the weights adding up to 1."""
-    source, target = node.shape(node.inputs[0]), node.shape(node.outputs[0])
-    if source is None or node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+    """Resize, Upsample: weighted means along the axes that change, with weights that add up to 1."""
+    source, where = node.shape(node.inputs[0]), node.attrs.get("coordinate_transformation_mode", "")
+    if source is None or where in ("tf_crop_and_resize", "tf_half_pixel_for_nn"):
         return None
-    over_space = "axes" in node.attrs and all(axis % len(source) > 1 for axis in node.attrs["axes"])
-    if not (_kept(source, target) or over_space or ("axes" not in node.attrs and _unit_scales(node))):
-        return None
-    return [Carry(node.label, node.inputs[:1], node.outputs, mixes=tuple(range(2, len(source))))]
+    return [Carry(node.label, node.inputs[:1], node.outputs, mixes=_resized(node, source))]
 
 
-def _kept(source: Shape, target: Shape | None) -> bool:
-    return target is not None and len(source) > 1 and isinstance(source[1], int) and source[:2] == target[:2]
+def _resized(node: Node, source: Shape) -> tuple[int, ...]:
+    """The axes that may change: all but those that are not named, are scaled by 1, or get the size that they have."""
+    rank, attrs = len(source), node.attrs
+    named = [axis % rank for axis in attrs.get("axes", range(rank))]
+    scales, sizes = _scales(node), node.ints(3, "sizes")
+    if scales is not None and len(scales) == len(named):
+        return tuple(axis for axis, scale in zip(named, scales, strict=True) if scale != 1)
+    target = node.shape(node.outputs[0]) or (None,) * rank
+    given = dict(zip(named, sizes, strict=False)) if sizes is not None else dict(enumerate(target))
+    if attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch" or len(target) != rank:
+        return tuple(named)
+    return tuple(axis for axis in named if not isinstance(source[axis], int) or source[axis] != given.get(axis))
 
 
-def _unit_scales(node: Node) -> bool:
-    last = 1 if node.type == "Upsample" or node.opset < 11 else 2
+def _scales(node: Node) -> list[float] | None:
+    """The factors, one for each axis; None where they are computed, or sizes are given instead."""
+    place = 1 if node.type == "Upsample" or node.opset < 11 else 2
     if "scales" in node.attrs:
-        return list(node.attrs["scales"][:2]) == [1.0, 1.0]
-    if not node.constant(last):
-        return False
-    scales = node.value(last).ravel()
-    return scales.size > 2 and bool((scales[:2] == 1).all())
+        return list(node.attrs["scales"])
+    values = node.value(place).ravel().tolist() if node.constant(place) else []
+    return values or None
 
 
 def pad(node: Node) -> Ops | None:
@@ -223,12 +229,20 @@ def pad(node: Node) -> Ops | None:
         given = dict(zip([*axes, *(axis + rank for axis in axes)], pads, strict=True))
         pads = [given.get(place, 0) for place in range(2 * rank)]
     padded = tuple(axis for axis in range(rank) if pads[axis] or pads[axis + rank])
-    mode = node.attrs.get("mode", "constant")
-    if mode == "constant":
-        if node.input(2) and not node.constant(2):
-            return None
-        value = node.value(2).astype(np.float64).item() if node.input(2) else node.attrs.get("value", 0.0)
-        if value != 0 and any(p > 0 for p in pads):
-            return None
-    clean = mode != "constant" or not any(p > 0 for p in pads)
-    return [Carry(node.label, node.inputs[:1], node.outputs, mixes=padded, carries_shift=clean)]
+    copies, grows = node.attrs.get("mode", "constant") != "constant", any(p > 0 for p in pads)
+    if copies or not grows:
+        return [Carry(node.label, node.inputs[:1], node.outputs, mixes=padded)]
+    if node.input(2) and not (node.constant(2) and node.value(2).size == 1):
+        return None
+    value = node.value(2).astype(np.float64).item() if node.input(2) else node.attrs.get("value", 0.0)
+    if value == -np.inf:  # as a MaxPool pads
+        return [Select(node.label, node.inputs[:1], node.outputs, padded)]
+    return _zero_pad(node, padded, [(pads[i], pads[i + rank]) for i in range(rank)]) if value == 0 else None
+
+
+def _zero_pad(node: Node, padded: tuple[int, ...], amounts: list[tuple[int, int]]) -> Ops:
+    """Zeros around the space, and whole channels of zeros."""
+    space = tuple(axis for axis in padded if axis != 1)
+    clean = not any(max(amounts[axis]) > 0 for axis in space)
+    zeros = (1, *amounts[1]) if 1 in padded else None
+    return [Carry(node.label, node.inputs[:1], node.outputs, mixes=space, carries_shift=clean, zeros=zeros)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import fx
@@ -167,10 +169,17 @@ def pad(node: Node) -> Ops | None:
     mode = node.args.get("mode", "constant") if node.type != "constant_pad_nd" else "constant"
     value = node.args.get("value") or 0
     grows = any(p > 0 for p in pads)
-    if mode == "constant" and value != 0 and grows:
-        return None
     axes = tuple(dict.fromkeys(padded))
-    return [Carry(node.label, (node.input,), (node.name,), mixes=axes, carries_shift=mode != "constant" or not grows)]
+    if mode != "constant" or not grows:
+        return [Carry(node.label, (node.input,), (node.name,), mixes=axes)]
+    if value == -math.inf:  # as a max pooling pads
+        return [Select(node.label, (node.input,), (node.name,), axes)]
+    if value != 0:
+        return None
+    amounts = {rank - 1 - i: (pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)}
+    space = tuple(axis for axis in axes if axis != 1)
+    clean, zeros = not any(max(amounts[axis]) > 0 for axis in space), (1, *amounts[1]) if 1 in axes else None
+    return [Carry(node.label, (node.input,), (node.name,), mixes=space, carries_shift=clean, zeros=zeros)]
 
 
 def copying_pad(node: Node) -> Ops:
