@@ -20,8 +20,9 @@ from .errors import ModelError, UsageError, VerificationError
 from .files import check_target, written
 from .frontends.torch.capture import one_line
 from .frontends.torch.fold import prepared
+from .frontends.torch.quiet import quiet
 from .plan import Plan
-from .pytorch import Call, Judging, fold_program, quiet
+from .pytorch import Call, Judging, fold_program
 from .torchfiles import TorchModel
 
 if TYPE_CHECKING:

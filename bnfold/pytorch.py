@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ from .errors import ModelError, UsageError, VerificationError
 from .frontends.torch import program as programs
 from .frontends.torch.capture import capture_program, one_line
 from .frontends.torch.fold import Options, prepared, survey
+from .frontends.torch.quiet import quiet
 from .frontends.torch.read import Source, read
 from .frontends.torch.strain import strained
 from .limits import LEFTOVERS, PRECISION_LIMIT
@@ -152,18 +151,3 @@ def program_of_script(module: torch.jit.ScriptModule, call: Call) -> ExportedPro
             f"torch cannot turn this TorchScript module into an exported program ({one_line(error)}); fold the module "
             "it was made from, or its ONNX file"
         ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings and no log lines of torch inside the block."""
-    import logging
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(before)

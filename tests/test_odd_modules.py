@@ -12,6 +12,7 @@ import bnfold
 from tests.torch_nets import alive
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 class Cast(nn.Module):
@@ -54,3 +55,22 @@ def test_the_norm_folds(name: str, form: str) -> None:
     assert result.plan.counts()["folded"] == 1
     assert result.check is not None
     assert result.check.passed
+
+
+class Deciding(nn.Module):
+    """Code that looks at the data, at which torch.export fails and prints the whole graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.inner(x)
+        return found * 2 if found.mean() > 0.5 else found
+
+
+def test_what_torch_prints_of_a_failed_trace_is_not_seen(capfd: pytest.CaptureFixture[str]) -> None:
+    plan = bnfold.inspect(alive(Deciding()), (X,))
+    assert plan.counts()["folded"] == 1
+    assert "data-dependent" in plan.notes[0]
+    assert capfd.readouterr() == ("", "")

@@ -8,7 +8,6 @@ that the graph shows whether the code of the layer would use it.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from ...errors import ModelError
 from .memory import Memory
+from .quiet import tracing
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 SEEN = "bnfold::seen"
@@ -68,8 +68,7 @@ def capture(
     hooked = {} if ignore_hooks else {name: kind for name, inner in module.named_modules() if (kind := _hook(inner))}
     traced = _traced(module, ignore_hooks)
     added = _with_biases(traced)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with tracing(), torch.no_grad():
         try:
             program = torch.export.export(traced, tuple(args), dict(kwargs), strict=False)
             functional = program.run_decompositions({})
@@ -91,8 +90,7 @@ def _without_aliases(graph: fx.Graph) -> None:
 
 def capture_program(program: ExportedProgram) -> Capture:
     """The functional form of an exported program."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with tracing(), torch.no_grad():
         try:
             functional = program.run_decompositions({})
         except Exception as error:
