@@ -166,7 +166,8 @@ def pad(node: Node) -> Ops | None:
     padded = tuple(rank - 1 - i // 2 for i, p in enumerate(pads) if p)
     mode = node.args.get("mode", "constant") if node.type != "constant_pad_nd" else "constant"
     value = node.args.get("value") or 0
-    grows = any(p > 0 for p in pads)
+    fixed = node.context.program or node.inside("torch.nn.modules.padding")
+    grows = any(p > 0 or (p == 0 and not fixed) for p in pads)  # code may compute a 0 from the sizes of its input
     if mode == "constant" and value != 0 and grows:
         return None
     axes = tuple(dict.fromkeys(padded))
