@@ -436,6 +436,16 @@ def test_what_is_made_from_an_overwritten_value_is_meant_to_be() -> None:
     assert fates(folded(m, X)) == {"a": "folded", "b": "folded"}
 
 
+def test_norms_behind_a_copy_that_the_code_writes_into_go_without_a_copy_of_their_own() -> None:
+    def run(s: Any, x: Tensor) -> Any:
+        y = s.b(s.c(x)).clone()
+        y[:, 2:4] += 1
+        return s.last(s.d(y))
+
+    m = net(run, c=conv(), b=nn.BatchNorm2d(8), d=nn.BatchNorm2d(8), last=conv(kernel=1))
+    assert fates(folded(m, X)) == {"b": "folded", "d": "folded"}
+
+
 def test_an_in_place_activation_that_nobody_minds_stays_in_place() -> None:
     m = net(lambda s, x: s.d(s.act(s.b(s.c(x)))), c=conv(), b=nn.BatchNorm2d(8), act=nn.ReLU(inplace=True), d=conv())
     assert folded(m, X).model.act.inplace is True
