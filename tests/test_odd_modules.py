@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -74,3 +75,33 @@ def test_what_torch_prints_of_a_failed_trace_is_not_seen(capfd: pytest.CaptureFi
     assert plan.counts()["folded"] == 1
     assert "data-dependent" in plan.notes[0]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_scripted_part_stays_and_the_others_fold() -> None:
+    def block() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = alive(nn.Sequential(torch.jit.script(block()), block()))
+        result = bnfold.fold(net, (X,))
+    assert {bn.name: bn.verdict for bn in result.plan.batch_norms} == {"0.1": "kept", "1.1": "folded"}
+    assert result.check is not None
+    assert result.check.passed
+
+
+def test_a_module_without_values_is_a_clear_error() -> None:
+    with pytest.raises(bnfold.ModelError, match="meta device"):
+        bnfold.inspect(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).to("meta").eval(), (X.to("meta"),))
+
+
+def test_an_added_bias_has_the_type_of_the_layer_whose_weight_is_computed() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nn.utils.weight_norm(net[0])
+    wide: Any = alive(net).double()
+    wide[1].weight.data.copy_((wide[1].running_var + wide[1].eps).sqrt())  # nothing is left but an offset
+    result = bnfold.fold(wide, (X.double(),))
+    assert result.plan.notes == ()
+    assert result.plan.counts()["folded"] == 1

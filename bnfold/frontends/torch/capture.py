@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map_only
 
 from ...errors import ModelError
@@ -22,6 +25,8 @@ from .memory import Memory
 from .quiet import tracing
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
+"""Forward pre-hooks that compute a weight from other parameters and look at nothing else."""
 SEEN = "bnfold::seen"
 """An op that stands for a hook: nothing is known of it but that it needs the values as they are."""
 RESULT = "alias"
@@ -108,9 +113,16 @@ def _tensors(program: ExportedProgram) -> dict[str, torch.Tensor]:
 
 
 def _hook(module: nn.Module) -> str:
-    """The kind of a hook that a module has, "" where it has none."""
-    names = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
-    return next((kind for name, kind in names.items() if getattr(module, name, None)), "")
+    """The kind of a hook that a module has, "" where it has none; those that only make a weight are not counted."""
+    if getattr(module, "_forward_hooks", None):
+        return "forward hook"
+    before = getattr(module, "_forward_pre_hooks", None) or {}
+    return "" if all(isinstance(hook, WEIGHTS) for hook in before.values()) else "forward pre-hook"
+
+
+def own(layer: nn.Module) -> Any:
+    """The tensor that tells the type and device of a layer; the weight is computed where a hook makes it."""
+    return next(iter(layer.parameters(recurse=False)), layer.weight)
 
 
 def _traced(module: nn.Module, ignore_hooks: bool) -> nn.Module:
@@ -125,7 +137,7 @@ def _traced(module: nn.Module, ignore_hooks: bool) -> nn.Module:
             if kind := _hook(inner):
                 _mark(inner, f"the {kind} of {path or type(inner).__name__}")
     for inner in traced.modules():
-        if getattr(inner, "inplace", False) is True:
+        if getattr(inner, "inplace", False) is True and not isinstance(inner, torch.jit.ScriptModule):
             inner.register_forward_hook(_result)
     return traced
 
@@ -170,7 +182,7 @@ def _with_biases(module: nn.Module) -> list[str]:
         if not isinstance(inner, LAYERS) or inner._parameters.get("bias", 0) is not None or weight is None:
             continue
         size = inner.out_channels if isinstance(inner, nn.modules.conv._ConvNd) else inner.out_features
-        inner.bias = nn.Parameter(torch.zeros(int(size), dtype=weight.dtype, device=weight.device), False)
+        inner.bias = nn.Parameter(torch.zeros(int(size), dtype=own(inner).dtype, device=own(inner).device), False)
         added.add(id(inner))
     named = module.named_modules(remove_duplicate=False)
     return [f"{name}.bias" if name else "bias" for name, inner in named if id(inner) in added]
