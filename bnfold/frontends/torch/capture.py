@@ -21,6 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map_only
 
 from ...errors import ModelError
+from .leaves import opened
 from .memory import Memory
 from .quiet import tracing
 
@@ -73,6 +74,8 @@ def capture(
     hooked = {} if ignore_hooks else {name: kind for name, inner in module.named_modules() if (kind := _hook(inner))}
     traced = _traced(module, ignore_hooks)
     added = _with_biases(traced)
+    if not isinstance(traced, torch.jit.ScriptModule):
+        traced.register_forward_hook(lambda module, args, output: opened(output))
     with tracing(), torch.no_grad():
         try:
             program = torch.export.export(traced, tuple(args), dict(kwargs), strict=False)
