@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from . import __version__
 from .errors import ModelError, UsageError, VerificationError
 from .files import check_target, written
-from .frontends.torch.capture import one_line, quiet
+from .frontends.torch.capture import one_line
 from .frontends.torch.fold import prepared
+from .frontends.torch.quiet import quiet
 from .plan import Plan
 from .pytorch import Call, Judging, fold_program
 from .torchfiles import TorchModel

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from .errors import BnfoldError, ModelError, VerificationError
 from .frontends.torch.blame import Search, uncooperative
-from .frontends.torch.capture import one_line, quiet
+from .frontends.torch.capture import one_line
 from .frontends.torch.fold import ModulePlan, Options, Survey, copied, prepared, ready, survey
+from .frontends.torch.quiet import quiet
+from .frontends.torch.sizes import resized, shapes
 from .frontends.torch.undo import Undo
 from .plan import Plan
 from .pytorch import Call, Judging, Policy, judged, judgement
@@ -84,16 +87,51 @@ class _Folding:
     def verified(self, made: ModulePlan, folded: nn.Module) -> tuple[ModulePlan, nn.Module, Check]:
         """A fold that passed, with its plan; VerificationError, with what is wrong with the first, where none does."""
         try:
-            return made, folded, judged(self.seen.module, folded, self.call, self.judging, made.plan)
+            return made, folded, self._judged(made, folded)
         except VerificationError as error:
             other = self._other(made) if error.check is not None else None
             if other is None:
                 raise
             try:
                 folded = other.apply(copied(self.seen.module))
-                return other, folded, judged(self.seen.module, folded, self.call, self.judging, other.plan)
+                return other, folded, self._judged(other, folded)
             except BnfoldError:
                 raise error from None
+
+    def _judged(self, made: ModulePlan, folded: nn.Module) -> Check:
+        """The verdict, also at other sizes; VerificationError where the module did not pass."""
+        check = judged(self.seen.module, folded, self.call, self.judging, made.plan)
+        fault = self._elsewhere(folded)
+        if fault:
+            error = VerificationError(f"the folded module did not pass, nothing was changed: {fault}")
+            error.check, error.plan = replace(check, passed=False, message=fault), made.plan
+            raise error
+        return check
+
+    def _elsewhere(self, folded: nn.Module) -> str:
+        """What is wrong at other sizes than those of the example inputs, where the module runs there; else ""."""
+        if self.other is None:
+            return ""
+        try:
+            check = judgement(self.seen.module, folded, self.other, self.judging, QUICK)
+        except VerificationError:  # the module itself does not run on what is made up for these sizes
+            return ""
+        where = shapes((self.other.args, dict(self.other.kwargs)))
+        return f"with inputs of other sizes ({where}) {check.message}" if check.message else ""
+
+    @cached_property
+    def other(self) -> Call | None:
+        """A call with inputs of other sizes than the examples that the module takes; None where none is found."""
+        from .equivalence.alike import outputs
+
+        for args, kwargs in resized(self.call.args, self.call.kwargs):
+            try:
+                with quiet():
+                    outputs(copied(self.seen.module), args, kwargs)
+            except Exception:  # whatever the code has against these sizes
+                continue
+            return Call(args, kwargs)
+        return None
 
     def _other(self, made: ModulePlan) -> ModulePlan | None:
         """A plan that leaves alone what the code does not let go; None where that is not found."""
@@ -116,9 +154,9 @@ class _Folding:
             made = self.seen.plan(self.policy.plan, {name: uncooperative(name) for name in kept}, solid)
             folded = made.apply(copied(self.seen.module))
             check = judgement(self.seen.module, folded, self.call, self.judging, QUICK)
+            return check.message or self._elsewhere(folded)
         except BnfoldError as error:
             return one_line(error)
-        return check.message
 
     def _kin(self, name: str) -> Hashable:
         """The classes of a norm and of the module around it, and its name there."""

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_unflatten
 
 from .errors import ModelError, UsageError, VerificationError
 from .frontends.torch import program as programs
-from .frontends.torch.capture import capture_program, one_line, quiet
+from .frontends.torch.capture import capture_program, one_line
 from .frontends.torch.fold import Options, prepared, survey
+from .frontends.torch.quiet import quiet
 from .frontends.torch.read import Source, read
 from .frontends.torch.strain import strained
 from .limits import LEFTOVERS, PRECISION_LIMIT

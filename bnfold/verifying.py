@@ -133,7 +133,7 @@ def of_torch(model: Any) -> bool:
 def _quiet() -> Any:
     if "torch" not in sys.modules:
         return nullcontext()
-    from .frontends.torch.capture import quiet
+    from .frontends.torch.quiet import quiet
 
     return quiet()
 

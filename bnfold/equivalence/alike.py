@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
+from ..frontends.torch.leaves import tensors_in
 from .check import OutputError
 from .criterion import EMPTY, LIMITS, SKIPPED, facts
 from .modules import to_array
@@ -43,8 +44,7 @@ def outputs(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     before = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        leaves = tree_leaves(module(*given, **named))
-        found = [leaf.detach().clone() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        found = [tensor.detach().clone() for tensor in tensors_in(module(*given, **named))]
         for buffer, value in before:
             if not torch.equal(buffer, value):
                 buffer.copy_(value)

@@ -17,6 +17,8 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
 from ..errors import VerificationError
+from ..frontends.torch.apply import write
+from ..frontends.torch.leaves import tensors_in
 from .device import Device
 from .inputs import Array, Feed, InputSpec
 from .subject import Engine
@@ -119,11 +121,10 @@ class ModuleRunner:
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """The tensors in what the module returns, in order, as output_0, output_1, ..."""
-        with torch.no_grad(), _multiplying(self.subject.device):
+        with torch.no_grad(), _multiplying(self.subject.device), unchanged(self.module):
             args, kwargs = self._call(feed)
-            leaves, _ = tree_flatten(self.module(*args, **kwargs))
-        tensors = [_real(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        return {f"output_{i}": to_array(tensor) for i, tensor in enumerate(tensors)}
+            tensors = [to_array(_real(tensor)).copy() for tensor in tensors_in(self.module(*args, **kwargs))]
+        return {f"output_{i}": tensor for i, tensor in enumerate(tensors)}
 
     def recorded(self, feed: Feed, interpreter: type[torch.fx.Interpreter]) -> None:
         """Run the graph of an exported program, node by node."""
@@ -159,6 +160,22 @@ class ModuleRunner:
         if tensor.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         return tensor.double() if self.wide and tensor.is_floating_point() else tensor
+
+
+@contextmanager
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Buffers that change inside the block, counters and running means, are put back."""
+    holders = [inner._buffers for inner in module.modules() if not isinstance(inner, torch.jit.ScriptModule)]
+    before = [dict(held) for held in holders]
+    values = [(buffer, buffer.detach().clone()) for held in before for buffer in held.values() if buffer is not None]
+    try:
+        yield
+    finally:
+        for held, names in zip(holders, before, strict=True):
+            held.update(names)
+        for buffer, value in values:
+            if not torch.equal(buffer, value):
+                write(buffer, value)
 
 
 @contextmanager

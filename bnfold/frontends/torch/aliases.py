@@ -57,7 +57,8 @@ class Aliases:
         return [(node, target) for node, target in self.writes if self._hurts(node, target)]
 
     def _hurts(self, write: fx.Node, target: fx.Node) -> bool:
-        own, merged, later = self.before.root(target), self.after.root(target), self._made_from(write)
+        own, merged = self.before.root(target), self.after.root(target)
+        later = self._made_from(write, own)
         for node in self.nodes:
             if self.after.root(node) is not merged or self.before.root(node) is own or node in later:
                 continue
@@ -67,11 +68,11 @@ class Aliases:
                 return True
         return False
 
-    def _made_from(self, write: fx.Node) -> set[fx.Node]:
-        """What shares the memory that an in-place op wrote, and was made after it: that is meant to be written."""
+    def _made_from(self, write: fx.Node, own: fx.Node) -> set[fx.Node]:
+        """What was made after an in-place op from the memory that it wrote: that is meant to be written."""
         found = {write}
         for node in self.nodes[self.place[write] :]:
-            if any(source in found for source in self.sources[node]):
+            if any(source in found or self.before.root(source) is own for source in self.sources[node]):
                 found.add(node)
         return found
 

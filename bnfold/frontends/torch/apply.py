@@ -17,6 +17,7 @@ from ...errors import PlanError
 from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing, Zeros
 from ...plan import Merge, Remove, Replace, Rescale
 from .bindings import ActivationBinding, AffineBinding, LinearBinding
+from .capture import own
 from .memory import tangled
 from .module import Planned
 from .sharing import argument, weight_arguments
@@ -182,7 +183,7 @@ class _Work:
     def _rounded(self, name: str, value: Array) -> torch.Tensor:
         """One rounding, to the type of the parameter; of the weight beside it, for a bias that was not there."""
         owner, leaf = self._place(name)
-        held: torch.Tensor = owner.weight if getattr(owner, leaf) is None else getattr(owner, leaf)
+        held: torch.Tensor = own(owner) if getattr(owner, leaf) is None else getattr(owner, leaf)
         rounded = torch.from_numpy(np.ascontiguousarray(value)).to(held.dtype)
         if np.isfinite(value).all() and not torch.isfinite(rounded).all():
             raise PlanError(
@@ -199,7 +200,7 @@ class _Work:
         """Into the memory that the parameter has; a bias that was not there is added."""
         owner, leaf = self._place(name)
         if getattr(owner, leaf) is None:
-            owner.register_parameter(leaf, nn.Parameter(value.clone(), owner.weight.requires_grad))
+            owner.register_parameter(leaf, nn.Parameter(value.clone(), own(owner).requires_grad))
         else:
             write(getattr(owner, leaf), value)
 

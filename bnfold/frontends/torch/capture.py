@@ -8,22 +8,26 @@ that the graph shows whether the code of the layer would use it.
 from __future__ import annotations
 
 import copy
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map_only
 
 from ...errors import ModelError
+from .leaves import opened
 from .memory import Memory
+from .quiet import tracing
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
+"""Forward pre-hooks that compute a weight from other parameters and look at nothing else."""
 SEEN = "bnfold::seen"
 """An op that stands for a hook: nothing is known of it but that it needs the values as they are."""
 RESULT = "alias"
@@ -70,7 +74,9 @@ def capture(
     hooked = {} if ignore_hooks else {name: kind for name, inner in module.named_modules() if (kind := _hook(inner))}
     traced = _traced(module, ignore_hooks)
     added = _with_biases(traced)
-    with quiet(), torch.no_grad():
+    if not isinstance(traced, torch.jit.ScriptModule):
+        traced.register_forward_hook(lambda module, args, output: opened(output))
+    with tracing(), torch.no_grad():
         try:
             program = torch.export.export(traced, tuple(args), dict(kwargs), strict=False)
             functional = program.run_decompositions({})
@@ -92,7 +98,7 @@ def _without_aliases(graph: fx.Graph) -> None:
 
 def capture_program(program: ExportedProgram) -> Capture:
     """The functional form of an exported program."""
-    with quiet(), torch.no_grad():
+    with tracing(), torch.no_grad():
         try:
             functional = program.run_decompositions({})
         except Exception as error:
@@ -105,27 +111,21 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings and no log lines of torch inside the block."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(logging.ERROR)
-        try:
-            yield
-        finally:
-            logging.disable(before)
-
-
 def _tensors(program: ExportedProgram) -> dict[str, torch.Tensor]:
     return {**program.state_dict, **{k: v for k, v in program.constants.items() if isinstance(v, torch.Tensor)}}
 
 
 def _hook(module: nn.Module) -> str:
-    """The kind of a hook that a module has, "" where it has none."""
-    names = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
-    return next((kind for name, kind in names.items() if getattr(module, name, None)), "")
+    """The kind of a hook that a module has, "" where it has none; those that only make a weight are not counted."""
+    if getattr(module, "_forward_hooks", None):
+        return "forward hook"
+    before = getattr(module, "_forward_pre_hooks", None) or {}
+    return "" if all(isinstance(hook, WEIGHTS) for hook in before.values()) else "forward pre-hook"
+
+
+def own(layer: nn.Module) -> Any:
+    """The tensor that tells the type and device of a layer; the weight is computed where a hook makes it."""
+    return next(iter(layer.parameters(recurse=False)), layer.weight)
 
 
 def _traced(module: nn.Module, ignore_hooks: bool) -> nn.Module:
@@ -140,7 +140,7 @@ def _traced(module: nn.Module, ignore_hooks: bool) -> nn.Module:
             if kind := _hook(inner):
                 _mark(inner, f"the {kind} of {path or type(inner).__name__}")
     for inner in traced.modules():
-        if getattr(inner, "inplace", False) is True:
+        if getattr(inner, "inplace", False) is True and not isinstance(inner, torch.jit.ScriptModule):
             inner.register_forward_hook(_result)
     return traced
 
@@ -185,7 +185,7 @@ def _with_biases(module: nn.Module) -> list[str]:
         if not isinstance(inner, LAYERS) or inner._parameters.get("bias", 0) is not None or weight is None:
             continue
         size = inner.out_channels if isinstance(inner, nn.modules.conv._ConvNd) else inner.out_features
-        inner.bias = nn.Parameter(torch.zeros(int(size), dtype=weight.dtype, device=weight.device), False)
+        inner.bias = nn.Parameter(torch.zeros(int(size), dtype=own(inner).dtype, device=own(inner).device), False)
         added.add(id(inner))
     named = module.named_modules(remove_duplicate=False)
     return [f"{name}.bias" if name else "bias" for name, inner in named if id(inner) in added]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -15,9 +16,9 @@ from ...errors import ModelError, UsageError
 from ...graph import Reason
 from ...plan import BatchNorm, Edit, Plan
 from .apply import apply
-from .capture import capture, computed, one_line
+from .capture import WEIGHTS, capture, computed, one_line
 from .house import Modules
-from .memory import Memory
+from .memory import Memory, named_tensors
 from .module import Planned, plan_module
 from .parts import parts
 
@@ -60,6 +61,11 @@ def prepared(module: nn.Module, options: Options) -> nn.Module:
             f"{type(module).__name__} is in train mode, in which batch norms use the statistics of each batch; "
             "call eval() on it first, or pass eval=True"
         )
+    if any(tensor.is_meta for tensor in named_tensors(module).values()):
+        raise ModelError(
+            f"{type(module).__name__} is on the meta device, where tensors have no values; give it weights first "
+            "(load_state_dict with assign=True)"
+        )
     return ready(copied(module), options)
 
 
@@ -93,7 +99,7 @@ def _baked(module: nn.Module) -> nn.Module:
             for name in list(inner.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(inner, name, leave_parametrized=True)
         for hook in list(inner._forward_pre_hooks.values()):
-            if hasattr(hook, "remove") and hasattr(hook, "name"):
+            if hasattr(hook, "remove") and (hasattr(hook, "name") or isinstance(hook, WEIGHTS)):
                 for key in [k for k, other in inner._forward_pre_hooks.items() if other is hook]:
                     hook.remove(inner)
                     del inner._forward_pre_hooks[key]
@@ -124,20 +130,19 @@ class Survey:
             own = {name[len(start) :]: reason for name, reason in (kept or {}).items() if name.startswith(start)}
             made = plan_module(modules, path or self._name, planner, skipped, own)
             plans.append((path, replace(made, solid=solid)))
-        return ModulePlan(self._noted(plans[0][1].plan) if not self.note else self._joined(plans), tuple(plans))
+        return ModulePlan(self._joined(plans) if self.note else self._whole(plans), tuple(plans))
 
-    def _noted(self, plan: Plan) -> Plan:
-        """With the norms that it does not list."""
-        idle = _idle(self.module, [bn.name for bn in plan.batch_norms])
-        text = f"norms that do not run, or that nothing depends on, stay as they are: {', '.join(idle)}"
-        return replace(plan, notes=(*plan.notes, text)) if idle else plan
+    def _whole(self, plans: Sequence[tuple[str, Planned]]) -> Plan:
+        made = plans[0][1].plan
+        return replace(made, batch_norms=(*made.batch_norms, *_unseen(self.module, made.batch_norms, IDLE)))
 
     @property
     def _name(self) -> str:
         return type(self.module).__name__
 
     def _joined(self, plans: Sequence[tuple[str, Planned]]) -> Plan:
-        norms = [*_prefixed(plans), *_unseen(self.module, plans)]
+        norms = _prefixed(plans)
+        norms += _unseen(self.module, norms, UNTRACED)
         edits: list[Edit] = []
         start = 0
         for _, planned in plans:
@@ -173,26 +178,34 @@ def _prefixed(plans: Sequence[tuple[str, Planned]]) -> list[BatchNorm]:
     ]
 
 
-def _idle(module: nn.Module, listed: Sequence[str]) -> list[str]:
-    """Paths of norms of which no listed one is a name, a part, or what it is a part of."""
-    modules = dict(module.named_modules(remove_duplicate=False))
-    known = {id(modules[name]) for name in listed if name in modules}
+UNTRACED = "torch.export cannot trace the code around it", "see the note"
+IDLE = (
+    "it is not in the trace: the example inputs do not run through it, or only by choice of the data, or nothing "
+    "depends on what comes out of it",
+    "",
+)
+
+
+def _unseen(module: nn.Module, listed: Sequence[BatchNorm], why: tuple[str, str]) -> list[BatchNorm]:
+    """The norms of a module that are not listed, as a whole or in part, each once: they stay, for the reason given."""
+    paths = dict(module.named_modules(remove_duplicate=False))
+    names = [bn.name for bn in listed]
+    seen = {id(paths.get(name)) for name in names}
     return [
-        path
+        BatchNorm(path, "BatchNormalization", "?", "?", _channels(inner), "kept",
+                  reason=Reason("untraced", why[0], path, why[1]))
         for path, inner in module.named_modules()
-        if isinstance(inner, nn.modules.batchnorm._BatchNorm) and id(inner) not in known
-        and not any(name.startswith(path) or path.startswith(f"{name}.") for name in listed)
+        if _is_norm(inner) and id(inner) not in seen
+        and not any(name.startswith(f"{path}.") or path.startswith(f"{name}.") for name in names)
     ]  # fmt: skip
 
 
-def _unseen(module: nn.Module, plans: Sequence[tuple[str, Planned]]) -> list[BatchNorm]:
-    """The norms that no part holds."""
-    listed = {bn.name for bn in _prefixed(plans)}
-    return [
-        BatchNorm(
-            path, "BatchNormalization", "?", "?", int(inner.num_features), "kept",
-            reason=Reason("untraced", "torch.export cannot trace the code around it", path, "see the note"),
-        )
-        for path, inner in module.named_modules()
-        if isinstance(inner, nn.modules.batchnorm._BatchNorm) and path not in listed
-    ]  # fmt: skip
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm of torch, scripted ones included."""
+    name = str(getattr(module, "original_name", "")) if isinstance(module, torch.jit.ScriptModule) else ""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or "BatchNorm" in name
+
+
+def _channels(norm: nn.Module) -> int:
+    var = getattr(norm, "running_var", None)
+    return int(var.numel()) if isinstance(var, torch.Tensor) else int(getattr(norm, "num_features", 0))

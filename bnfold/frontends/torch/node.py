@@ -107,6 +107,11 @@ class Node:
         """The shape of the output."""
         return self.shape(self.fx)
 
+    def inside(self, package: str) -> bool:
+        """Whether the op runs in a module of a package of torch: its arguments are no computed ones."""
+        stack = list((self.fx.meta.get("nn_module_stack") or {}).values())
+        return bool(stack) and package in str(stack[-1][1])
+
     def step(self, name: str, shape: Shape | None) -> str:
         """The name of a tensor between two neutral ops that one node became."""
         inner = f"{self.name}::{name}"

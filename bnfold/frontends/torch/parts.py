@@ -68,7 +68,7 @@ def _candidates(module: nn.Module, seen: Mapping[int, _Seen]) -> Iterator[tuple[
     """Inner modules that hold a norm, outer ones first, each once, with what they were given."""
     for path, inner in module.named_modules():
         holds = any(hasattr(m, "running_var") for m in inner.modules())
-        if path and holds and not isinstance(inner, nn.modules.batchnorm._BatchNorm):
+        if path and holds and not isinstance(inner, nn.modules.batchnorm._BatchNorm | torch.jit.ScriptModule):
             calls = seen.get(id(inner))
             if calls is not None and calls.alike():
                 yield path, inner, calls.calls[0]
@@ -81,7 +81,8 @@ def _observe(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) 
     def note(inner: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         seen[id(inner)].calls.append((given, named))
 
-    handles = [inner.register_forward_pre_hook(note, with_kwargs=True) for inner in module.modules()]
+    inside = [inner for inner in module.modules() if not isinstance(inner, torch.jit.ScriptModule)]
+    handles = [inner.register_forward_pre_hook(note, with_kwargs=True) for inner in inside]
     try:
         with torch.no_grad():
             module(*args, **kwargs)

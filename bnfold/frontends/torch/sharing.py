@@ -23,7 +23,9 @@ LAYERS = frozenset(
      "addmm", "mm", "matmul"}
 )  # fmt: skip
 ROLES = {"addmm": ("mat2", "self"), "mm": ("mat2", ""), "matmul": ("other", "")}
-COMPUTED = "computes its weight from other values (bake=True makes that of a parametrization constant)"
+COMPUTED = (
+    "computes its weight from other values (bake=True makes that of parametrizations, weight norm and pruning constant)"
+)
 
 
 def weight_arguments(kind: str) -> tuple[str, str]:
