@@ -425,7 +425,7 @@ def test_a_hook_on_an_in_place_activation_whose_result_is_dropped() -> None:
 
     m: Any = positive(net(run, stem=conv(), act=nn.ReLU6(inplace=True), b=nn.BatchNorm2d(8), c=conv()))
     m.act.register_forward_hook(lambda module, args, out: None)
-    assert fates(folded(m, X))["b"] == "kept"  # between fixed bounds and zero padding
+    assert fates(folded(m, X))["b"] == "add"  # between fixed bounds and zero padding
 
 
 def test_what_is_made_from_an_overwritten_value_is_meant_to_be() -> None:

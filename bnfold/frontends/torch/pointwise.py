@@ -168,13 +168,13 @@ def pad(node: Node) -> Ops | None:
     padded = tuple(rank - 1 - i // 2 for i, p in enumerate(pads) if p)
     mode = node.args.get("mode", "constant") if node.type != "constant_pad_nd" else "constant"
     value = node.args.get("value") or 0
-    fixed = node.context.program or node.inside("torch.nn.modules.padding")
+    axes = tuple(dict.fromkeys(padded))
+    fixed = node.context.program or node.inside("torch.nn.modules.padding") or 1 in axes
 
     def growing(amount: int) -> bool:
         return amount > 0 or (amount == 0 and not fixed)  # code may compute a 0 from the sizes of its input
 
     grows = any(growing(p) for p in pads)
-    axes = tuple(dict.fromkeys(padded))
     if mode != "constant" or not grows:
         return [Carry(node.label, (node.input,), (node.name,), mixes=axes)]
     if value == -math.inf:  # as a max pooling pads
@@ -183,10 +183,8 @@ def pad(node: Node) -> Ops | None:
         return None
     amounts = {rank - 1 - i: (pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)}
     space = tuple(axis for axis in axes if axis != 1)
-    clean, zeros = (
-        not any(growing(p) for axis in amounts if axis != 1 for p in amounts[axis]),
-        (1, *amounts[1]) if 1 in axes else None,
-    )
+    clean = not any(growing(p) for axis in amounts if axis != 1 for p in amounts[axis])
+    zeros = (1, *amounts[1]) if 1 in axes else None
     return [Carry(node.label, (node.input,), (node.name,), mixes=space, carries_shift=clean, zeros=zeros)]
 
 
