@@ -3,8 +3,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
-# two processes of one thread each: the networks of the tests are too small for more threads
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test quick lint clean
 
@@ -12,10 +10,10 @@ demo: $(STAMP)  ## fold two trained networks, verify them, show what became of e
 	@$(BIN)/python demo.py
 
 test: $(STAMP) lint  ## everything: style, types, all tests
-	$(PYTEST)
+	$(BIN)/python -m pytest
 
 quick: $(STAMP)  ## the tests that take no time
-	$(PYTEST) -m "not slow"
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

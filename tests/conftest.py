@@ -1,10 +1,14 @@
-"""Fixtures that several files share."""
+"""Fixtures that several files share. Two processes run the tests, each on one thread."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded: its networks here are too small for more threads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
