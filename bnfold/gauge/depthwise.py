@@ -63,9 +63,11 @@ class _Flow:
 
     def fast(self, op: Affine) -> bool:
         """Whether a depthwise convolution is no slower than the norm."""
-        if self.graph.rank(op.inputs[0]) != 4 or op.scale.size < BLOCK:
-            return False
         blocked = op.scale.size % BLOCK == 0
+        fuses = all(isinstance(reader, Homogeneous | Clipped) for reader in self.readers[op.outputs[0]])
+        enough = op.scale.size >= (BLOCK if fuses or blocked else 2 * BLOCK)
+        if self.graph.rank(op.inputs[0]) != 4 or not enough:
+            return False
         return self._feeds(op.outputs[0]) or (blocked and self._comes(op.inputs[0]))
 
     def _feeds(self, name: str) -> bool:
