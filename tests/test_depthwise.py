@@ -140,6 +140,7 @@ def test_densenet121_ends_with_no_batch_norm_by_default() -> None:
     assert Counter(bn.form or bn.verdict for bn in result.plan.batch_norms) == {"folded": 62, "conv": 59}
 
 
+@pytest.mark.slow
 def test_exported_networks_get_them_and_modules_do_not(tmp_path: Path) -> None:
     module, x = alive(Dense()), torch.randn(1, 3, 12, 12)
     exported = bnfold.export(module, (x,), out=tmp_path / "net.onnx")

@@ -981,6 +981,7 @@ def _uncooperative(case: str, blocks: int = 1) -> nn.Module:
     return positive(alive(nn.Sequential(*(Uncooperative(kind(8), run) for _ in range(blocks)), *plain), zeros=False))
 
 
+@pytest.mark.slow
 def test_one_norm_that_the_code_does_not_let_go_stays_and_others_fold() -> None:
     for case in CODE:
         result = folded(_uncooperative(case), X, blamed=True)
