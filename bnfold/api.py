@@ -185,9 +185,10 @@ def verify(
 ) -> Check:
     """Whether two models are the same function, in finite precision.
 
-    `reference`, `candidate`: paths (ONNX files, exported programs, TorchScript archives, checkpoints with `arch`), or
-    torch modules and exported programs with `inputs` and `kwargs`; inputs and outputs of models of different kinds are
-    matched by their order. `candidate_arch`: where the candidate is made by something else than the reference.
+    `reference`, `candidate`: paths (ONNX files, exported programs, TorchScript archives, checkpoints with `arch`),
+    onnx.ModelProtos, or torch modules and exported programs with `inputs` and `kwargs`; inputs and outputs of models of
+    different kinds are matched by their order. `candidate_arch`: where the candidate is made by something else than
+    the reference.
 
     `device`: "cpu", "cuda" or "tensorrt"; by default onnxruntime runs on the CPU, and a module where it is. `tf32`: let
     CUDA round products of float32 to 10 bits. `optimise`: let onnxruntime change the graphs, as when serving.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -41,10 +42,31 @@ class Pair:
 
     def judge(self, progress: Progress = lambda stage: None) -> Check:
         """The verdict of the judge. See `bnfold.verify`."""
-        a, b = self.subjects()
-        with _quiet():
-            check = judge(a, b, self.inputs, self.criterion, progress)
+        with self._on_disk() as pair:
+            a, b = pair.subjects()
+            with _quiet():
+                check = judge(a, b, self.inputs, self.criterion, progress)
         return replace(check, names=(_name(self.reference, a), _name(self.candidate, b)))
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[Pair]:
+        """The pair with models of ONNX in memory written to files, which are gone afterwards."""
+        held = {
+            part: model
+            for part in ("reference", "candidate")
+            if type(model := getattr(self, part)).__name__ == "ModelProto"
+        }
+        if not held:
+            yield self
+            return
+        from .frontends.onnx.apply import Applied
+        from .frontends.onnx.files import dump
+
+        with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+            paths: dict[str, Any] = {part: Path(folder) / f"{part}.onnx" for part in held}
+            for part, model in held.items():
+                dump(Applied(model), paths[part])
+            yield replace(self, **paths)
 
     def subjects(self) -> tuple[Subject, Subject]:
         """Both models as something that has inputs and can be run."""
@@ -54,8 +76,8 @@ class Pair:
         """Latencies of both, on random inputs. See `bnfold.bench`."""
         if rounds is not None and rounds < FEWEST:
             raise UsageError(f"rounds {rounds}: at least {FEWEST} expected; fewer say nothing with 95 % confidence")
-        a, b = self.subjects()
-        with _quiet():
+        with self._on_disk() as pair, _quiet():
+            a, b = pair.subjects()
             progress("loading")
             specs = a.specs()
             feed, (label, first) = _first_call(a, specs, self.inputs, threads)
@@ -119,7 +141,8 @@ def _subject(model: Any, options: TorchOptions, device: Device | None) -> Subjec
         path = Path(fspath(model))
         return OnnxSubject(path, input_specs(load(path)), device or CPU)
     if not isinstance(model, str | PathLike) and ("torch" not in sys.modules or not of_torch(model)):
-        raise UsageError(f"a path, a torch.nn.Module or an ExportedProgram expected, {type(model).__name__} found")
+        known = "a path, an onnx.ModelProto, a torch.nn.Module or an ExportedProgram"
+        raise UsageError(f"{known} expected, {type(model).__name__} found")
     from .torchfiles import subject
 
     return subject(model, options, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,20 @@ def test_the_folded_model_passes_far_below_the_limit(tmp_path: Path) -> None:
     assert worst.own > 0
     assert 0 < worst.found < 2 * worst.own
     assert 0 < worst.strain < 0.5
+
+
+def test_models_in_memory_are_judged_as_files_are(tmp_path: Path) -> None:
+    original = conv_bn().model()
+    result = bnfold.fold(original)
+    assert bnfold.verify(original, result.model).passed
+    assert bnfold.verify(conv_bn().save(tmp_path / "a.onnx"), result.model).passed
+    assert not bnfold.verify(original, conv_bn(seed=1).model()).passed
+    wrong = copy.deepcopy(result.model)
+    wrong.graph.initializer[0].raw_data = b"\0" * len(wrong.graph.initializer[0].raw_data)
+    assert not bnfold.verify(original, wrong).passed
+    assert bnfold.bench(original, result.model, rounds=6).rounds == 6
+    with pytest.raises(bnfold.UsageError, match=r"an onnx.ModelProto.* expected, int found"):
+        bnfold.verify(original, 3)
 
 
 def test_a_model_that_another_tool_folded_passes(tmp_path: Path) -> None:

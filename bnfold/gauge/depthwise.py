@@ -18,7 +18,7 @@ BLOCK = 16
 """Channels in multiples of this lie in onnxruntime's blocked layout on every processor that has one."""
 LAYOUT = Concat | Sum | Homogeneous | Clipped | Affine | Select | Carry
 """Ops that give blocked what they are given blocked."""
-IN_PLACE = Homogeneous | Clipped | Bound | Gate
+IN_PLACE = Affine | Homogeneous | Clipped | Bound | Gate
 """Ops that work element by element."""
 CURVES = frozenset({"Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Gelu", "Mish", "Softplus", "Swish"})
 """Those among the ops that carry no gauge."""
