@@ -363,6 +363,16 @@ def two_readers_that_need_different_offsets_before_padded_convs() -> onnx.ModelP
     return n.model(y, n.conv(n.op("Relu", n.bn(x, 4)), 4, 2, 3, pads=[1] * 4))
 
 
+@case("reduced:max", "folded", "folded", "reduced:max")
+def bn_with_a_scale_and_an_offset_behind_it_then_relu_on_a_shared_stream() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    x = n.conv("x", 3, 4)
+    first = n.op("Add", n.op("Mul", n.bn(x, 4), n.w(np.full((4, 1, 1), 1.3))), n.w(np.full((4, 1, 1), 0.4)))
+    second = n.bn(x, 4)
+    ends = [n.conv(n.op("Relu", y), 4, 2) for y in (first, second)]
+    return n.model(*ends, n.op("Tanh", x))
+
+
 @case("reduced:max")
 def relu_written_as_clip_becomes_a_threshold_through_pooling() -> onnx.ModelProto:
     n = Net(2, 3, 6, 6)

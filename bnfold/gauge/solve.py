@@ -71,6 +71,8 @@ def solve(
     form = np.zeros(equations.count, np.int64)
     for bend in second.thresholds:
         form[bend.x] = 2 if bend.pins else 1
+    for port in reversed([o.port for o in second.outcomes if o.form == "gone"]):  # constants behind a norm went with it
+        form[port.x] = np.maximum(form[port.x], form[port.y])
     outcomes = [
         Outcome(o.port, ("", "max", "clip")[form[o.port.y].max()], reasons[o.port.op])
         if o.form == "gone" and reasons[o.port.op] and form[o.port.y].any()
@@ -108,6 +110,9 @@ def _in_the_way(solution: Solution) -> list[Bend]:
     for outcome in solution.outcomes:
         if outcome.form != "gone" and outcome.port.op.listed and outcome.conflict and outcome.conflict.kind in stuck:
             stuck[outcome.conflict.kind][outcome.port.y] = True
+        elif outcome.form == "gone":  # a constant behind such a norm
+            for flags in stuck.values():
+                flags[outcome.port.y] |= flags[outcome.port.x]
     either = stuck["shift"] | stuck["scale"]
     return [bend for bend in solution.equations.bends if (either if bend.pins else stuck["shift"])[bend.x].any()]
 
