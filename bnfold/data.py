@@ -108,7 +108,7 @@ class ImageFiles:
         else:
             scaled = (values / 255.0 - np.asarray(want.mean)) / np.asarray(want.std)
         moved = scaled if want.layout == "NHWC" else np.moveaxis(scaled, -1, 0)
-        return np.ascontiguousarray(moved.astype(want.dtype))
+        return np.asarray(moved.astype(want.dtype), order="C")
 
 
 def _eight_bits(image: Any, path: Path) -> Any:

@@ -65,5 +65,5 @@ def _module(model: Any, data: Any, pixels: Pixels | None) -> tuple[ModelProto, O
             check(load(path), str(path), folder=path.parent)
         proto = load_whole(path)
         rows = next(iter(batches(proto, data, 2, None, pixels)))
-        feed = {name: np.ascontiguousarray(value) for name, value in rows.items()}
+        feed = {name: np.asarray(value, order="C") for name, value in rows.items()}
         return proto, network(merged(proto, find(proto, lambda: feed)), path, feed)

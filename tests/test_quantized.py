@@ -154,6 +154,22 @@ def test_weights_that_are_rounded_behind_their_scale_stay() -> None:
     assert bnfold.fold(n.model(y)).plan.counts()["folded"] == 0
 
 
+def test_a_scale_that_is_one_number_stays_one_in_files_that_declare_it() -> None:
+    """IR 3 declares every initializer as an input, of rank 0 here."""
+    n = Net(2, 3, 6, 6)
+    model = n.model(n.bn(n.op("Conv", "x", n.quantized((1, 3, 3, 3), None, False)), 1))
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    folded = bnfold.fold(model).model
+    assert "BatchNormalization" not in {node.op_type for node in folded.graph.node}
+    scale = folded.graph.node[0].input[1]
+    assert [list(tensor.dims) for tensor in folded.graph.initializer if tensor.name == scale] == [[]]
+    x = np.random.default_rng(1).standard_normal(n.shape).astype(np.float32)
+    level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    np.testing.assert_allclose(run(folded, x, level), run(model, x, level), rtol=1e-5, atol=1e-5)
+
+
 def test_a_scale_that_is_shorter_than_the_weights_stays() -> None:
     """The new scale would be rounded to float16, and the original computes in float32."""
     n = Net(2, 3, 6, 6)

@@ -90,7 +90,7 @@ class OrtRunner:
 
         self.run(feed)
         binding = self.session.io_binding()
-        held = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v), "cuda", 0) for name, v in feed.items()}
+        held = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(v, order="C"), "cuda", 0) for name, v in feed.items()}
         for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
         for name in self.outputs:
@@ -106,7 +106,7 @@ class OrtRunner:
     def _bound(self, feed: Feed) -> list[Any]:
         binding = self.session.io_binding()
         for name, value in feed.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            binding.bind_cpu_input(name, np.asarray(value, order="C"))
         for name in self.outputs:
             binding.bind_output(name)
         self.session.run_with_iobinding(binding)

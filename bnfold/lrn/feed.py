@@ -52,7 +52,7 @@ class Feed:
 
     def _tensor(self, name: str, values: np.ndarray[Any, Any]) -> torch.Tensor:
         try:
-            tensor = torch.from_numpy(np.ascontiguousarray(values))
+            tensor = torch.from_numpy(np.asarray(values, order="C"))
         except TypeError as error:
             raise DataError(
                 f"{self.samples.source}: {name or 'the input'} holds {values.dtype}, which torch cannot take"

@@ -89,7 +89,7 @@ def _copy(files: list[Path], target: Path) -> dict[Path, int]:
 
 def _write(data: BinaryIO, pending: Pending, offset: int | None) -> int:
     """Compute a tensor and write it at `offset`, or behind everything else; where that is."""
-    value = np.ascontiguousarray(pending.compute())
+    value = np.asarray(pending.compute(), order="C")
     if offset is None:
         end = data.seek(0, SEEK_END)
         data.write(bytes(-end % ALIGNMENT))

@@ -138,7 +138,7 @@ def _node(node: NodeProto, pending: Mapping[str, Pending]) -> Iterator[_Chunk]:
         filled = pending[node.output[0]]
 
         def make() -> bytes:
-            value = onnx.numpy_helper.from_array(np.ascontiguousarray(filled.compute()), node.output[0])
+            value = onnx.numpy_helper.from_array(np.asarray(filled.compute(), order="C"), node.output[0])
             data: bytes = helper.make_node("Constant", [], list(node.output), value=value).SerializeToString()
             return data
 
@@ -178,7 +178,7 @@ def raw_size(tensor: TensorProto) -> int:
 
 def _bytes(array: npt.NDArray[Any]) -> memoryview:
     """The bytes of an array, little-endian, in row-major order."""
-    array = np.ascontiguousarray(array)
+    array = np.asarray(array, order="C")
     little = array.astype(array.dtype.newbyteorder("<"), copy=False) if array.dtype.byteorder == ">" else array
     return little.reshape(-1).view(np.uint8).data
 

@@ -139,7 +139,7 @@ class _Work:
         node = next(n for n in self.planned.source.capture.program.graph.nodes if n.name == at.nodes[0])
         value = node.meta["val"]
         value = value[0] if isinstance(value, tuple | list) else value
-        tensor = torch.from_numpy(np.ascontiguousarray(vector)).to(value.dtype).to(value.device)
+        tensor = torch.from_numpy(np.asarray(vector, order="C")).to(value.dtype).to(value.device)
         return tensor.reshape(-1, *[1] * (value.dim() - 1 - axis))
 
     def _exchange(self, at: AffineBinding, new: nn.Module | None) -> None:
@@ -184,7 +184,7 @@ class _Work:
         """One rounding, to the type of the parameter; of the weight beside it, for a bias that was not there."""
         owner, leaf = self._place(name)
         held: torch.Tensor = own(owner) if getattr(owner, leaf) is None else getattr(owner, leaf)
-        rounded = torch.from_numpy(np.ascontiguousarray(value)).to(held.dtype)
+        rounded = torch.from_numpy(np.asarray(value, order="C")).to(held.dtype)
         if np.isfinite(value).all() and not torch.isfinite(rounded).all():
             raise PlanError(
                 f"{name}: the folded values exceed the range of {held.dtype}; leave the norm next to it alone "
