@@ -163,7 +163,7 @@ def test_a_scale_that_is_one_number_stays_one_in_files_that_declare_it() -> None
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     folded = bnfold.fold(model).model
     assert "BatchNormalization" not in {node.op_type for node in folded.graph.node}
-    scale = folded.graph.node[0].input[1]
+    scale = next(node.input[1] for node in folded.graph.node if node.op_type == "DequantizeLinear")
     assert [list(tensor.dims) for tensor in folded.graph.initializer if tensor.name == scale] == [[]]
     x = np.random.default_rng(1).standard_normal(n.shape).astype(np.float32)
     level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
