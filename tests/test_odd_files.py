@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -286,3 +287,18 @@ def test_a_clip_whose_bound_is_no_number_is_left(bounds: Array) -> None:
     y = net.node("Clip", [net.bn(x, 4, "norm"), net.weight("low", bounds)], "clip")
     net.output(y, ("N", 4, None, None))
     assert bnfold.inspect(net.model()).counts()["folded"] == 1
+
+
+@pytest.mark.parametrize("opset", [7, 9, 13])
+def test_norms_whose_optional_outputs_have_no_name_are_verified(opset: int, tmp_path: Path) -> None:
+    """onnxruntime ends the whole process on these."""
+    net = Net(seed=4, opset=opset)
+    net.output(net.bn(net.relu(net.bn(net.conv(net.input(), (3, 4), "conv"), 4, "one"), "relu"), 4, "two"))
+    for node in net.nodes:
+        node.output.extend([""] * 4 if node.op_type == "BatchNormalization" else [])
+    path = net.save(tmp_path / "m.onnx")
+    result = bnfold.fold(path, out=tmp_path / "out.onnx")
+    assert codes(result)[0] == "folded"
+    assert result.check is not None
+    assert "onnxruntime" in result.check.runner
+    assert bnfold.verify(path, tmp_path / "out.onnx").passed
