@@ -126,7 +126,7 @@ def _harmless(path: Path) -> str | bytes:
     for node in filter(_tailed, _all_nodes(model)):
         while not node.output[-1]:
             del node.output[-1]
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _tailed(node: NodeProto) -> bool:
