@@ -302,3 +302,29 @@ def test_norms_whose_optional_outputs_have_no_name_are_verified(opset: int, tmp_
     assert result.check is not None
     assert "onnxruntime" in result.check.runner
     assert bnfold.verify(path, tmp_path / "out.onnx").passed
+
+
+@pytest.mark.parametrize("bare", [("input",), ("output",), ("input", "output")], ids=" ".join)
+def test_inputs_and_outputs_without_a_shape(bare: tuple[str, ...], tmp_path: Path) -> None:
+    """onnx.checker refuses these; exporters write them, and onnxruntime runs them."""
+    net = Net(seed=7)
+    x = net.relu(net.bn(net.conv(net.input(), (3, 4), "one"), 4, "bn1", "both"), "relu")
+    net.output(net.bn(net.conv(x, (4, 5), "two"), 5, "bn2"), ("N", 5, None, None))
+    model = net.model()
+    for field in bare:
+        getattr(model.graph, field)[0].type.tensor_type.ClearField("shape")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    result = bnfold.fold(tmp_path / "m.onnx", out=tmp_path / "out.onnx")
+    assert codes(result) == ["folded", "folded"]
+    new = onnx.load(tmp_path / "out.onnx")
+    assert (new.graph.input, new.graph.output) == (model.graph.input, model.graph.output)
+    assert bnfold.verify(tmp_path / "m.onnx", tmp_path / "out.onnx").passed
+
+
+def test_an_input_without_a_shape_that_no_layer_reads_is_no_internal_error() -> None:
+    net = Net(seed=7)
+    net.output(net.bn(net.input(), 3, "bn"))
+    model = net.model()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(bnfold.VerificationError, match="no tensor of known rank"):
+        bnfold.fold(model)

@@ -22,7 +22,7 @@ from ..frontends.onnx.skeleton import nested_graphs
 from ..graph import Shape
 from .device import Device, check_placement, placements, require
 from .inputs import Array, Feed, InputSpec
-from .sizes import demanded
+from .sizes import demanded, ranks
 
 CPU = Device()
 CARRIERS = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"})
@@ -190,8 +190,9 @@ def _named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Array]:
 def input_specs(model: ModelProto) -> list[InputSpec]:
     """The inputs that a caller must give."""
     defaults = {t.name for t in model.graph.initializer}
-    rows, sizes = _rows(model), demanded(model)
-    specs = [_spec(value, rows.get(value.name)) for value in model.graph.input if value.name not in defaults]
+    rows, sizes, known = _rows(model), demanded(model), ranks(model)
+    given = [value for value in model.graph.input if value.name not in defaults]
+    specs = [_spec(value, rows.get(value.name), known.get(value.name)) for value in given]
     return [replace(spec, shape=_filled(spec.shape, sizes.get(spec.name, {}))) for spec in specs]
 
 
@@ -218,11 +219,11 @@ def _rows(model: ModelProto) -> dict[str, int]:
     return found
 
 
-def _spec(value: onnx.ValueInfoProto, rows: int | None = None) -> InputSpec:
+def _spec(value: onnx.ValueInfoProto, rows: int | None, rank: int | None) -> InputSpec:
     tensor = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+    if not value.type.HasField("tensor_type") or rank is None:
         raise VerificationError(f"input {value.name!r} is no tensor of known rank, so no inputs can be made up for it")
-    dims: list[Any] = []
+    dims: list[Any] = [] if tensor.HasField("shape") else [None] * rank
     for dim in tensor.shape.dim:
         dims.append(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or None)
     if tensor.elem_type == TensorProto.STRING:

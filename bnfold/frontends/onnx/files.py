@@ -82,7 +82,8 @@ def check(
     try:
         _check_names(model)
         bare = skeleton(model, folder)
-        onnx.checker.check_model(bare.model)
+        with _shaped(bare.model):
+            onnx.checker.check_model(bare.model)
         for tensor in model.graph.initializer:
             if any(dim < 0 for dim in tensor.dims):
                 raise onnx.checker.ValidationError(
@@ -97,6 +98,23 @@ def check(
             f"{where}: damaged, or written by a faulty tool: a name in it is not UTF-8 ({error})"
         ) from error
     return bare
+
+
+@contextmanager
+def _shaped(model: ModelProto) -> Iterator[None]:
+    """The inputs and outputs of a model with a shape each, for the checker: without one they are of any rank.
+
+    The checker asks for the field; the specification and the runtimes do not, and exporters leave it out.
+    """
+    types = [value.type.tensor_type for value in (*model.graph.input, *model.graph.output)
+             if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")]  # fmt: skip
+    for kind in types:
+        kind.shape.SetInParent()
+    try:
+        yield
+    finally:
+        for kind in types:
+            kind.ClearField("shape")
 
 
 def _check_names(model: ModelProto) -> None:
