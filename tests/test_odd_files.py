@@ -328,3 +328,57 @@ def test_an_input_without_a_shape_that_no_layer_reads_is_no_internal_error() -> 
     model.graph.input[0].type.tensor_type.ClearField("shape")
     with pytest.raises(bnfold.VerificationError, match="no tensor of known rank"):
         bnfold.fold(model)
+
+
+CARRIERS: dict[str, tuple[str, list[str]]] = {
+    "tiled space": ("Tile", ["data", "repeats"]),
+    "tiled channels": ("Tile", ["data", "channels"]),
+    "Max of three": ("Max", ["data", "column", "other"]),
+    "Min of four": ("Min", ["number", "data", "other", "column"]),
+    "Max of one and two constants": ("Max", ["column", "data", "number"]),
+    "Sum of three": ("Sum", ["data", "column", "other"]),
+    "Sum of four": ("Sum", ["number", "data", "column", "other"]),
+    "Sum with a row": ("Sum", ["data", "row", "other"]),
+}
+
+
+@pytest.mark.parametrize("name", CARRIERS)
+def test_constants_among_several_and_tiles_carry(name: str) -> None:
+    """conv -> BN -> op -> conv, with another conv and BN as second operand; constants move with the gauge."""
+    op, inputs = CARRIERS[name]
+    net = Net(seed=9)
+    x = net.input()
+    names = {"data": net.bn(net.conv(x, (3, 4), "one"), 4, "bn1"), "other": ""}
+    if "other" in inputs:
+        names["other"] = net.conv(x, (3, 4), "two")
+    net.weight("repeats", [1, 1, 2, 3])
+    net.weight("channels", [1, 2, 1, 1])
+    net.weight("column", np.linspace(-0.5, 0.7, 4).reshape(4, 1, 1))
+    net.weight("number", 0.3)
+    net.weight("row", np.linspace(-0.4, 0.9, 6))
+    held = {"repeats", "channels", "column", "number", "row"}
+    y = net.node(op, [i if i in held else names[i] for i in inputs], "op")
+    net.weights = {k: v for k, v in net.weights.items() if k not in held or k in inputs}
+    width = 8 if "channels" in inputs else 4
+    z = net.bn(net.conv(y, (width, 4), "mid", k=1), 4, "bn2", "both")
+    net.output(net.conv(net.relu(z, "relu"), (4, 2), "last", k=1))
+    assert codes(same(net.model())) == ["folded", "folded"]
+
+
+def test_a_pad_with_a_number_carries_what_is_one_for_all_channels() -> None:
+    """The number becomes p*v + q; where channels differ, there is no such number, and the norm stays."""
+    for alike in (True, False):
+        net = Net(seed=9)
+        y = net.relu(net.input(), "first")
+        y = net.bn(y, 3, "bn")
+        if alike:
+            for part, value in (("gamma", 1.7), ("beta", 0.4), ("mean", -0.6), ("var", 2.3)):
+                net.weights[f"bn_{part}"] = np.full(3, value, np.float32)
+        y = net.node("Pad", [y, net.weight("pads", [0, 0, 1, 1, 0, 0, 2, 0]), net.weight("frame", 0.8)], "pad")
+        net.output(net.conv(y, (3, 4), "conv"))
+        result = same(net.model())
+        stays = codes(result) != ["folded"]
+        assert stays is not alike
+        frame = next(t for t in result.model.graph.initializer if "frame" in t.name or "constant" in t.name)
+        assert (numpy_helper.to_array(frame) == np.float32(0.8)) == stays
+        assert list(frame.dims) == []

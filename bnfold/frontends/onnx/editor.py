@@ -253,7 +253,7 @@ def ready(value: Array) -> Pending:
 
 def fill(tensor: TensorProto, value: Array, name: str) -> None:
     """Write an array into a tensor; its doc string and metadata stay."""
-    fresh = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    fresh = numpy_helper.from_array(np.asarray(value, order="C"), name)
     for part in (
         "float_data",
         "int32_data",
