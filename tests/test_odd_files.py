@@ -382,3 +382,20 @@ def test_a_pad_with_a_number_carries_what_is_one_for_all_channels() -> None:
         frame = next(t for t in result.model.graph.initializer if "frame" in t.name or "constant" in t.name)
         assert (numpy_helper.to_array(frame) == np.float32(0.8)) == stays
         assert list(frame.dims) == []
+
+
+@pytest.mark.parametrize("place", ["large", "small", "sparse"])
+def test_two_initializers_of_one_name_are_named(place: str) -> None:
+    """onnx speaks of graph inputs, or sees only those of few elements."""
+    net = Net(seed=2)
+    net.output(net.bn(net.conv(net.input(), (3, 4), "conv"), 4, "bn"))
+    model = net.model()
+    again = next(t for t in model.graph.initializer if t.name == ("conv_weight" if place == "large" else "bn_mean"))
+    if place == "sparse":
+        values = numpy_helper.from_array(np.array([0.3], np.float32), again.name)
+        where = numpy_helper.from_array(np.array([2], np.int64), "indices")
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, where, [4]))
+    else:
+        model.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(again) + 1, again.name))
+    with pytest.raises(bnfold.ModelError, match=f"2 initializers are called '{again.name}'"):
+        bnfold.inspect(model)

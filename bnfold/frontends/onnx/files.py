@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
@@ -81,6 +82,7 @@ def check(
     """
     try:
         _check_names(model)
+        _check_unique(model)
         bare = skeleton(model, folder)
         with _shaped(bare.model):
             onnx.checker.check_model(bare.model)
@@ -125,6 +127,18 @@ def _check_names(model: ModelProto) -> None:
     for function in model.functions:
         _decode(function.node)
         _decode_all((function.name, function.domain, *function.input, *function.output))
+
+
+def _check_unique(model: ModelProto) -> None:
+    """ValidationError where two stored tensors of a graph have one name: which of them is meant, nobody says."""
+    for graph in _graphs(model.graph):
+        names = Counter(tensor.name for tensor in graph.initializer)
+        names.update(sparse.values.name for sparse in graph.sparse_initializer)
+        for name, count in names.items():
+            if count > 1:
+                raise onnx.checker.ValidationError(
+                    f"{count} initializers are called {name!r}, and which of them is meant cannot be told"
+                )
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
