@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from . import __version__
 from .errors import ModelError, UsageError, VerificationError
 from .files import check_target, written
+from .frontends.onnx.external import side_name
 from .frontends.torch.capture import one_line
 from .frontends.torch.fold import prepared
 from .frontends.torch.quiet import quiet
@@ -51,7 +52,8 @@ def export_model(
     """Write a model as ONNX, once it passed; the plan (None with `keep_bn`) and the verdict."""
     if out.suffix.lower() != ".onnx":
         raise UsageError(f"{out}: the name of an ONNX file ends in .onnx")
-    check_target(out, model.path)
+    for path in (out, out.with_name(side_name(out))):
+        check_target(path, model.path)
     reference = _reference(model)
     axes = _axes(settings.dynamic, reference, model.call)
     call = _grown(model.call, axes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ def check_target(out: Path, model: Path | None) -> None:
     """Whether `out` can be written: UsageError where the call is wrong, OutputError where the folder is."""
     if model is not None and out.exists() and model.exists() and out.samefile(model):
         raise UsageError(f"{out}: the output is the model itself; name another file")
+    if model is not None and out.exists() and any(out.samefile(shard) for shard in _shards(model)):
+        raise UsageError(f"{out}: holds weights of the model and would be replaced; name another file")
     if out.is_dir():
         raise UsageError(f"{out}: a folder, a file name expected")
     if out.exists() and not out.is_file():
@@ -26,6 +29,17 @@ def check_target(out: Path, model: Path | None) -> None:
         raise UsageError(f"{out}: {out.parent} is not a folder")
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{out}: the folder {out.parent} is not writable")
+
+
+def _shards(model: Path) -> list[Path]:
+    """The files beside an index of shards that it names; none where it cannot be read, or is something else."""
+    if not model.name.endswith(".index.json"):
+        return []
+    try:
+        names = set(map(str, json.loads(model.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return []
+    return [shard for shard in (model.parent / name for name in names) if os.path.exists(shard)]
 
 
 @contextmanager

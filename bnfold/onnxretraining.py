@@ -14,6 +14,7 @@ from onnx import ModelProto
 from .data import Pixels
 from .errors import UsageError
 from .files import check_target, written
+from .frontends.onnx.external import check_target as check_data_target
 from .frontends.onnx.files import check, load, load_whole
 from .kinds import kind_of
 from .lrn.onnx_find import find
@@ -36,6 +37,10 @@ def retrain_onnx(
         check_target(out, path)
         if out.suffix != ".onnx":
             raise UsageError(f"{out}: an .onnx file is written")
+        for read in (model, teacher):
+            if _is_onnx(read) and not isinstance(read, ModelProto):
+                file = Path(fspath(read))
+                check_data_target(out, load(file), file.parent)
     proto, student = _module(model, data, pixels)
     taught = _module(teacher, data, pixels)[1] if _is_onnx(teacher) else teacher
     result = retrain(student, data, teacher=taught, pixels=pixels, **given)

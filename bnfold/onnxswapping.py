@@ -13,6 +13,7 @@ from onnx import ModelProto
 from .data import Pixels
 from .errors import UsageError
 from .files import check_target, written
+from .frontends.onnx.external import check_target as check_data_target
 from .frontends.onnx.files import check, load, load_whole
 from .lrn.calibrate_report import CalibrationResult, check_options
 from .lrn.onnx_calibrate import calibrate_onnx
@@ -63,7 +64,10 @@ def _opened(model: Path | ModelProto, out: Path | None, folder: Path) -> tuple[M
         if out.suffix != ".onnx":
             raise UsageError(f"{out}: an .onnx file is written")
     if isinstance(model, Path):
-        check(load(model), str(model), folder=model.parent)
+        proto = load(model)
+        check(proto, str(model), folder=model.parent)
+        if out is not None:
+            check_data_target(out, proto, model.parent)
         return load_whole(model), model
     path = folder / "model.onnx"
     onnx.save(model, path)

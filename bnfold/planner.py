@@ -233,8 +233,9 @@ def _threshold(bend: Bend, index: int, s: Solution) -> Replace:
 
 
 def _bound(port: BoundPort, index: int, s: Solution) -> Replace:
-    """A constant c becomes `p*c + q`."""
-    return Replace(index, port.op.name, "constant", port.axis, s.p[port.y], s.q[port.y])
+    """A constant c becomes `p*c + q`; one that is added, `p*c`."""
+    offset = np.zeros(port.y.size) if port.op.adds else s.q[port.y]
+    return Replace(index, port.op.name, "constant", port.axis, s.p[port.y], offset)
 
 
 @dataclass

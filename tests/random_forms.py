@@ -216,8 +216,14 @@ def pins(g: RandomGraph) -> None:
     elif op == "CumSum":
         g.node(op, [x, g.constant(_pick(g, 1, -1), np.int64)], [shape])
     elif op == "Tile":
-        if shape[1] <= 4:
-            g.node(op, [x, g.constant([1, 2, 1, 1], np.int64)], [(shape[0], 2 * c, *shape[2:])])
+        if max(shape[1:]) <= 8:
+            repeats = _pick(g, [1, 2, 1, 1], [1, 1, 2, 1], [1, 2, 1, 3], [2, 1, 1, 1])
+            size = tuple(n * r for n, r in zip(shape, repeats, strict=True))
+            (y,) = g.node(op, [x, g.constant(repeats, np.int64)], [size])
+            if repeats[0] > 1:  # back to the batch of the others
+                g.pool.pop()
+                bounds = ([0], [shape[0]], [0])
+                g.node("Slice", [y, *(g.constant(v, np.int64) for v in bounds)], [shape])
     elif op == "GatherElements":
         g.node(op, [x, g.constant(g.rng.integers(0, c, shape), np.int64)], [shape], axis=1)
     elif op == "Pow":

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
+from bnfold.frontends.onnx.skeleton import infer_shapes, skeleton
 from tests.evaluate import evaluate
 from tests.test_rules import Net
 
@@ -244,3 +245,54 @@ def test_a_body_in_float32_passes_the_judge() -> None:
     assert result.check is not None
     assert result.check.passed
     assert result.plan.counts()["folded"] == 2
+
+
+def carrying(*after: onnx.NodeProto, declared: bool = True) -> onnx.ModelProto:
+    """A Loop that carries a tensor of 3 channels, a norm on that tensor in the body, and another behind the Loop.
+
+    `after`: what the body does with the tensor `f` that it would carry, to get `next`.
+    """
+    n = Net(2, 3, 5, 5)
+    inner = Net(*n.shape)
+    inner.rng = n.rng
+    inner.bn("state", 3, [0.5, 2.0, -1.0])
+    inner.conv(inner.nodes[-1].output[0], 3, 3, bias=True)
+    inner.nodes[-1].output[0] = "f"
+    rename(inner)
+    last = "next" if after else "f"
+    keep = helper.make_node("Identity", ["going"], ["still"])
+    size = n.shape if declared else None
+    given = [value("i", dtype=TensorProto.INT64), value("going", dtype=TensorProto.BOOL)]
+    given.append(helper.make_tensor_value_info("state", DOUBLE, size))
+    out = [value("still", dtype=TensorProto.BOOL), helper.make_tensor_value_info(last, DOUBLE, size)]
+    body = helper.make_graph([*inner.nodes, *after, keep], "body", given, out, inner.weights)
+    y = n.op("Loop", n.w(3, np.int64), n.w(True, np.bool_), "x", body=body)
+    last = n.conv(n.bn(y, 3, [0.5, -1.5, 2.0]), 3, 2)
+    model = n.model()
+    model.graph.output.append(value(last, 2, 2, 5, 5))
+    return model
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_what_a_loop_carries_has_the_rank_that_its_body_keeps(declared: bool) -> None:
+    model = carrying(declared=declared)
+    result = bnfold.fold(model, verify=False)
+    assert [bn.verdict for bn in result.plan.batch_norms] == ["folded", "folded"]
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 5))
+    for before, after in zip(evaluate(model, x=x), evaluate(result.model, x=x), strict=True):
+        np.testing.assert_allclose(after, before, rtol=0, atol=1e-12 * np.abs(before).max())
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "carried"),
+    [("Transpose", {"perm": [3, 1, 2, 0]}, [0, 3, 5, 0]), ("Concat", {"axis": 0}, [0, 3, 5, 5]),
+     ("Concat", {"axis": 1}, [2, 0, 5, 5]), ("NonZero", {}, []), ("Mystery", {"domain": "custom"}, [])],
+)  # fmt: skip
+def test_what_a_body_does_not_keep_is_not_assumed(op: str, attributes: dict[str, Any], carried: list[int]) -> None:
+    """Sizes along other axes may change; of another rank, or behind an unknown operator, nothing is known."""
+    inputs = ["f", "f"] if op == "Concat" else ["f"]
+    model = carrying(helper.make_node(op, inputs, ["next"], **attributes), declared=False)
+    model.opset_import.append(helper.make_opsetid("custom", 1))
+    inferred = infer_shapes(skeleton(model).model).graph
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.value_info}
+    assert shapes[model.graph.node[0].output[0]] == carried

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import bnfold
-from bnfold.errors import ModelError
+from bnfold.errors import ModelError, UsageError
 from bnfold.frontends.torch.checkpoint import Checkpoint
 from bnfold.frontends.torch.load import load
 from tests.torch_nets import alive, error
@@ -117,6 +117,9 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     weights = {name: file for file, part in shards.items() for name in part}
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weights}))
+    for shard in shards:
+        with pytest.raises(UsageError, match="holds weights of the model"):
+            bnfold.fold(index, (X,), arch=Net, out=tmp_path / shard)
     result = bnfold.fold(index, (X,), arch=Net, out=tmp_path / "out.safetensors")
     assert result.plan.counts()["folded"] == 1
     assert set(load_file(tmp_path / "out.safetensors")) == FOLDED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
+from bnfold.cli import main
 from bnfold.frontends.onnx.places import Place
 from bnfold.frontends.onnx.sidefile import overlapping
 
@@ -277,6 +280,29 @@ def test_an_output_in_the_place_of_the_models_own_data_is_refused(folder: Path, 
     with pytest.raises(bnfold.UsageError, match="holds weights of the model"):
         bnfold.fold(folder / "m.onnx", out=folder / out)
     assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_no_command_writes_over_the_models_own_data(folder: Path) -> None:
+    """Names that end in .onnx too, which the other commands insist on; and a report in place of the data."""
+    model = two_convs().model()
+    weight = tensors(model)["conv1_weight"]
+    (folder / "w.onnx").write_bytes(weight.raw_data)
+    send_out(weight, 0, "w.onnx")
+    path, out = folder / "m.onnx", folder / "w.onnx"
+    path.write_bytes(model.SerializeToString())
+    data = np.zeros((4, 40, 8, 8), np.float32)
+    calls: list[Callable[[], object]] = [
+        lambda: bnfold.calibrate(path, data, out=out),
+        lambda: bnfold.swap_lrn(path, data=data, out=out),
+        lambda: bnfold.retrain(path, data, teacher=path, out=out),
+    ]
+    for call in calls:
+        with pytest.raises(bnfold.UsageError, match="holds weights of the model"):
+            call()
+    for args in (["fold", str(path), "-o", str(folder / "o.onnx")], ["verify", str(path), str(path)]):
+        done = CliRunner().invoke(main, [*args, "--report", str(out)])
+        assert (done.exit_code, "this command reads it" in done.stderr) == (2, True)
+    assert out.read_bytes() == numpy_helper.to_array(tensors(two_convs().model())["conv1_weight"]).tobytes()
 
 
 def test_types_that_share_bytes_need_half_of_them(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -286,3 +287,115 @@ def test_a_clip_whose_bound_is_no_number_is_left(bounds: Array) -> None:
     y = net.node("Clip", [net.bn(x, 4, "norm"), net.weight("low", bounds)], "clip")
     net.output(y, ("N", 4, None, None))
     assert bnfold.inspect(net.model()).counts()["folded"] == 1
+
+
+@pytest.mark.parametrize("opset", [7, 9, 13])
+def test_norms_whose_optional_outputs_have_no_name_are_verified(opset: int, tmp_path: Path) -> None:
+    """onnxruntime ends the whole process on these."""
+    net = Net(seed=4, opset=opset)
+    net.output(net.bn(net.relu(net.bn(net.conv(net.input(), (3, 4), "conv"), 4, "one"), "relu"), 4, "two"))
+    for node in net.nodes:
+        node.output.extend([""] * 4 if node.op_type == "BatchNormalization" else [])
+    path = net.save(tmp_path / "m.onnx")
+    result = bnfold.fold(path, out=tmp_path / "out.onnx")
+    assert codes(result)[0] == "folded"
+    assert result.check is not None
+    assert "onnxruntime" in result.check.runner
+    assert bnfold.verify(path, tmp_path / "out.onnx").passed
+
+
+@pytest.mark.parametrize("bare", [("input",), ("output",), ("input", "output")], ids=" ".join)
+def test_inputs_and_outputs_without_a_shape(bare: tuple[str, ...], tmp_path: Path) -> None:
+    """onnx.checker refuses these; exporters write them, and onnxruntime runs them."""
+    net = Net(seed=7)
+    x = net.relu(net.bn(net.conv(net.input(), (3, 4), "one"), 4, "bn1", "both"), "relu")
+    net.output(net.bn(net.conv(x, (4, 5), "two"), 5, "bn2"), ("N", 5, None, None))
+    model = net.model()
+    for field in bare:
+        getattr(model.graph, field)[0].type.tensor_type.ClearField("shape")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    result = bnfold.fold(tmp_path / "m.onnx", out=tmp_path / "out.onnx")
+    assert codes(result) == ["folded", "folded"]
+    new = onnx.load(tmp_path / "out.onnx")
+    assert (new.graph.input, new.graph.output) == (model.graph.input, model.graph.output)
+    assert bnfold.verify(tmp_path / "m.onnx", tmp_path / "out.onnx").passed
+
+
+def test_an_input_without_a_shape_that_no_layer_reads_is_no_internal_error() -> None:
+    net = Net(seed=7)
+    net.output(net.bn(net.input(), 3, "bn"))
+    model = net.model()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(bnfold.VerificationError, match="no tensor of known rank"):
+        bnfold.fold(model)
+
+
+CARRIERS: dict[str, tuple[str, list[str]]] = {
+    "tiled space": ("Tile", ["data", "repeats"]),
+    "tiled channels": ("Tile", ["data", "channels"]),
+    "Max of three": ("Max", ["data", "column", "other"]),
+    "Min of four": ("Min", ["number", "data", "other", "column"]),
+    "Max of one and two constants": ("Max", ["column", "data", "number"]),
+    "Sum of three": ("Sum", ["data", "column", "other"]),
+    "Sum of four": ("Sum", ["number", "data", "column", "other"]),
+    "Sum with a row": ("Sum", ["data", "row", "other"]),
+}
+
+
+@pytest.mark.parametrize("name", CARRIERS)
+def test_constants_among_several_and_tiles_carry(name: str) -> None:
+    """conv -> BN -> op -> conv, with another conv and BN as second operand; constants move with the gauge."""
+    op, inputs = CARRIERS[name]
+    net = Net(seed=9)
+    x = net.input()
+    names = {"data": net.bn(net.conv(x, (3, 4), "one"), 4, "bn1"), "other": ""}
+    if "other" in inputs:
+        names["other"] = net.conv(x, (3, 4), "two")
+    net.weight("repeats", [1, 1, 2, 3])
+    net.weight("channels", [1, 2, 1, 1])
+    net.weight("column", np.linspace(-0.5, 0.7, 4).reshape(4, 1, 1))
+    net.weight("number", 0.3)
+    net.weight("row", np.linspace(-0.4, 0.9, 6))
+    held = {"repeats", "channels", "column", "number", "row"}
+    y = net.node(op, [i if i in held else names[i] for i in inputs], "op")
+    net.weights = {k: v for k, v in net.weights.items() if k not in held or k in inputs}
+    width = 8 if "channels" in inputs else 4
+    z = net.bn(net.conv(y, (width, 4), "mid", k=1), 4, "bn2", "both")
+    net.output(net.conv(net.relu(z, "relu"), (4, 2), "last", k=1))
+    assert codes(same(net.model())) == ["folded", "folded"]
+
+
+def test_a_pad_with_a_number_carries_what_is_one_for_all_channels() -> None:
+    """The number becomes p*v + q; where channels differ, there is no such number, and the norm stays."""
+    for alike in (True, False):
+        net = Net(seed=9)
+        y = net.relu(net.input(), "first")
+        y = net.bn(y, 3, "bn")
+        if alike:
+            for part, value in (("gamma", 1.7), ("beta", 0.4), ("mean", -0.6), ("var", 2.3)):
+                net.weights[f"bn_{part}"] = np.full(3, value, np.float32)
+        y = net.node("Pad", [y, net.weight("pads", [0, 0, 1, 1, 0, 0, 2, 0]), net.weight("frame", 0.8)], "pad")
+        net.output(net.conv(y, (3, 4), "conv"))
+        result = same(net.model())
+        stays = codes(result) != ["folded"]
+        assert stays is not alike
+        frame = next(t for t in result.model.graph.initializer if "frame" in t.name or "constant" in t.name)
+        assert (numpy_helper.to_array(frame) == np.float32(0.8)) == stays
+        assert list(frame.dims) == []
+
+
+@pytest.mark.parametrize("place", ["large", "small", "sparse"])
+def test_two_initializers_of_one_name_are_named(place: str) -> None:
+    """onnx speaks of graph inputs, or sees only those of few elements."""
+    net = Net(seed=2)
+    net.output(net.bn(net.conv(net.input(), (3, 4), "conv"), 4, "bn"))
+    model = net.model()
+    again = next(t for t in model.graph.initializer if t.name == ("conv_weight" if place == "large" else "bn_mean"))
+    if place == "sparse":
+        values = numpy_helper.from_array(np.array([0.3], np.float32), again.name)
+        where = numpy_helper.from_array(np.array([2], np.int64), "indices")
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, where, [4]))
+    else:
+        model.graph.initializer.append(numpy_helper.from_array(numpy_helper.to_array(again) + 1, again.name))
+    with pytest.raises(bnfold.ModelError, match=f"2 initializers are called '{again.name}'"):
+        bnfold.inspect(model)

@@ -153,3 +153,13 @@ def test_exactly_the_codes_of_the_source_are_documented() -> None:
     source = set(re.findall(r"Reason\(\s*\"([a-z0-9-]+)\"", text))
     page = re.findall(r"^\| `([a-z0-9-]+)` \| (.+?) \|", (ROOT / "docs/reasons.md").read_text(), re.M)
     assert source == {*MODELS, *MODULES} == {code for code, _ in page}
+
+
+def test_a_layer_without_room_for_an_offset_is_not_said_to_pad_with_zeros() -> None:
+    """BN -> MatMul -> Relu: the scale could go into the matrix, the offset nowhere."""
+    n = Net(2, 4)
+    y = n.op("Relu", n.op("MatMul", n.bn("x", 4), n.w(np.random.default_rng(0).standard_normal((4, 3)))))
+    (bn,) = bnfold.inspect(n.model(y)).batch_norms
+    assert bn.reason is not None
+    assert bn.reason.code == "shift-fixed"
+    assert "no bias" in bn.reason.text

@@ -29,14 +29,27 @@ def check_report(report: Path | None, output: Path, model: Path, *inputs: Path |
     if report.resolve() == output.resolve():
         raise UsageError(f"{report}: the report and the output are the same file")
     check_target(report, model)
-    check_spared(report, inputs)
+    check_spared(report, [model, *inputs])
 
 
 def check_spared(target: Path, inputs: Iterable[Path | None]) -> None:
     """UsageError where a file that the command reads would be written over."""
     for given in inputs:
-        if given is not None and target.exists() and given.exists() and target.samefile(given):
+        if given is not None and target.exists() and any(target.samefile(path) for path in _files(given)):
             raise UsageError(f"{target}: this command reads it; name another file to write")
+
+
+def _files(given: Path) -> set[Path]:
+    """A file that is there, and those with the external data of an ONNX model."""
+    if given.suffix != ".onnx" or not given.is_file():
+        return {given} if given.exists() else set()
+    from ..frontends.onnx.external import side_files
+    from ..frontends.onnx.files import load
+
+    try:
+        return {given, *side_files(load(given), given.parent)}
+    except BnfoldError:  # what is wrong with it is said when it is read
+        return {given}
 
 
 def write_report(path: Path | None, plan: Plan, check: Check | None, output: Path | None) -> None:
@@ -70,6 +83,7 @@ def check_targets(targets: Sequence[Path], models: Sequence[Path]) -> None:
     for target in targets:
         for model in models:
             check_target(target, model)
+        check_spared(target, models)
 
 
 def write_checks(

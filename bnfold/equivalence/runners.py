@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
@@ -13,15 +13,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ..errors import VerificationError
-from ..frontends.onnx.files import load_whole
+from ..frontends.onnx.files import load, load_whole
 from ..frontends.onnx.functions import inlined
+from ..frontends.onnx.skeleton import nested_graphs
 from ..graph import Shape
 from .device import Device, check_placement, placements, require
 from .inputs import Array, Feed, InputSpec
-from .sizes import demanded
+from .sizes import demanded, ranks
 
 CPU = Device()
 CARRIERS = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice"})
@@ -61,7 +62,7 @@ class OrtRunner:
         with redirect_stdout(sys.stderr):  # where it says what it could not load
             if device.name != "cpu" and hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
-            self.session = ort.InferenceSession(str(path), options, providers=providers)
+            self.session = ort.InferenceSession(_harmless(path), options, providers=providers)
         require(device, ort.get_available_providers(), self.session.get_providers())
         self.outputs = [output.name for output in self.session.get_outputs()]
         given = (*self.session.get_inputs(), *self.session.get_overridable_initializers())
@@ -113,6 +114,35 @@ class OrtRunner:
         return list(binding.copy_outputs_to_cpu())
 
 
+def _harmless(path: Path) -> str | bytes:
+    """A file as onnxruntime can load it: norms whose last outputs have no name, which end the process, lose those.
+
+    By the specification both say the same. ValueError where such a model is too large for a copy in memory.
+    """
+    model = load(path)
+    if not any(_tailed(node) for node in _all_nodes(model)):
+        return str(path)
+    model = load_whole(path)
+    for node in filter(_tailed, _all_nodes(model)):
+        while not node.output[-1]:
+            del node.output[-1]
+    return bytes(model.SerializeToString())
+
+
+def _tailed(node: NodeProto) -> bool:
+    """Whether it is a norm whose last output has no name."""
+    return node.op_type == "BatchNormalization" and len(node.output) > 1 and any(node.output) and not node.output[-1]
+
+
+def _all_nodes(model: ModelProto) -> Iterator[NodeProto]:
+    """Those of the graph, of the bodies in it and of the local functions."""
+    waiting = [model.graph.node, *(function.node for function in model.functions)]
+    while waiting:
+        for node in waiting.pop():
+            yield node
+            waiting += [body.node for body in nested_graphs(node)]
+
+
 def engine_name(device: Device) -> str:
     """What runs a model there, for people."""
     return f"onnxruntime ({device.label}, optimisations {'on' if device.optimise else 'off'})"
@@ -160,8 +190,9 @@ def _named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Array]:
 def input_specs(model: ModelProto) -> list[InputSpec]:
     """The inputs that a caller must give."""
     defaults = {t.name for t in model.graph.initializer}
-    rows, sizes = _rows(model), demanded(model)
-    specs = [_spec(value, rows.get(value.name)) for value in model.graph.input if value.name not in defaults]
+    rows, sizes, known = _rows(model), demanded(model), ranks(model)
+    given = [value for value in model.graph.input if value.name not in defaults]
+    specs = [_spec(value, rows.get(value.name), known.get(value.name)) for value in given]
     return [replace(spec, shape=_filled(spec.shape, sizes.get(spec.name, {}))) for spec in specs]
 
 
@@ -188,11 +219,11 @@ def _rows(model: ModelProto) -> dict[str, int]:
     return found
 
 
-def _spec(value: onnx.ValueInfoProto, rows: int | None = None) -> InputSpec:
+def _spec(value: onnx.ValueInfoProto, rows: int | None, rank: int | None) -> InputSpec:
     tensor = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+    if not value.type.HasField("tensor_type") or rank is None:
         raise VerificationError(f"input {value.name!r} is no tensor of known rank, so no inputs can be made up for it")
-    dims: list[Any] = []
+    dims: list[Any] = [] if tensor.HasField("shape") else [None] * rank
     for dim in tensor.shape.dim:
         dims.append(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or None)
     if tensor.elem_type == TensorProto.STRING:

@@ -18,10 +18,8 @@ def demanded(model: ModelProto) -> dict[str, dict[int, int]]:
 
     Layers right behind an input count, and those behind operators that only move its axes.
     """
-    weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    held = [(node, constant_tensor(node)) for node in model.graph.node]
-    weights.update((node.output[0], list(tensor.dims)) for node, tensor in held if tensor is not None)
-    origin = {v.name: (v.name, list(range(len(v.type.tensor_type.shape.dim)))) for v in model.graph.input}
+    weights, known = _weights(model), ranks(model)
+    origin = {value.name: (value.name, list(range(known.get(value.name, 0)))) for value in model.graph.input}
     """Of each tensor: the input that it was made from, and that input's axis for each of its own."""
     found: dict[str, dict[int, int]] = {}
     for node in model.graph.node:
@@ -39,6 +37,35 @@ def demanded(model: ModelProto) -> dict[str, dict[int, int]]:
             if sorted(perm) == list(range(len(axes))):
                 origin[node.output[0]] = name, [axes[i] for i in perm]
     return found
+
+
+def ranks(model: ModelProto) -> dict[str, int]:
+    """How many axes each input of the graph has: as it says, or as the layer asks that reads it; not all are known."""
+    weights = _weights(model)
+    found = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in model.graph.input
+        if value.type.tensor_type.HasField("shape")
+    }
+    origin = {value.name: value.name for value in model.graph.input if value.name not in found}
+    for node in model.graph.node:
+        if not node.input or node.input[0] not in origin:
+            continue
+        name, layer = origin[node.input[0]], weights.get(node.input[1]) if len(node.input) > 1 else None
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and layer:
+            found.setdefault(name, len(layer))
+        elif node.op_type == "Transpose" and "perm" in attributes(node):
+            found.setdefault(name, len(attributes(node)["perm"]))
+        elif node.op_type in SAME:
+            origin[node.output[0]] = name
+    return found
+
+
+def _weights(model: ModelProto) -> dict[str, list[int]]:
+    """The sizes of the tensors that a graph stores."""
+    found = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    held = [(node, constant_tensor(node)) for node in model.graph.node]
+    return {**found, **{node.output[0]: list(tensor.dims) for node, tensor in held if tensor is not None}}
 
 
 def _asked(node: NodeProto, shapes: Sequence[list[int] | None], rank: int) -> tuple[int, int] | None:

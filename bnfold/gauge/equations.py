@@ -56,6 +56,8 @@ class Demand:
     ids: Ids
     op: Op
     why: str
+    zeros: bool = False
+    """Whether it does because of zeros that it puts beside the values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,11 +149,11 @@ class Equations:
         """p = 1."""
         self.pins.append(Demand(ids[ids != 0], op, why))
 
-    def hold(self, ids: Ids, op: Op, why: str, border: bool = False) -> None:
-        """q = 0; with `border` also: a constant channel must be 0 here."""
-        demand = Demand(ids.ravel(), op, why)
+    def hold(self, ids: Ids, op: Op, why: str, border: bool = False, zeros: bool = False) -> None:
+        """q = 0; with `border` or `zeros` also: a constant channel must be 0 here."""
+        demand = Demand(ids.ravel(), op, why, zeros)
         self.still.append(demand)
-        if border:
+        if border or zeros:
             self.borders.append(demand)
 
     def demand_positive(self, ids: Ids, op: Op, why: str) -> None:

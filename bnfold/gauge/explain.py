@@ -76,7 +76,7 @@ class Explainer:
     def _shift(self, port: AffinePort, row: int) -> Reason:
         for side in (int(port.y[row]), int(port.x[row])):
             demand = self._nearest(side, self.eqs.still, port)
-            if demand and any(demand is border for border in self.eqs.borders):
+            if demand and demand.zeros:
                 text = f"its offset cannot pass {demand.op.name}, which {demand.why}"
                 return Reason("zero-padding", text, demand.op.name, LEFTOVER)
         demand = self._nearest(int(port.y[row]), self.eqs.still, port)

@@ -95,7 +95,7 @@ def linear(op: Linear, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges |
     if first is not None:
         eqs.same(first.x, x, op)
     if not op.carries_shift:
-        eqs.hold(x, op, "pads its input with zeros", border=True)
+        eqs.hold(x, op, "pads its input with zeros", zeros=True)
     if not op.takes_bias:
         eqs.hold(x, op, "has no bias that could take an offset", border=True)
         eqs.hold(y, op, "has no bias that could take an offset")
@@ -222,7 +222,7 @@ def carry(op: Carry, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges:
     """p_out = p_in, q_out = q_in (0 where a fixed zero is blended in; added channels of zeros are pinned)."""
     ids = eqs.collapse(inputs[0], (*op.mixes, *op.axes), op)
     if not op.carries_shift:
-        eqs.hold(ids, op, "blends in zeros at the border", border=True)
+        eqs.hold(ids, op, "blends in zeros at the border", zeros=True)
     if op.zeros is not None:
         ids = _among_zeros(op, ids, eqs)
     return [ids if op.keepdims else np.squeeze(ids, op.axes)]
@@ -233,7 +233,7 @@ def _among_zeros(op: Carry, ids: Ids, eqs: Equations) -> Ids:
     axis, front, back = op.zeros or (0, 0, 0)
     if ids.shape[axis] == 1:
         if max(front, back) > 0:
-            eqs.hold(ids, op, "blends in zeros at the border", border=True)
+            eqs.hold(ids, op, "blends in zeros at the border", zeros=True)
         return ids
     kept = np.take(ids, range(max(0, -front), ids.shape[axis] - max(0, -back)), axis)
     new = [np.zeros(_with(list(ids.shape), axis, max(0, n)), np.int64) for n in (front, back)]

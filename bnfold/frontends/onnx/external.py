@@ -61,9 +61,14 @@ def check_target(out: Path, model: ModelProto, folder: Path | None) -> None:
     """Whether a file can be written without harm to the data of a model; UsageError where it would replace them."""
     target = Path(os.path.realpath(out))
     written = {target, target.with_name(side_name(target))}
-    for path in {place(tensor, folder).path for tensor in external_tensors(model)} if folder is not None else ():
+    for path in side_files(model, folder) if folder is not None else ():
         if any(new.exists() and new.samefile(path) for new in written):
             raise UsageError(f"{out}: {path.name} holds weights of the model and would be replaced; name another file")
+
+
+def side_files(model: ModelProto, folder: Path) -> set[Path]:
+    """The files that hold external data of a model."""
+    return {place(tensor, folder).path for tensor in external_tensors(model)}
 
 
 def side_name(out: Path) -> str:

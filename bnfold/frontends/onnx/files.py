@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
@@ -81,8 +82,10 @@ def check(
     """
     try:
         _check_names(model)
+        _check_unique(model)
         bare = skeleton(model, folder)
-        onnx.checker.check_model(bare.model)
+        with _shaped(bare.model):
+            onnx.checker.check_model(bare.model)
         for tensor in model.graph.initializer:
             if any(dim < 0 for dim in tensor.dims):
                 raise onnx.checker.ValidationError(
@@ -99,6 +102,23 @@ def check(
     return bare
 
 
+@contextmanager
+def _shaped(model: ModelProto) -> Iterator[None]:
+    """The inputs and outputs of a model with a shape each, for the checker: without one they are of any rank.
+
+    The checker asks for the field; the specification and the runtimes do not, and exporters leave it out.
+    """
+    types = [value.type.tensor_type for value in (*model.graph.input, *model.graph.output)
+             if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")]  # fmt: skip
+    for kind in types:
+        kind.shape.SetInParent()
+    try:
+        yield
+    finally:
+        for kind in types:
+            kind.ClearField("shape")
+
+
 def _check_names(model: ModelProto) -> None:
     """UnicodeDecodeError where a name is not text: protobuf gives it as bytes then."""
     for graph in _graphs(model.graph):
@@ -107,6 +127,18 @@ def _check_names(model: ModelProto) -> None:
     for function in model.functions:
         _decode(function.node)
         _decode_all((function.name, function.domain, *function.input, *function.output))
+
+
+def _check_unique(model: ModelProto) -> None:
+    """ValidationError where two stored tensors of a graph have one name: which of them is meant, nobody says."""
+    for graph in _graphs(model.graph):
+        names = Counter(tensor.name for tensor in graph.initializer)
+        names.update(sparse.values.name for sparse in graph.sparse_initializer)
+        for name, count in names.items():
+            if count > 1:
+                raise onnx.checker.ValidationError(
+                    f"{count} initializers are called {name!r}, and which of them is meant cannot be told"
+                )
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:

@@ -99,6 +99,8 @@ def _bound(editor: Editor, edit: Replace, at: BoundBinding) -> None:
     shape[edit.axis] = -1
     scale, offset = edit.scale.reshape(shape), edit.offset.reshape(shape)
     new = rounded(scale * old.astype(np.float64) + offset, old.dtype)
+    if new.size == old.size:
+        new = new.reshape(old.shape)  # a Pad takes a scalar only
     demand_finite(new, old, edit.name)
     editor.put(node, at.constant, ready(new), f"{edit.name}_constant")
 

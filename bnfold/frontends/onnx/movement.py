@@ -117,6 +117,28 @@ def gather(node: Node) -> Ops | None:
     return [Take(node.label, node.inputs[:1], (part,), axis, taken), Reshape(node.label, (part,), node.outputs)]
 
 
+def tile(node: Node) -> Ops | None:
+    """Tile with constant repeats, one neutral op for each axis."""
+    source = node.shape(node.inputs[0])
+    repeats = node.ints(1, "") if node.opset >= 6 else None
+    if source is None or repeats is None or len(repeats) != len(source) or 0 in repeats:
+        return None
+    axes = [axis for axis, count in enumerate(repeats) if count > 1]
+    name, shape = node.inputs[0], list(source)
+    ops: Ops = []
+    for axis in axes:
+        size = source[axis]
+        shape[axis] = size * repeats[axis] if isinstance(size, int) else None
+        out = node.outputs[0] if axis == axes[-1] else node.step(f"tiled{axis}", tuple(shape))
+        if isinstance(size, int):
+            taken = np.tile(np.arange(size), repeats[axis])
+            ops.append(Take(node.label, (name,), (out,), axis, (taken,)))
+        else:
+            ops.append(Carry(node.label, (name,), (out,), mixes=(axis,)))
+        name = out
+    return ops or [Carry(node.label, node.inputs[:1], node.outputs)]
+
+
 def expand(node: Node) -> Ops:
     """Expand."""
     return [Broadcast(node.label, node.inputs[:1], node.outputs)]

@@ -62,12 +62,12 @@ def clip(node: Node) -> Ops | Reading | None:
 
 
 def extremum(node: Node) -> Ops | Reading | None:
-    """Max and Min of data, or of data and one constant. With the constant 0, Max is a Relu."""
+    """Max and Min of data and constants. With the constant 0, Max of one tensor is a Relu."""
     constants = [i for i in range(len(node.inputs)) if node.constant(i)]
     if not constants:
         return [Select(node.label, node.inputs, node.outputs)]
     if len(node.inputs) != 2 or len(constants) != 1:
-        return None
+        return _of_several(node, constants)
     number, data = node.float_constant(constants[0]), 1 - constants[0]
     if number is None or not _fits(number.shape, node.shape(node.input(data))):
         return None
@@ -77,6 +77,32 @@ def extremum(node: Node) -> Ops | Reading | None:
         return None
     op = Bound(node.label, (node.input(data),), node.outputs, number.shape)
     return [op], {0: BoundBinding(node.index, data, constants[0])}
+
+
+def _of_several(node: Node, constants: list[int]) -> Reading | None:
+    """Max, Min or Sum of data tensors of one shape, and of constants, which move with the gauge of the data."""
+    data = [i for i in range(len(node.inputs)) if i not in constants]
+    numbers = [node.float_constant(i) for i in constants]
+    shapes = [node.shape(node.input(i)) for i in data]
+    if (
+        not data
+        or shapes[0] is None
+        or not _extremum_fits(node, data[0])
+        or any(shape != shapes[0] for shape in shapes)
+    ):
+        return None
+    if any(n is None or not np.isfinite(n).all() or not _fits(n.shape, shapes[0]) for n in numbers):
+        return None
+    adds = node.type == "Sum"
+    names = tuple(node.input(i) for i in data)
+    steps = [node.step(f"without{i}", shapes[0]) for i in constants] + [node.outputs[0]]
+    ops: Ops = [
+        Sum(node.label, names, (steps[0],), (1.0,) * len(data)) if adds else Select(node.label, names, (steps[0],))
+    ]
+    for source, target, number in zip(steps, steps[1:], numbers, strict=False):
+        assert number is not None
+        ops.append(Bound(node.label, (source,), (target,), number.shape, ordered=not adds, adds=adds))
+    return ops, {k: BoundBinding(node.index, data[0], i) for k, i in enumerate(constants, 1)}
 
 
 def where(node: Node) -> Ops | Reading | None:
@@ -146,11 +172,12 @@ def reduce(node: Node) -> Ops | None:
 
 
 def add_all(node: Node) -> Ops | Reading | None:
-    """Sum, Mean of data tensors; a Sum of one and a constant is an Add."""
+    """Sum, Mean of data tensors, Sum of these and constants; a Sum of one and a constant is an Add."""
     if node.type == "Sum" and len(node.inputs) == 2 and node.constant(0) != node.constant(1):
         return arithmetic(node)
-    if any(node.constant(i) for i in range(len(node.inputs))):
-        return None
+    constants = [i for i in range(len(node.inputs)) if node.constant(i)]
+    if constants:
+        return _of_several(node, constants) if node.type == "Sum" else None
     factor = 1.0 / len(node.inputs) if node.type == "Mean" else 1.0
     return [Sum(node.label, node.inputs, node.outputs, (factor,) * len(node.inputs))]
 
@@ -219,8 +246,8 @@ def _scales(node: Node) -> list[float] | None:
     return values or None
 
 
-def pad(node: Node) -> Ops | None:
-    """Pad over space: with zeros, or with a mode that copies values."""
+def pad(node: Node) -> Ops | Reading | None:
+    """Pad over space: with zeros, with another number, or with a mode that copies values."""
     rank, pads = node.rank(), node.ints(1, "pads" if node.opset > 1 else "paddings")
     if rank is None or pads is None or (node.input(3) and not node.constant(3)):
         return None
@@ -237,7 +264,19 @@ def pad(node: Node) -> Ops | None:
     value = node.value(2).astype(np.float64).item() if node.input(2) else node.attrs.get("value", 0.0)
     if value == -np.inf:  # as a MaxPool pads
         return [Select(node.label, node.inputs[:1], node.outputs, padded)]
-    return _zero_pad(node, padded, [(pads[i], pads[i + rank]) for i in range(rank)]) if value == 0 else None
+    if value == 0:
+        return _zero_pad(node, padded, [(pads[i], pads[i + rank]) for i in range(rank)])
+    return _number_pad(node, rank) if np.isfinite(value) and node.input(2) else None
+
+
+def _number_pad(node: Node, rank: int) -> Reading | None:
+    """A frame of one number, which moves with the gauge where that is one for all channels."""
+    if node.float_constant(2) is None:
+        return None
+    inner = node.step("alike", node.shape(node.input(0)))
+    ops: Ops = [Carry(node.label, node.inputs[:1], (inner,), mixes=tuple(range(rank))),
+                Bound(node.label, (inner,), node.outputs, (), ordered=False)]  # fmt: skip
+    return ops, {1: BoundBinding(node.index, 0, 2)}
 
 
 def _zero_pad(node: Node, padded: tuple[int, ...], amounts: list[tuple[int, int]]) -> Ops:

@@ -81,6 +81,7 @@ READERS: dict[str, Reader] = {
     "Slice": movement.cut,
     "Gather": movement.gather,
     "Expand": movement.expand,
+    "Tile": movement.tile,
     "DepthToSpace": movement.depth_to_space,
     "SpaceToDepth": movement.space_to_depth,
 }
