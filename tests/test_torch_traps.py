@@ -1083,3 +1083,57 @@ def test_norms_that_do_not_run_are_named() -> None:
     plan = bnfold.inspect(alive(Net()), (torch.randn(2, 3, 8, 8),))
     found = [(bn.name, bn.verdict, bn.reason and bn.reason.code) for bn in plan.batch_norms]
     assert found == [("norm", "folded", None), ("aside", "kept", "untraced"), ("never", "kept", "untraced")]
+
+
+# --- blocks of code of which torch.export makes graphs of their own
+
+
+BLOCKS: dict[str, Any] = {
+    "autocast, disabled": lambda: torch.autocast("cpu", enabled=False),
+    "autocast, for another device": lambda: torch.autocast("cuda", torch.float16),
+    "enable_grad": torch.enable_grad,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+}
+
+
+def _in_a_block(block: Any) -> Any:
+    """Of two norms in the block, one has an in-place activation behind it that would write into the stream."""
+
+    def run(s: Any, x: Tensor) -> Tensor:
+        with block():
+            y = s.c(x)
+            with torch.enable_grad():
+                z = F.relu_(s.b(y))
+            return s.e(s.d(z)) + s.f(y)  # type: ignore[no-any-return]
+
+    layers = {name: conv(kernel=1) for name in "cdf"}
+    return positive(net(run, b=nn.BatchNorm2d(8), e=nn.BatchNorm2d(8), **layers))
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_norms_in_blocks_that_change_no_number_fold(block: Any) -> None:
+    m = _in_a_block(block)
+    assert fates(folded(m, X)) == {"b": "copy", "e": "folded"}
+    program = torch.export.export(m, (X,), strict=False)
+    result = bnfold.fold(program)
+    assert set(fates(result).values()) == {"folded"}
+    assert error(m(X), result.model.module()(X)) < 1e-5
+
+
+def test_norms_under_autocast_stay() -> None:
+    m = _in_a_block(lambda: torch.autocast("cpu", torch.bfloat16))
+    result = bnfold.fold(m, (X,))
+    assert codes(result) == {"b": "autocast", "e": "autocast"}
+
+
+def test_code_under_autocast_may_write_into_what_a_norm_outside_gave() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.c(x)
+        z = s.b(y)
+        with torch.autocast("cpu", torch.bfloat16):
+            z = F.relu_(z)
+        return s.d(z) + s.f(y)  # type: ignore[no-any-return]
+
+    m = positive(net(run, b=nn.BatchNorm2d(8), **{name: conv(kernel=1) for name in "cdf"}))
+    assert fates(folded(m, X)) == {"b": "copy"}

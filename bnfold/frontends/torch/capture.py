@@ -21,6 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map_only
 
 from ...errors import ModelError
+from .blocks import flat, mixed
 from .leaves import opened
 from .memory import Memory
 from .quiet import tracing
@@ -60,6 +61,8 @@ class Capture:
     """Modules with hooks, by qualified name, and which kind of hook."""
     memory: Memory = field(default_factory=Memory)
     """Which of the tensors are tied."""
+    mixed: frozenset[str] = frozenset()
+    """Modules that run under torch.autocast, by qualified name."""
 
 
 def capture(
@@ -78,13 +81,14 @@ def capture(
         traced.register_forward_hook(lambda module, args, output: opened(output))
     with tracing(), torch.no_grad():
         try:
-            program = torch.export.export(traced, tuple(args), dict(kwargs), strict=False)
+            program = flat(torch.export.export(traced, tuple(args), dict(kwargs), strict=False))
             functional = program.run_decompositions({})
         except Exception as error:  # whatever torch trips over, the caller needs to know it
             raise ModelError(f"torch.export cannot trace {type(module).__name__}: {one_line(error)}") from error
     _without_aliases(functional.graph)
     tied = memory if memory is not None else Memory.of(module)
-    return Capture(functional, program.graph, _tensors(functional), frozenset(added), hooked, tied)
+    raw = flat(program, everything=True).graph
+    return Capture(functional, raw, _tensors(functional), frozenset(added), hooked, tied, mixed(program))
 
 
 def _without_aliases(graph: fx.Graph) -> None:
@@ -100,7 +104,7 @@ def capture_program(program: ExportedProgram) -> Capture:
     """The functional form of an exported program."""
     with tracing(), torch.no_grad():
         try:
-            functional = program.run_decompositions({})
+            functional = flat(program).run_decompositions({})
         except Exception as error:
             raise ModelError(f"the exported program cannot be made functional: {one_line(error)}") from error
     return Capture(functional, None, _tensors(functional))

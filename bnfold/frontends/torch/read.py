@@ -229,6 +229,9 @@ class _Reader:
         if hook:
             return _stays(op, Reason("hook", f"{view.label} has a {hook}, which sees what goes in and comes out",
                                      view.label, "remove the hook before folding"))  # fmt: skip
+        if view.label in self.capture.mixed:
+            text = "it runs under torch.autocast, which computes in other types than the weights have"
+            return _stays(op, Reason("autocast", text, view.label, "use torch.autocast around the network, not in it"))
         text = "it is computed by code that does more than that, so no module can be taken out"
         return _stays(op, Reason("in-code", text, view.label, "fold the exported program (torch.export) instead"))
 
