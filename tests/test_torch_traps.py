@@ -1137,3 +1137,39 @@ def test_code_under_autocast_may_write_into_what_a_norm_outside_gave() -> None:
 
     m = positive(net(run, b=nn.BatchNorm2d(8), **{name: conv(kernel=1) for name in "cdf"}))
     assert fates(folded(m, X)) == {"b": "copy"}
+
+
+RECURRENT: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "lstm": (nn.LSTM, {"num_layers": 2, "bidirectional": True, "batch_first": True, "proj_size": 2}, "folded"),
+    "gru": (nn.GRU, {"bidirectional": True}, "folded"),
+    "rnn": (nn.RNN, {"nonlinearity": "relu", "num_layers": 2}, "folded"),
+    "no bias": (nn.GRU, {"bias": False}, "add"),
+}
+
+
+@pytest.mark.parametrize(("kind", "options", "form"), RECURRENT.values(), ids=RECURRENT)
+def test_recurrent_layers_take_the_norm_before_them(kind: Any, options: dict[str, Any], form: str) -> None:
+    m = net(lambda s, x: s.r(s.b(x).transpose(1, 2)), b=nn.BatchNorm1d(5), r=kind(5, 3, **options))
+    m.b.weight.data[0] = 0.5 if form == "add" else 0
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(2))
+    result = folded(m, x)
+    assert fates(result) == {"b": form}
+    assert result.plan.batch_norms[0].into == ("r",)
+    m, x = m.double(), x.double()
+    program = bnfold.fold(torch.export.export(m, (x,), strict=False))
+    assert set(fates(program).values()) == {form}
+    assert error(m(x), program.model.module()(x)) < 1e-12
+
+
+def test_a_recurrent_layer_whose_weights_others_read_is_left_alone() -> None:
+    def twice(s: Any, x: Tensor) -> Tensor:
+        y = x.transpose(1, 2)
+        return s.r(s.b(x).transpose(1, 2))[0] + s.r(torch.sin(y))[0]  # type: ignore[no-any-return]
+
+    def once(s: Any, x: Tensor) -> Tensor:
+        return s.r(s.b(x).transpose(1, 2))[0]  # type: ignore[no-any-return]
+
+    tied = net(once, b=nn.BatchNorm1d(5), r=nn.GRU(5, 3, bidirectional=True))
+    tied.r.weight_ih_l0_reverse = tied.r.weight_ih_l0
+    for m in (tied, net(twice, b=nn.BatchNorm1d(5), r=nn.GRU(5, 3))):
+        assert fates(folded(m, torch.randn(2, 5, 4))) == {"b": "kept"}
