@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,8 @@ class _Folding:
     call: Call
     policy: Policy
     judging: Judging
+    raised: set[str] = field(default_factory=set)
+    """What folded modules stumbled over in the code of the network, instead of giving numbers."""
 
     def verified(self, made: ModulePlan, folded: nn.Module) -> tuple[ModulePlan, nn.Module, Check]:
         """A fold that passed, with its plan; VerificationError, with what is wrong with the first, where none does."""
@@ -140,7 +142,7 @@ class _Folding:
         if zeros and not self._fault((), True):
             return _noted(self.seen.plan(self.policy.plan, solid=True), {}, True)
         names = list(dict.fromkeys(bn.name for bn in made.plan.batch_norms if bn.verdict != "kept"))
-        search = Search(names, lambda kept: self._fault(kept, zeros), self._kin)
+        search = Search(names, lambda kept: self._fault(kept, zeros), self._kin, self.raised.__contains__)
         culprits = search.culprits()
         if not culprits:
             return None
@@ -154,6 +156,8 @@ class _Folding:
             made = self.seen.plan(self.policy.plan, {name: uncooperative(name) for name in kept}, solid)
             folded = made.apply(copied(self.seen.module))
             check = judgement(self.seen.module, folded, self.call, self.judging, QUICK)
+            if check.message and not check.outputs:
+                self.raised.add(check.message)
             return check.message or self._elsewhere(folded)
         except BnfoldError as error:
             return one_line(error)
