@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -36,9 +36,10 @@ def fold_module(
     """
     judging.progress("tracing")
     reference = prepared(module, options)
-    seen = survey(reference, call.args, call.kwargs, options, module if inplace else None)
+    look = partial(survey, reference, call.args, call.kwargs, options, module if inplace else None)
+    seen = look()
     judging.progress("folding")
-    folding = _Folding(seen, call, policy, judging)
+    folding = _Folding(seen, call, policy, judging, look)
     made = seen.plan(policy.plan)
     folded = made.apply(copied(reference))
     check = None
@@ -83,6 +84,8 @@ class _Folding:
     call: Call
     policy: Policy
     judging: Judging
+    look: Callable[..., Survey]
+    """Traces the module again."""
     raised: set[str] = field(default_factory=set)
     """What folded modules stumbled over in the code of the network, instead of giving numbers."""
 
@@ -93,12 +96,25 @@ class _Folding:
         except VerificationError as error:
             other = self._other(made) if error.check is not None else None
             if other is None:
-                raise
+                return self._without_biases(error)
             try:
                 folded = other.apply(copied(self.seen.module))
                 return other, folded, self._judged(other, folded)
             except BnfoldError:
                 raise error from None
+
+    def _without_biases(self, error: VerificationError) -> tuple[ModulePlan, nn.Module, Check]:
+        """A fold that gives no layer a bias, as the code may ask for one; the error where that does not pass either."""
+        if error.check is None or not self.seen.biased:
+            raise error
+        seen = self.look(bare=True)
+        made = seen.plan(self.policy.plan)
+        try:
+            made, folded, check = replace(self, seen=seen).verified(made, made.apply(copied(seen.module)))
+        except BnfoldError:
+            raise error from None
+        note = "no layer got a bias: the network did not pass with those, so its code looks at them"
+        return replace(made, plan=replace(made.plan, notes=(*made.plan.notes, note))), folded, check
 
     def _judged(self, made: ModulePlan, folded: nn.Module) -> Check:
         """The verdict, also at other sizes; VerificationError where the module did not pass."""

@@ -1030,6 +1030,14 @@ def test_a_network_that_gives_other_numbers_without_any_of_its_norms_fails() -> 
         bnfold.fold(m, (X,))
 
 
+def test_layers_at_whose_biases_the_code_looks_get_none() -> None:
+    m = net(lambda s, x: s.b(s.c(x)) * (1 if s.c.bias is None else 2), c=conv(), b=nn.BatchNorm2d(8))
+    result = folded(m, X)
+    assert fates(result) == {"b": "add"}
+    assert result.model.c.bias is None
+    assert "no layer got a bias" in result.plan.notes[0]
+
+
 def test_leftovers_take_their_input_by_the_name_that_norms_give_it() -> None:
     m = net(lambda s, x: torch.tanh(s.b(input=torch.sigmoid(x))), b=nn.BatchNorm2d(8))
     m.b.weight.data.fill_(1)

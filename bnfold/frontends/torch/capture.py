@@ -67,16 +67,17 @@ class Capture:
 
 def capture(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ignore_hooks: bool = False,
-    memory: Memory | None = None,
+    memory: Memory | None = None, bare: bool = False,
 ) -> Capture:  # fmt: skip
     """Trace a module in eval mode. ModelError with torch's message where it cannot be.
 
     `ignore_hooks`: no hook needs the values as they are; what hooks do to them is seen all the same. `memory`: which
-    tensors count as tied; those of the module that are, by default.
+    tensors count as tied; those of the module that are, by default. `bare`: layers get no biases, as code may ask for
+    those.
     """
     hooked = {} if ignore_hooks else {name: kind for name, inner in module.named_modules() if (kind := _hook(inner))}
     traced = _traced(module, ignore_hooks)
-    added = _with_biases(traced)
+    added = [] if bare else _with_biases(traced)
     if not isinstance(traced, torch.jit.ScriptModule):
         traced.register_forward_hook(lambda module, args, output: opened(output))
     with tracing(), torch.no_grad():
