@@ -8,7 +8,8 @@ that the graph shows whether the code of the layer would use it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,10 +106,26 @@ def capture_program(program: ExportedProgram) -> Capture:
     """The functional form of an exported program."""
     with tracing(), torch.no_grad():
         try:
-            functional = flat(program).run_decompositions({})
+            with _without_derived(program):
+                functional = flat(program).run_decompositions({})
         except Exception as error:
             raise ModelError(f"the exported program cannot be made functional: {one_line(error)}") from error
+    functional.range_constraints.update(program.range_constraints)
     return Capture(functional, None, _tensors(functional))
+
+
+@contextmanager
+def _without_derived(program: ExportedProgram) -> Iterator[None]:
+    """Ranges of sizes that follow from others (`2*h`), which a program has when it was read from a file, and which
+    torch does not expect when it traces one, are put aside."""
+    modes = (getattr(node.meta.get("val"), "fake_mode", None) for node in program.graph.nodes)
+    env = next((mode.shape_env for mode in modes if mode is not None), None)
+    ranges: dict[Any, Any] = {} if env is None else env.var_to_range
+    derived = {size: ranges.pop(size) for size in list(ranges) if not size.is_Symbol}
+    try:
+        yield
+    finally:
+        ranges.update(derived)
 
 
 def one_line(error: BaseException) -> str:
