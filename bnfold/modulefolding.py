@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -36,9 +36,10 @@ def fold_module(
     """
     judging.progress("tracing")
     reference = prepared(module, options)
-    seen = survey(reference, call.args, call.kwargs, options, module if inplace else None)
+    look = partial(survey, reference, call.args, call.kwargs, options, module if inplace else None)
+    seen = look()
     judging.progress("folding")
-    folding = _Folding(seen, call, policy, judging)
+    folding = _Folding(seen, call, policy, judging, look)
     made = seen.plan(policy.plan)
     folded = made.apply(copied(reference))
     check = None
@@ -83,6 +84,10 @@ class _Folding:
     call: Call
     policy: Policy
     judging: Judging
+    look: Callable[..., Survey]
+    """Traces the module again."""
+    raised: set[str] = field(default_factory=set)
+    """What folded modules stumbled over in the code of the network, instead of giving numbers."""
 
     def verified(self, made: ModulePlan, folded: nn.Module) -> tuple[ModulePlan, nn.Module, Check]:
         """A fold that passed, with its plan; VerificationError, with what is wrong with the first, where none does."""
@@ -91,12 +96,25 @@ class _Folding:
         except VerificationError as error:
             other = self._other(made) if error.check is not None else None
             if other is None:
-                raise
+                return self._without_biases(error)
             try:
                 folded = other.apply(copied(self.seen.module))
                 return other, folded, self._judged(other, folded)
             except BnfoldError:
                 raise error from None
+
+    def _without_biases(self, error: VerificationError) -> tuple[ModulePlan, nn.Module, Check]:
+        """A fold that gives no layer a bias, as the code may ask for one; the error where that does not pass either."""
+        if error.check is None or not self.seen.biased:
+            raise error
+        seen = self.look(bare=True)
+        made = seen.plan(self.policy.plan)
+        try:
+            made, folded, check = replace(self, seen=seen).verified(made, made.apply(copied(seen.module)))
+        except BnfoldError:
+            raise error from None
+        note = "no layer got a bias: the network did not pass with those, so its code looks at them"
+        return replace(made, plan=replace(made.plan, notes=(*made.plan.notes, note))), folded, check
 
     def _judged(self, made: ModulePlan, folded: nn.Module) -> Check:
         """The verdict, also at other sizes; VerificationError where the module did not pass."""
@@ -140,7 +158,7 @@ class _Folding:
         if zeros and not self._fault((), True):
             return _noted(self.seen.plan(self.policy.plan, solid=True), {}, True)
         names = list(dict.fromkeys(bn.name for bn in made.plan.batch_norms if bn.verdict != "kept"))
-        search = Search(names, lambda kept: self._fault(kept, zeros), self._kin)
+        search = Search(names, lambda kept: self._fault(kept, zeros), self._kin, self.raised.__contains__)
         culprits = search.culprits()
         if not culprits:
             return None
@@ -154,6 +172,8 @@ class _Folding:
             made = self.seen.plan(self.policy.plan, {name: uncooperative(name) for name in kept}, solid)
             folded = made.apply(copied(self.seen.module))
             check = judgement(self.seen.module, folded, self.call, self.judging, QUICK)
+            if check.message and not check.outputs:
+                self.raised.add(check.message)
             return check.message or self._elsewhere(folded)
         except BnfoldError as error:
             return one_line(error)

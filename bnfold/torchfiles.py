@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map_only
 
 from .errors import BnfoldError, UsageError
 from .files import check_target, written
@@ -33,6 +34,7 @@ from .pytorch import (
     fold_program,
     inspect_module,
     inspect_program,
+    judgement,
     program_of_script,
 )
 
@@ -81,14 +83,32 @@ class TorchModel:
             folded, plan, check = fold_module(self.model, self.call, self.policy, self.options, judging, inplace)
             plan = self._noted(plan)
             placed = self._placed(save.changes(before, folded) if form in ("checkpoint", "safetensors") else {})
+            tensors = form in ("checkpoint", "safetensors")
+            stored, note = self._stored(before, folded, judging) if tensors else (folded, ())
+            plan = replace(plan, notes=(*plan.notes, *note))
         if out is not None:
             progress("writing")
             with written(out) as temporary:
                 if isinstance(folded, ExportedProgram):
                     self._write_program(folded, form, temporary)
                 else:
-                    self._write_module(folded, form, temporary, placed)
+                    self._write_module(stored, form, temporary, placed)
         return folded, plan, check
+
+    def _stored(self, before: nn.Module, folded: nn.Module, judging: Judging) -> tuple[nn.Module, tuple[str, ...]]:
+        """The folded network in the type of the file that it came from, where it passes in that; and what to say."""
+        dtype = self.state.shorter(before) if self.state is not None and judging.verify else None
+        if dtype is None:
+            return folded, ()
+        name = str(dtype).removeprefix("torch.")
+        judging.progress(f"verifying as {name}")
+        made, call = copied(folded).to(dtype), (self.call.args, dict(self.call.kwargs))
+        args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, call)
+        try:
+            passed = judgement(evaluated(copied(before)).to(dtype), made, Call(args, kwargs), judging).passed
+        except BnfoldError:  # not every op takes every type
+            passed = False
+        return (made, (f"written as {name}",)) if passed else (folded, (f"not written as {name}: it did not pass so",))
 
     def _noted(self, plan: Plan) -> Plan:
         """With what is to be said of the file."""

@@ -109,6 +109,31 @@ def test_other_types_than_the_network_s_are_named(tmp_path: Path) -> None:
     assert {t.dtype for t in load_file(tmp_path / "out.safetensors").values()} == {torch.float16}
 
 
+def test_tensors_of_a_shorter_type_are_written_as_that_where_it_passes(tmp_path: Path) -> None:
+    half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in STATE.items()}
+    torch.save(half, tmp_path / "in.pth")
+    result = bnfold.fold(tmp_path / "in.pth", (X,), arch=Net, out=tmp_path / "out.pth")
+    assert result.plan.notes[-1] == "written as bfloat16"
+    written = torch.load(tmp_path / "out.pth")
+    assert {t.dtype for t in written.values() if t.is_floating_point()} == {torch.bfloat16}
+    assert all(
+        torch.equal(written[name], value.to(written[name].dtype)) for name, value in result.model.state_dict().items()
+    )
+    assert error(result.model(X), bnfold.restore(Net(), tmp_path / "out.pth").eval()(X)) < 0.05
+
+
+def test_tensors_of_a_shorter_type_stay_longer_where_that_does_not_pass(tmp_path: Path) -> None:
+    """The fold gives weights that float16 cannot hold."""
+    state = {name: value.clone() for name, value in STATE.items()}
+    norm = next(name for name in state if name.endswith("running_var")).rpartition(".")[0]
+    state[f"{norm}.running_var"].fill_(1e-5)
+    state[f"{norm}.weight"].mul_(6e4)
+    torch.save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, tmp_path / "in.pth")
+    result = bnfold.fold(tmp_path / "in.pth", (X,), arch=Net, out=tmp_path / "out.pth")
+    assert result.plan.notes[-1].startswith("not written as float16")
+    assert {t.dtype for t in torch.load(tmp_path / "out.pth").values() if t.is_floating_point()} == {torch.float32}
+
+
 def test_shards_and_their_index(tmp_path: Path) -> None:
     names = list(STATE)
     shards = {"model-00001-of-00002.safetensors": names[:3], "model-00002-of-00002.safetensors": names[3:]}

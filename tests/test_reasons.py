@@ -126,6 +126,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 MODULES: dict[str, Callable[[], None]] = {
     "hook": traps.test_a_forward_pre_hook_of_a_norm,
     "in-code": traps.test_a_norm_with_an_activation_in_its_code_stays,
+    "autocast": traps.test_norms_under_autocast_stay,
     "shared": traps.test_a_norm_called_twice_behind_different_convs_stays_whole_or_goes_whole,
     "in-place": traps.test_an_in_place_function_behind_a_removed_norm_gets_a_copy,
     "uncooperative-code": traps.test_one_norm_that_the_code_does_not_let_go_stays_and_others_fold,

@@ -642,6 +642,18 @@ def test_a_program_that_computes_sizes(tmp_path: Path) -> None:
     ]
 
 
+def test_a_program_with_sizes_that_follow_from_others(here: Path) -> None:
+    net, x = network(), torch.randn(2, 3, 16, 16)
+    half = torch.export.Dim("half", min=4, max=16)
+    torch.export.save(torch.export.export(net, (x,), dynamic_shapes=({2: 2 * half, 3: 2 * half},)), "in.pt2")
+    result = bnfold.fold("in.pt2", out="out.pt2")
+    assert result.plan.counts()["folded"] == 1
+    found, other = torch.export.load("out.pt2").module(), torch.randn(2, 3, 20, 20)
+    assert error(net(other), found(other)) < 1e-5
+    with pytest.raises(AssertionError, match="<= 32"):
+        found(torch.randn(2, 3, 34, 34))
+
+
 def test_a_constant_in_place_of_a_norm_gets_a_name_of_its_own(tmp_path: Path) -> None:
     """One call of the norm stays, and so does its module, whose name the constant of the other call cannot have."""
 

@@ -1016,10 +1016,27 @@ def test_a_part_keeps_what_its_code_does_not_let_go() -> None:
     assert len(result.plan.notes) == 2
 
 
-def test_a_network_that_lets_no_norm_go_fails() -> None:
-    m = net(lambda s, x: _sized(s, s.c(x)), c=conv(), b=nn.BatchNorm2d(8))
-    with pytest.raises(bnfold.VerificationError, match=r"did not pass.*num_features"):
+def test_a_network_whose_code_raises_without_any_of_its_norms_stays_as_it_is() -> None:
+    m = net(lambda s, x: s.b(s.c(x).to(s.b.weight.dtype)), c=conv(), b=nn.BatchNorm2d(8))
+    result = folded(m, X, blamed=True)
+    assert codes(result) == {"b": "uncooperative-code"}
+    assert "'Identity' object has no attribute 'weight'" in result.plan.notes[0]
+    assert isinstance(result.model.b, nn.BatchNorm2d)
+
+
+def test_a_network_that_gives_other_numbers_without_any_of_its_norms_fails() -> None:
+    """A fault of the fold would look the same."""
+    m = net(lambda s, x: s.b(s.c(x)) if isinstance(s.b, nn.BatchNorm2d) else x, c=conv(), b=nn.BatchNorm2d(8))
+    with pytest.raises(bnfold.VerificationError, match="did not pass"):
         bnfold.fold(m, (X,))
+
+
+def test_layers_at_whose_biases_the_code_looks_get_none() -> None:
+    m = net(lambda s, x: s.b(s.c(x)) * (1 if s.c.bias is None else 2), c=conv(), b=nn.BatchNorm2d(8))
+    result = folded(m, X)
+    assert fates(result) == {"b": "add"}
+    assert result.model.c.bias is None
+    assert "no layer got a bias" in result.plan.notes[0]
 
 
 def test_leftovers_take_their_input_by_the_name_that_norms_give_it() -> None:
@@ -1084,3 +1101,93 @@ def test_norms_that_do_not_run_are_named() -> None:
     plan = bnfold.inspect(alive(Net()), (torch.randn(2, 3, 8, 8),))
     found = [(bn.name, bn.verdict, bn.reason and bn.reason.code) for bn in plan.batch_norms]
     assert found == [("norm", "folded", None), ("aside", "kept", "untraced"), ("never", "kept", "untraced")]
+
+
+# --- blocks of code of which torch.export makes graphs of their own
+
+
+BLOCKS: dict[str, Any] = {
+    "autocast, disabled": lambda: torch.autocast("cpu", enabled=False),
+    "autocast, for another device": lambda: torch.autocast("cuda", torch.float16),
+    "enable_grad": torch.enable_grad,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+}
+
+
+def _in_a_block(block: Any) -> Any:
+    """Of two norms in the block, one has an in-place activation behind it that would write into the stream."""
+
+    def run(s: Any, x: Tensor) -> Tensor:
+        with block():
+            y = s.c(x)
+            with torch.enable_grad():
+                z = F.relu_(s.b(y))
+            return s.e(s.d(z)) + s.f(y)  # type: ignore[no-any-return]
+
+    layers = {name: conv(kernel=1) for name in "cdf"}
+    return positive(net(run, b=nn.BatchNorm2d(8), e=nn.BatchNorm2d(8), **layers))
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_norms_in_blocks_that_change_no_number_fold(block: Any) -> None:
+    m = _in_a_block(block)
+    assert fates(folded(m, X)) == {"b": "copy", "e": "folded"}
+    program = torch.export.export(m, (X,), strict=False)
+    result = bnfold.fold(program)
+    assert set(fates(result).values()) == {"folded"}
+    assert error(m(X), result.model.module()(X)) < 1e-5
+
+
+def test_norms_under_autocast_stay() -> None:
+    m = _in_a_block(lambda: torch.autocast("cpu", torch.bfloat16))
+    result = bnfold.fold(m, (X,))
+    assert codes(result) == {"b": "autocast", "e": "autocast"}
+
+
+def test_code_under_autocast_may_write_into_what_a_norm_outside_gave() -> None:
+    def run(s: Any, x: Tensor) -> Tensor:
+        y = s.c(x)
+        z = s.b(y)
+        with torch.autocast("cpu", torch.bfloat16):
+            z = F.relu_(z)
+        return s.d(z) + s.f(y)  # type: ignore[no-any-return]
+
+    m = positive(net(run, b=nn.BatchNorm2d(8), **{name: conv(kernel=1) for name in "cdf"}))
+    assert fates(folded(m, X)) == {"b": "copy"}
+
+
+RECURRENT: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "lstm": (nn.LSTM, {"num_layers": 2, "bidirectional": True, "batch_first": True, "proj_size": 2}, "folded"),
+    "gru": (nn.GRU, {"bidirectional": True}, "folded"),
+    "rnn": (nn.RNN, {"nonlinearity": "relu", "num_layers": 2}, "folded"),
+    "no bias": (nn.GRU, {"bias": False}, "add"),
+}
+
+
+@pytest.mark.parametrize(("kind", "options", "form"), RECURRENT.values(), ids=RECURRENT)
+def test_recurrent_layers_take_the_norm_before_them(kind: Any, options: dict[str, Any], form: str) -> None:
+    m = net(lambda s, x: s.r(s.b(x).transpose(1, 2)), b=nn.BatchNorm1d(5), r=kind(5, 3, **options))
+    m.b.weight.data[0] = 0.5 if form == "add" else 0
+    x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(2))
+    result = folded(m, x)
+    assert fates(result) == {"b": form}
+    assert result.plan.batch_norms[0].into == ("r",)
+    m, x = m.double(), x.double()
+    program = bnfold.fold(torch.export.export(m, (x,), strict=False))
+    assert set(fates(program).values()) == {form}
+    assert error(m(x), program.model.module()(x)) < 1e-12
+
+
+def test_a_recurrent_layer_whose_weights_others_read_is_left_alone() -> None:
+    def twice(s: Any, x: Tensor) -> Tensor:
+        y = x.transpose(1, 2)
+        return s.r(s.b(x).transpose(1, 2))[0] + s.r(torch.sin(y))[0]  # type: ignore[no-any-return]
+
+    def once(s: Any, x: Tensor) -> Tensor:
+        return s.r(s.b(x).transpose(1, 2))[0]  # type: ignore[no-any-return]
+
+    tied = net(once, b=nn.BatchNorm1d(5), r=nn.GRU(5, 3, bidirectional=True))
+    tied.r.weight_ih_l0_reverse = tied.r.weight_ih_l0
+    for m in (tied, net(twice, b=nn.BatchNorm1d(5), r=nn.GRU(5, 3))):
+        assert fates(folded(m, torch.randn(2, 5, 4))) == {"b": "kept"}

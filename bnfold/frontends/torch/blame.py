@@ -30,11 +30,12 @@ class Search:
     names: Sequence[str]
     fault: Callable[[Collection[str]], str]
     kin: Callable[[str], Hashable]
+    explained: Callable[[str], bool] = lambda message: False
     left: int = TRIALS
     found: dict[str, str] = field(default_factory=dict)
 
     def culprits(self) -> dict[str, str]:
-        """The norms to blame, each with what went wrong; none where the search does not end, or with all of them."""
+        """The norms to blame, each with what went wrong; none where the search does not end, or explains nothing."""
         try:
             if self._fault(self.names):
                 return {}
@@ -42,7 +43,8 @@ class Search:
                 self._next(message)
         except _SpentError:
             return {}
-        return self.found if len(self.found) < len(self.names) else {}
+        some = len(self.found) < len(self.names)
+        return self.found if some or all(map(self.explained, self.found.values())) else {}
 
     def _fault(self, kept: Collection[str]) -> str:
         if not self.left:

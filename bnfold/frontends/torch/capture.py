@@ -8,7 +8,8 @@ that the graph shows whether the code of the layer would use it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map_only
 
 from ...errors import ModelError
+from .blocks import flat, mixed
 from .leaves import opened
 from .memory import Memory
 from .quiet import tracing
@@ -60,31 +62,35 @@ class Capture:
     """Modules with hooks, by qualified name, and which kind of hook."""
     memory: Memory = field(default_factory=Memory)
     """Which of the tensors are tied."""
+    mixed: frozenset[str] = frozenset()
+    """Modules that run under torch.autocast, by qualified name."""
 
 
 def capture(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ignore_hooks: bool = False,
-    memory: Memory | None = None,
+    memory: Memory | None = None, bare: bool = False,
 ) -> Capture:  # fmt: skip
     """Trace a module in eval mode. ModelError with torch's message where it cannot be.
 
     `ignore_hooks`: no hook needs the values as they are; what hooks do to them is seen all the same. `memory`: which
-    tensors count as tied; those of the module that are, by default.
+    tensors count as tied; those of the module that are, by default. `bare`: layers get no biases, as code may ask for
+    those.
     """
     hooked = {} if ignore_hooks else {name: kind for name, inner in module.named_modules() if (kind := _hook(inner))}
     traced = _traced(module, ignore_hooks)
-    added = _with_biases(traced)
+    added = [] if bare else _with_biases(traced)
     if not isinstance(traced, torch.jit.ScriptModule):
         traced.register_forward_hook(lambda module, args, output: opened(output))
     with tracing(), torch.no_grad():
         try:
-            program = torch.export.export(traced, tuple(args), dict(kwargs), strict=False)
+            program = flat(torch.export.export(traced, tuple(args), dict(kwargs), strict=False))
             functional = program.run_decompositions({})
         except Exception as error:  # whatever torch trips over, the caller needs to know it
             raise ModelError(f"torch.export cannot trace {type(module).__name__}: {one_line(error)}") from error
     _without_aliases(functional.graph)
     tied = memory if memory is not None else Memory.of(module)
-    return Capture(functional, program.graph, _tensors(functional), frozenset(added), hooked, tied)
+    raw = flat(program, everything=True).graph
+    return Capture(functional, raw, _tensors(functional), frozenset(added), hooked, tied, mixed(program))
 
 
 def _without_aliases(graph: fx.Graph) -> None:
@@ -100,10 +106,26 @@ def capture_program(program: ExportedProgram) -> Capture:
     """The functional form of an exported program."""
     with tracing(), torch.no_grad():
         try:
-            functional = program.run_decompositions({})
+            with _without_derived(program):
+                functional = flat(program).run_decompositions({})
         except Exception as error:
             raise ModelError(f"the exported program cannot be made functional: {one_line(error)}") from error
+    functional.range_constraints.update(program.range_constraints)
     return Capture(functional, None, _tensors(functional))
+
+
+@contextmanager
+def _without_derived(program: ExportedProgram) -> Iterator[None]:
+    """Ranges of sizes that follow from others (`2*h`), which a program has when it was read from a file, and which
+    torch does not expect when it traces one, are put aside."""
+    modes = (getattr(node.meta.get("val"), "fake_mode", None) for node in program.graph.nodes)
+    env = next((mode.shape_env for mode in modes if mode is not None), None)
+    ranges: dict[Any, Any] = {} if env is None else env.var_to_range
+    derived = {size: ranges.pop(size) for size in list(ranges) if not size.is_Symbol}
+    try:
+        yield
+    finally:
+        ranges.update(derived)
 
 
 def one_line(error: BaseException) -> str:

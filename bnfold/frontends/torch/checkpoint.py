@@ -76,9 +76,18 @@ class Checkpoint:
         )
         for (there, here), _ in pairs.most_common(1):
             self.notes.append(
-                f"tensors of {_short(there)} are read into a network of {_short(here)}, and written as that; an --arch "
-                f"that makes the network in {_short(there)} keeps them"
+                f"tensors of {_short(there)} are read into a network of {_short(here)}; they are written as "
+                f"{_short(there)} where the folded network passes its check in that too, else as {_short(here)}"
             )
+
+    def shorter(self, module: nn.Module) -> torch.dtype | None:
+        """The type of all floating tensors in the file, where a network holds them in one of more digits."""
+        stored = {t.dtype for t in self.tensors.values() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+        held = {t.dtype for t in module.state_dict().values() if isinstance(t, torch.Tensor) and t.is_floating_point()}
+        if len(stored) != 1 or not held:
+            return None
+        dtype = stored.pop()
+        return dtype if all(torch.finfo(dtype).eps > torch.finfo(other).eps for other in held) else None
 
     def renamed(self, state: Mapping[str, Any]) -> OrderedDict[str, Any]:
         """A network's tensors under the names of the file, and what else lay beside them there."""

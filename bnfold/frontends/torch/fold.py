@@ -137,6 +137,11 @@ class Survey:
         return replace(made, batch_norms=(*made.batch_norms, *_unseen(self.module, made.batch_norms, IDLE)))
 
     @property
+    def biased(self) -> bool:
+        """Whether layers have a bias in the trace that they do not have in the module."""
+        return any(modules.capture.added for _, modules in self.parts)
+
+    @property
     def _name(self) -> str:
         return type(self.module).__name__
 
@@ -153,18 +158,19 @@ class Survey:
 
 def survey(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], options: Options,
-    original: nn.Module | None = None,
+    original: nn.Module | None = None, bare: bool = False,
 ) -> Survey:  # fmt: skip
     """Trace a module that is in the mode in which it is to be used. Nothing of it is changed.
 
     `original`: the module that it is a copy of, where that is to be edited: what is tied there counts as tied.
+    `bare`: layers without a bias stay so.
     """
     memory = Memory.of(module, original)
     try:
-        made = capture(module, args, kwargs, options.ignore_hooks, memory)
+        made = capture(module, args, kwargs, options.ignore_hooks, memory, bare)
         return Survey(module, (("", Modules(module, made)),), "", options)
     except ModelError as error:
-        found = parts(module, args, kwargs, options.ignore_hooks, memory)
+        found = parts(module, args, kwargs, options.ignore_hooks, memory, bare)
         note = f"{error}. Traced on their own instead: {', '.join(part.path for part in found) or 'none'}"
         inner = [(part.path, Modules(part.module, part.capture, part.foreign, part.memory)) for part in found]
         return Survey(module, tuple(inner), note, options)

@@ -87,6 +87,7 @@ def _watching(watch: Watch) -> Patches:
 
 
 def _guards(watch: Watch) -> Patches:
+    from sympy import Basic
     from torch._export.serde.serialize import GraphModuleDeserializer as Deserializer
     from torch.export.pt2_archive import _package
 
@@ -110,8 +111,8 @@ def _guards(watch: Watch) -> Patches:
             raise watch.refuse(f"it would import {name[:60]}")
         return importing(name, package)
 
-    def checked_expression(self: Any, text: str, *args: Any, **kwargs: Any) -> Any:
-        if not is_size(text):
+    def checked_expression(self: Any, text: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(text, Basic) and not is_size(text):  # the parts of one that was read are expressions
             raise watch.refuse(f"a size in it reads {text[:60]!r}, which is no size")
         return expression(self, text, *args, **kwargs)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import getitem
 from typing import Any
 
 from torch import fx
 
 from ...absorb import Layout
-from ...graph import Linear, Shape
-from .bindings import LinearBinding
+from ...graph import Linear, Op, Opaque, Shape
+from .bindings import Binding, LinearBinding
 from .node import Node, Reading
 from .sharing import weight_arguments
 
@@ -131,3 +132,39 @@ def _linear(
         sides.why,
     )
     return [op], {0: LinearBinding(node.name, sides.weight_name, layout, sides.bias_name, out, sides.turned)}
+
+
+def recurrent(node: Node) -> Reading | None:
+    """lstm, gru, rnn: the weights of the first layer take what comes in, in each direction; what goes out stays.
+
+    None for packed sequences, for a sample without a batch axis, and where a weight is not the layer's alone.
+    """
+    source, params = node.fx.args[0], node.args.get("params")
+    if "batch_sizes" in node.args or node.rank != 3 or not isinstance(source, fx.Node) or not params:
+        return None
+    directions, biased = 1 + bool(node.args["bidirectional"]), bool(node.args["has_biases"])
+    each = len(params) // (directions * int(node.args["num_layers"]))
+    ops: list[Op] = []
+    bindings: dict[int, Binding] = {}
+    for direction in range(directions):
+        places = [direction * each, direction * each + 2][: 1 + biased]
+        names = [_own_parameter(node, params, place) for place in places]
+        shape = node.shape(params[places[0]])
+        if not all(names) or shape is None or not _sizes(shape):
+            return None
+        rows, inputs = (int(size) for size in shape if isinstance(size, int))
+        step = node.step(f"gates_{direction}", (None, None, rows))
+        ops.append(Linear(node.label, (source.name,), (step,), 2, 2, inputs, rows, 3, takes_bias=biased))
+        bindings[direction] = LinearBinding(node.name, names[0], Layout("oi"), names[1] if biased else "", rows)
+    known = {source.name} | {inner.name for inner in node.fx.all_input_nodes if node.constant(inner)}
+    rest = [inner.name for inner in node.fx.all_input_nodes if inner.name not in known]
+    outputs = (node.name, *(user.name for user in node.fx.users if user.target is getitem))
+    steps = [op.outputs[0] for op in ops]
+    return [*ops, Opaque(node.label, (*steps, *rest), outputs, node.type)], bindings
+
+
+def _own_parameter(node: Node, params: Sequence[Any], place: int) -> str:
+    """The name by which one parameter of many is edited, "" where something else reads it too."""
+    if not node.constant(params[place]) or sum(other is params[place] for other in params) > 1:
+        return ""
+    return f"params.{place}" if node.context.program else node.context.weights.alone(params[place])

@@ -50,15 +50,19 @@ def _form(call: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def parts(
-    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ignore_hooks: bool, memory: Memory
-) -> list[Part]:
-    """The largest inner modules that can be traced. ModelError where the module does not even run."""
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], ignore_hooks: bool, memory: Memory,
+    bare: bool = False,
+) -> list[Part]:  # fmt: skip
+    """The largest inner modules that can be traced. ModelError where the module does not even run.
+
+    `bare`: as for `capture`.
+    """
     seen = _observe(module, args, kwargs)
     found: list[tuple[str, nn.Module, Capture]] = []
     for path, inner, call in _candidates(module, seen):
         if not any(path == other or path.startswith(f"{other}.") for other, _, _ in found):
             try:
-                found.append((path, inner, capture(inner, call[0], call[1], ignore_hooks, memory)))
+                found.append((path, inner, capture(inner, call[0], call[1], ignore_hooks, memory, bare)))
             except ModelError:
                 continue
     return [Part(path, inner, made, *_foreign(module, inner, made, seen)) for path, inner, made in found]

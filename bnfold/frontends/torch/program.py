@@ -227,8 +227,11 @@ class _Work:
         return torch.nn.Parameter(tensor, like.requires_grad) if parameter else tensor
 
     def _set(self, node: fx.Node, role: str, value: Any) -> None:
-        """Another value for an argument, by its name in the schema."""
-        names = [entry.name for entry in node.target._schema.arguments]  # type: ignore[union-attr]
+        """Another value for an argument, by its name in the schema, or for an entry of a list (`params.2`)."""
+        role, _, entry = role.partition(".")
+        if entry:
+            value = [value if i == int(entry) else old for i, old in enumerate(argument(node, role))]
+        names = [known.name for known in node.target._schema.arguments]  # type: ignore[union-attr]
         place = names.index(role)
         if place < len(node.args):
             node.update_arg(place, value)

@@ -17,7 +17,7 @@ from .constants import Constants, op_name
 from .memory import Key
 from .node import Context, Node, Ops, Reading, shape_of
 from .norms import Call
-from .sharing import LAYERS, Weights, argument, weight_arguments
+from .sharing import LAYERS, RECURRENT, Weights, argument, weight_arguments
 
 Reader = Callable[[Node], Reading | Ops | None]
 
@@ -27,6 +27,7 @@ READERS: dict[str, Reader] = {
     "convolution": linear.convolution,
     "linear": linear.linear,
     **dict.fromkeys(("addmm", "mm", "matmul"), linear.product),
+    **dict.fromkeys(RECURRENT, linear.recurrent),
     **dict.fromkeys(norms.ARITHMETIC, arithmetic.arithmetic),
     "relu": pointwise.relu,
     "leaky_relu": pointwise.leaky_relu,
@@ -70,7 +71,7 @@ READERS: dict[str, Reader] = {
 }  # fmt: skip
 OCTAVES = {torch.float16: 5.0, torch.float64: 400.0}
 """How far tensors may leave their scale, by element type; float32 and bfloat16 share the default."""
-NAMED = LAYERS | norms.NORMS | {"relu", "hardtanh", "clamp", "prelu", "leaky_relu"}
+NAMED = LAYERS | RECURRENT | norms.NORMS | {"relu", "hardtanh", "clamp", "prelu", "leaky_relu"}
 """Ops that go by the path of the module in which they run, where no other such op runs in it."""
 
 
@@ -229,6 +230,9 @@ class _Reader:
         if hook:
             return _stays(op, Reason("hook", f"{view.label} has a {hook}, which sees what goes in and comes out",
                                      view.label, "remove the hook before folding"))  # fmt: skip
+        if view.label in self.capture.mixed:
+            text = "it runs under torch.autocast, which computes in other types than the weights have"
+            return _stays(op, Reason("autocast", text, view.label, "use torch.autocast around the network, not in it"))
         text = "it is computed by code that does more than that, so no module can be taken out"
         return _stays(op, Reason("in-code", text, view.label, "fold the exported program (torch.export) instead"))
 

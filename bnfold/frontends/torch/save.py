@@ -87,9 +87,10 @@ def restore(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
     if placed is None:
         raise ModelError(f"{where}: not a checkpoint that bnfold folded (nothing in it says what was taken out)")
     try:
+        tensors = _typed(state.tensors, module)
         for path, kind in placed.items():
-            _place(module, path, kind, state.tensors)
-        _add_biases(module, state.tensors)
+            _place(module, path, kind, tensors)
+        _add_biases(module, tensors)
     except (AttributeError, KeyError, TypeError) as error:
         raise ModelError(
             f"{where}: does not fit {type(module).__name__}: what was folded is not in it ({one_line(error)})"
@@ -98,6 +99,16 @@ def restore(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
 
     fill(module, state, where)
     return module
+
+
+def _typed(tensors: Mapping[str, torch.Tensor], module: nn.Module) -> Mapping[str, torch.Tensor]:
+    """Tensors in the type that a network has, where it has one for all."""
+    held = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
+    dtype = held.pop() if len(held) == 1 else None
+    return {
+        name: t.to(dtype) if dtype and isinstance(t, torch.Tensor) and t.is_floating_point() else t
+        for name, t in tensors.items()
+    }
 
 
 def placed_in(state: Checkpoint) -> dict[str, str] | None:

@@ -22,6 +22,7 @@ LAYERS = frozenset(
     {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "linear",
      "addmm", "mm", "matmul"}
 )  # fmt: skip
+RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 ROLES = {"addmm": ("mat2", "self"), "mm": ("mat2", ""), "matmul": ("other", "")}
 COMPUTED = (
     "computes its weight from other values (bake=True makes that of parametrizations, weight norm and pruning constant)"
@@ -94,6 +95,12 @@ class Weights:
         why = "" if scaled else COMPUTED if not name else f"shares its weight {name} with other code"
         return Sides(scaled, owned, name if scaled else "", bias if owned else "", turned, shared, why)
 
+    def alone(self, node: object) -> str:
+        """The name of a parameter that one op alone reads, "" where it is another value."""
+        name = self.constants.direct(node)
+        key = self.constants.keys[name] if name else None
+        return name if key is not None and key not in self.frozen and self.readers[key] == 1 else ""
+
     def _alike(self, name: str, group: list[fx.Node]) -> bool:
         key = self.constants.keys[name]
         return key not in self.frozen and self.readers[key] == len(group) and len({self._way(n) for n in group}) == 1
@@ -116,7 +123,13 @@ class Weights:
 
 
 def argument(node: fx.Node, name: str) -> Any:
-    """An argument of an op by the name that its schema gives it; None where it has none of that name."""
+    """An argument of an op by the name that its schema gives it; None where it has none of that name.
+
+    `params.2`: an entry of a list.
+    """
+    name, _, place = name.partition(".")
+    if place:
+        return argument(node, name)[int(place)]
     schema = getattr(node.target, "_schema", None)
     for i, entry in enumerate(schema.arguments if schema is not None else ()):
         if entry.name == name:
