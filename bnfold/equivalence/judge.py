@@ -35,6 +35,7 @@ from .criterion import (
 from .inputs import RESIZED, Array, Axes, Choice, Feed, Inputs, dynamic_axes
 from .locate import Where, locate
 from .runners import OrtRunner, ReferenceRunner, Runner
+from .scopes import paired
 from .subject import Aligned, Subject
 
 NOISE_MULTIPLE = 10.0
@@ -134,7 +135,7 @@ def judge(
     check = replace(verdict(fault), operators=_operators(reference, candidate))
     if failing is None or check.passed or not locating:
         return check
-    return replace(check, where=_where(reference, candidate, runner.name, *failing, criterion.multiple, progress))
+    return replace(check, where=_where(reference, candidate, runner, other, failing, criterion.multiple, progress))
 
 
 def _resized(
@@ -183,16 +184,16 @@ def _operators(*subjects: Subject) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _where(
-    reference: Subject, candidate: Subject, engine: str, kind: str, feed: Feed, multiple: float, progress: Progress
-) -> Where | None:
-    """The tensor at which they part; None where the models are of different kinds, or cannot be looked into."""
-    if reference.named != candidate.named:
-        return None
+    reference: Subject, candidate: Subject, runner: Runner, other: Runner, failing: tuple[str, Feed], multiple: float,
+    progress: Progress,
+) -> Where | None:  # fmt: skip
+    """The tensor at which they part; None where one cannot be looked into."""
     try:
-        first, second = reference.probe(engine), candidate.probe(engine)
+        first, second = reference.probe(runner.name), candidate.probe(other.name)
         if first is None or second is None:
             return None
-        return locate(first, second, feed, kind, multiple, progress)
+        pair = paired(first, second, other.renamed if isinstance(other, Aligned) else dict)
+        return locate(*pair, failing[1], failing[0], multiple, progress, len({runner.name, other.name}))
     except Exception:  # a convenience, which must not hide the verdict
         return None
 
