@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import UsageError, VerificationError
 from .check import Check, Measure, OutputError
 from .criterion import (
+    COARSE,
     EMPTY,
     EPS,
     INTEGER_LIMIT,
@@ -80,6 +81,7 @@ def judge(
         said = [*warnings, *hearing.warnings]
         if not message:
             said += [*(_steady(first, varying) if reference.specs() else []), *_only_rounding(found)]
+            said += _coarse(Check(True, "", 0, {}, found).resolution)
         return Check(not message, runner.name, inputs.seed, choice.shapes, found, message, tuple(dict.fromkeys(said)),
                      str(criterion), None, (reference.name, candidate.name))  # fmt: skip
 
@@ -323,7 +325,7 @@ class Hearing:
         if not part.passed or rounding > allowed:
             return entry
         measures = (*part.measures, Measure("runtime's rounding", rounding, allowed))
-        return replace(entry, passed=True, note=RUNTIME, measures=measures)
+        return replace(entry, passed=True, note=RUNTIME, measures=measures, resolution=part.resolution)
 
     def _heard(self, entry: OutputError, a: Array, b: Array, truth: Array | None, noise: Array) -> OutputError:
         """An entry judged by the reference's own rounding, as a whole and channel by channel where float64 is known."""
@@ -411,7 +413,8 @@ def second_hearing(entry: OutputError, noise: float) -> OutputError:
     if not in_doubt(entry) or entry.error > NOISE_MULTIPLE * noise:
         return entry
     measure = Measure("noise ratio", entry.error / noise if noise else 0.0, NOISE_MULTIPLE)
-    return replace(entry, passed=True, note=ROUNDING, measures=(measure,))
+    finest = NOISE_MULTIPLE * noise / entry.scale if entry.scale > 0 else None
+    return replace(entry, passed=True, note=ROUNDING, measures=(measure,), resolution=finest)
 
 
 def _short(value: Array) -> bool:
@@ -503,6 +506,16 @@ def _only_rounding(results: tuple[OutputError, ...]) -> list[str]:
     sound = {entry.output for entry in results if entry.passed and entry.note != ROUNDING}
     names = sorted({entry.output for entry in results if entry.note == ROUNDING} - sound)
     return [f"{', '.join(names)} agrees only within the reference's own rounding, on all inputs"] if names else []
+
+
+def _coarse(resolution: Mapping[str, float]) -> list[str]:
+    """Warnings for outputs with so few digits that faults which matter may pass."""
+    return [
+        f"{name}: differences below {finest:.1e} of the largest magnitude (root mean square) may pass as rounding, "
+        "so small faults cannot be seen here"
+        for name, finest in resolution.items()
+        if finest >= COARSE
+    ]
 
 
 def _open(reference: Subject, inputs: Inputs, progress: Progress) -> tuple[Runner, Choice, dict[str, Array]]:

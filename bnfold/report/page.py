@@ -10,7 +10,7 @@ from .. import __version__
 from ..equivalence.check import HISTOGRAM, Check, OutputError
 from ..equivalence.locate import Where
 from ..plan import Plan
-from .table import fate, summary, verdict
+from .table import fate, finest_line, summary, verdict
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #2a8a3e; --bad: #c8323c; --own: #8a8f98; --new: #3b7dd8; }
@@ -106,7 +106,9 @@ def _facts(check: Check) -> str:
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in check.shapes.items())
     rows = [
         ("reference", check.names[0]), ("candidate", check.names[1]), ("run by", check.runner),
-        ("criterion", check.criterion), ("inputs", shapes), ("seed", str(check.seed)),
+        ("criterion", check.criterion),
+        ("resolution", finest_line(check) if check.passed and check.resolution else ""), ("inputs", shapes),
+        ("seed", str(check.seed)),
     ]  # fmt: skip
     return table_html(("", ""), [row for row in rows if row[1]])
 

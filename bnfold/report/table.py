@@ -80,7 +80,15 @@ def check_table(check: Check) -> RenderableType:
     line = Text(f"{verdict} ({check.runner}; {shapes}; seed {check.seed}{by})", "green" if check.passed else "red")
     notes = [Text(f"warning: {warning}", "yellow") for warning in check.warnings]
     where = [Text(str(check.where)), *([profile(check.where)] if check.where.profile else [])] if check.where else []
-    return Group(*([table] if check.outputs else []), *notes, *where, line)
+    seen = [Text(finest_line(check))] if check.passed and check.resolution else []
+    return Group(*([table] if check.outputs else []), *notes, *seen, *where, line)
+
+
+def finest_line(check: Check) -> str:
+    """The least difference that cannot pass as rounding, of the output where that is largest."""
+    name, finest = max(check.resolution.items(), key=lambda item: item[1])
+    which = f" of {name}" if len(check.resolution) > 1 else ""
+    return f"differences{which} below {finest:.1e} of the largest magnitude (root mean square) may pass as rounding"
 
 
 def pairs_table(checks: Sequence[tuple[str, Check | str]]) -> RenderableType:
