@@ -53,19 +53,23 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of a network's inputs by name (the only one may be called ""), and their classes where they are known."""
+    """Samples of a network's inputs by name (the only one may be called ""), and their classes where they are known.
+
+    `same`: inputs without an axis of samples, which are the same for all of them.
+    """
 
     inputs: Mapping[str, Rows]
     labels: Array | None = None
     classes: tuple[str, ...] = field(default=())
     source: str = "data"
+    same: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
+        return next((len(values) for name, values in self.inputs.items() if name not in self.same), 1)
 
     def rows(self, rows: Any) -> dict[str, Array]:
         """The inputs of some samples: a slice, or their numbers."""
-        return {name: np.asarray(values[rows]) for name, values in self.inputs.items()}
+        return {name: np.asarray(values if name in self.same else values[rows]) for name, values in self.inputs.items()}
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[dict[str, Array]]:
         """The first `limit` samples, all by default, `size` at a time; the last batch may be smaller."""
@@ -125,14 +129,15 @@ def _eight_bits(image: Any, path: Path) -> Any:
 
 def open_data(
     source: Any, names: Sequence[str] = (), pixels: Pixels | None = None, labels: bool = False,
-    inputs: Collection[str] = (),
+    inputs: Collection[str] = (), fixed: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Samples:  # fmt: skip
     """Samples from what a user has.
 
     `source`: a path (.npz, .npy, a folder of images, a folder with one folder of images for each class), an array, a
     mapping of names to arrays, or `Samples`. `names`: those of the network's inputs; arrays in a file go by them, and
     the only array goes to the only input. `pixels`: what images become. `labels`: classes are wanted. `inputs`: names
-    that are never those of classes, whatever they are called.
+    that are never those of classes, whatever they are called. `fixed`: shapes of inputs that have no dynamic size: an
+    array of exactly that shape is the same for all samples where the other arrays say that there are more, or fewer.
 
     UsageError for a source of another kind; DataError where there is nothing in it, where arrays have different
     lengths or hold NaN or infinities, where an input or the wanted classes are missing.
@@ -149,7 +154,21 @@ def open_data(
         raise UsageError(
             f"data: a path, an array or a mapping of names to arrays expected, {type(source).__name__} found"
         )
-    return _checked(samples, labels)
+    shapes = dict(fixed or {})
+    same = _same(samples.inputs, shapes)
+    return _checked(replace(samples, same=same) if same else samples, labels, shapes)
+
+
+def _same(inputs: Mapping[str, Rows], fixed: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+    """Inputs without an axis of samples: single numbers, and arrays in the shape of their input of another length."""
+    shapes = {name: values.shape for name, values in inputs.items() if isinstance(values, np.ndarray)}
+    whole = {name for name, shape in shapes.items() if name in fixed and shape == fixed[name]}
+    numbers = {name for name in whole if not fixed[name]}
+    counts = {len(values) for name, values in inputs.items() if name not in whole and shapes.get(name, (0,))}
+    rest = {name: fixed[name][0] for name in whole - numbers}
+    if not counts and len(set(rest.values())) > 1:  # one call of the network
+        return frozenset(whole)
+    return frozenset(numbers | {name for name, length in rest.items() if counts and length not in counts})
 
 
 def _from_path(path: Path, names: Sequence[str], pixels: Pixels, inputs: Collection[str]) -> Samples:
@@ -220,17 +239,20 @@ def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
-def _checked(samples: Samples, labels: bool) -> Samples:
-    if any(np.ndim(values) == 0 for values in samples.inputs.values() if isinstance(values, np.ndarray)):
+def _checked(samples: Samples, labels: bool, fixed: Mapping[str, tuple[int, ...]]) -> Samples:
+    varying = {name: values for name, values in samples.inputs.items() if name not in samples.same}
+    if any(np.ndim(values) == 0 for values in varying.values() if isinstance(values, np.ndarray)):
         raise DataError(f"{samples.source}: samples along axis 0 expected, a single number found")
-    lengths = {name: len(values) for name, values in samples.inputs.items()}
-    if not lengths or not max(lengths.values()):
+    lengths = {name: len(values) for name, values in varying.items()}
+    if not samples.inputs or (lengths and not max(lengths.values())):
         raise DataError(f"{samples.source}: no samples in it")
     if samples.labels is not None:
         lengths["the classes"] = len(samples.labels)
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{name or 'input'}: {count}" for name, count in lengths.items())
-        raise DataError(f"{samples.source}: different numbers of samples ({said})")
+        own = ", ".join(f"{name} {'x'.join(map(str, shape)) or 'a number'}" for name, shape in fixed.items())
+        hint = f"; an input that is the same for all samples is given in its own shape: {own}" if own else ""
+        raise DataError(f"{samples.source}: different numbers of samples ({said}){hint}")
     for name, values in samples.inputs.items():
         if isinstance(values, np.ndarray) and values.dtype.kind in "USOMm":
             raise DataError(f"{samples.source}: {name or 'the input'} holds {values.dtype}; numbers expected")
@@ -246,6 +268,7 @@ def _finite(source: str, name: str, values: Rows) -> None:
     """Arrays are read through once, a part at a time; images cannot hold NaN."""
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
         return
+    values = np.atleast_1d(values)
     for start in range(0, len(values), 256):
         bad = ~np.isfinite(values[start : start + 256])
         if bad.any():

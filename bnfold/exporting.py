@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from . import __version__
+from .equivalence.scopes import SCOPES, noted
 from .errors import ModelError, UsageError, VerificationError
 from .files import check_target, written
 from .frontends.onnx.external import side_name
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from .equivalence.check import Check
 
 NAMED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
-SCOPES = "pkg.torch.onnx.name_scopes"
 LARGE = 1_800_000_000
 """Bytes of tensors from which they go into a file of their own: one ONNX file holds 2 GiB at most."""
 
@@ -241,28 +241,18 @@ def _drop_zero_biases(model: Any) -> None:
 def _describe(model: Any, plan: Plan | None, source: TorchModel) -> None:
     """Names of modules for layers and norms; who made the file, from what, and what was folded."""
     nodes = [node for node in model.graph if node.op_type in NAMED]
-    paths = {id(node): _path(node) for node in nodes}
+    paths = {id(node): noted(node.metadata_props.get(SCOPES, "")) for node in nodes}
     taken = Counter(paths.values()) + Counter(node.name for node in model.graph)
     for node in nodes:
-        if paths[id(node)] and taken[paths[id(node)]] == 1:
-            node.name = paths[id(node)]
+        path = paths[id(node)]
+        if path and taken[path] == 1:
+            node.name = path
     props = {"bnfold.version": __version__, "bnfold.source": _digest(source)}
     if plan is not None:
         folded = [bn.name for bn in plan.batch_norms if bn.verdict == "folded"]
         props["bnfold.summary"] = json.dumps(plan.counts())
         props["bnfold.folded"] = json.dumps(folded)
     model.metadata_props.update(props)
-
-
-def _path(node: Any) -> str:
-    """The path of the module that a node comes from, by what the exporter notes."""
-    import ast
-
-    try:
-        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
-    except (ValueError, SyntaxError):
-        return ""
-    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
 
 
 def _digest(source: TorchModel) -> str:

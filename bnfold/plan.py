@@ -134,6 +134,12 @@ class BatchNorm:
     reason: Reason | None = None
     conditioning: Conditioning = field(default_factory=Conditioning)
 
+    @property
+    def said(self) -> str:
+        """The verdict in a few words."""
+        form = "depthwise conv" if self.form == "conv" else self.form
+        return f"reduced to {form}" if self.verdict == "reduced" else self.verdict
+
 
 @dataclass(frozen=True)
 class OtherNorm:
@@ -233,10 +239,9 @@ class Plan:
 
 
 def _line(bn: BatchNorm) -> str:
-    fate = f"{bn.verdict} to {bn.form}" if bn.verdict == "reduced" else bn.verdict
     into = f" into {', '.join(bn.into)}" if bn.into else ""
     why = f" [{bn.reason.code}] {bn.reason}" if bn.reason else ""
-    return f"{bn.name}: {fate}{into}{why}"
+    return f"{bn.name}: {bn.said}{into}{why}"
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,14 @@ def test_the_checks_for_a_card_fail_where_a_planted_fault_is_not_caught(
 
 def missing() -> Any:
     raise ImportError("no such package")
+
+
+def test_a_card_is_checked_without_what_reads_onnx_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from scripts import gpu_checks
+
+    monkeypatch.setattr(gpu_checks, "find_spec", lambda name: None)
+    (row,) = gpu_checks.onnx_rows("cpu", True)
+    assert (row.state, row.note) == ("skipped", "onnx-graphsurgeon is not installed")
+    monkeypatch.setitem(sys.modules, "onnx_graphsurgeon", None)
+    with pytest.raises(UsageError, match="pip install onnx-graphsurgeon"):
+        bnfold.inspect(conv_bn().model())

@@ -52,6 +52,27 @@ def test_arrays_in_a_file_go_by_the_names_of_inputs(tmp_path: Path) -> None:
         feeds(Inputs(data=path), spec(2, 3, name="a"), spec(2, 2, name="c"))
 
 
+def test_inputs_without_a_batch_axis_are_the_same_for_all_samples(tmp_path: Path) -> None:
+    path, anchors = tmp_path / "data.npz", np.arange(12.0).reshape(4, 3)
+    np.savez(path, x=np.arange(20.0).reshape(10, 2), scale=np.float32(0.5), anchors=anchors)
+    specs = spec("N", 2, name="x"), spec(name="scale"), spec(4, 3, name="anchors")
+    found = [feed for _, feed in feeds(Inputs(data=path), *specs)]
+    assert [feed["x"].shape for feed in found] == [(8, 2), (8, 2)]
+    assert all(feed["scale"].shape == () and feed["scale"] == 0.5 for feed in found)
+    assert all(np.array_equal(feed["anchors"], anchors) for feed in found)
+    once = feeds(Inputs(data={"x": np.ones((1, 2)), "anchors": anchors}), spec(1, 2, name="x"), specs[2])
+    assert [{name: value.shape for name, value in feed.items()} for _, feed in once] == [
+        {"x": (1, 2), "anchors": (4, 3)}
+    ]
+    assert [feed["scale"].shape for _, feed in feeds(Inputs(data={"scale": np.array(2.0)}), specs[1])] == [()]
+    with pytest.raises(
+        DataError, match=r"different numbers of samples \(x: 10, anchors: 5\); .* own shape: .*anchors 4x3"
+    ):
+        feeds(Inputs(data={"x": np.ones((10, 2)), "anchors": np.ones((5, 3)), "scale": np.array(1.0)}), *specs)
+    with pytest.raises(DataError, match="scale holds NaN"):
+        feeds(Inputs(data={"x": np.ones((10, 2)), "anchors": anchors, "scale": np.array(np.nan)}), *specs)
+
+
 @pytest.mark.parametrize(
     ("data", "shape", "said"),
     [

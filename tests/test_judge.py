@@ -295,6 +295,29 @@ def test_a_fault_is_found_in_every_type(tmp_path: Path, dtype: npt.DTypeLike) ->
     assert not judged(tmp_path, model, candidate).passed
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_how_small_a_difference_may_pass_as_rounding_is_said(tmp_path: Path, dtype: npt.DTypeLike) -> None:
+    """Half a network's digits hide a weight that is off by a hundredth; a warning says that they may."""
+    model = conv_bn(dtype=dtype).model()
+    check = judged(tmp_path, model, fold(model, verify=False).model)
+    assert check.passed
+    ((name, finest),) = check.resolution.items()
+    short = dtype == np.float16
+    assert finest > 1e-3 if short else finest < 1e-4
+    assert any("small faults cannot be seen" in warning for warning in check.warnings) == short
+    assert check.to_dict()["resolution"] == {name: finest}
+    for entry in check.outputs:
+        if entry.resolution is not None and entry.found is not None:
+            assert entry.measure("error ratio") == pytest.approx(8 * entry.found / entry.scale / entry.resolution)
+
+
+def test_nothing_is_said_of_rounding_where_bounds_are_given(tmp_path: Path) -> None:
+    model = conv_bn(dtype=np.float16).model()
+    check = judged(tmp_path, model, fold(model, verify=False).model, atol=1.0)
+    assert check.resolution == {}
+    assert check.warnings == ()
+
+
 def test_a_candidate_that_is_no_valid_model_fails(tmp_path: Path) -> None:
     candidate = network()
     node_named(candidate, "relu1").op_type = "Melt"

@@ -216,3 +216,105 @@ def test_in_exported_programs_nodes_are_named_in_the_gauge_of_the_fold() -> None
     assert not check.passed
     assert check.where is not None
     assert (check.where.tensor, check.where.op, check.where.agrees) == ("conv2d_1", "conv2d", "relu")
+
+
+class Twin(nn.Module):
+    """The network of `twins` in PyTorch."""
+
+    def __init__(self, file: ModelProto) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.body, self.last, self.head = nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3)
+        held = {tensor.name: torch.tensor(numpy_helper.to_array(tensor)) for tensor in file.graph.initializer}
+        keys = "weight", "bias", "running_mean", "running_var"
+        state = {
+            f"{node.name}.{key}": held[name]
+            for node in file.graph.node
+            for key, name in zip(keys, node.input[1:], strict=False)
+        }
+        self.load_state_dict(state, strict=False)
+        self.eval()
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        moved = self.norm(torch.relu(self.stem(values)))
+        return self.head(self.last(self.body(moved)))  # type: ignore[no-any-return]
+
+
+def twins() -> tuple[ModelProto, Twin]:
+    """One network as an ONNX file, whose layers and norms have the names of modules, and as a module."""
+    net = Net(seed=3)
+    x = net.relu(net.conv(net.input("x", (2, 3, 12, 12)), (3, 6), "stem", bias=True), "")
+    x = net.conv(net.bn(x, 6, "norm", gamma="both"), (6, 6), "body", bias=True)
+    net.output(net.conv(net.bn(x, 6, "last", gamma="both"), (6, 4), "head", bias=True), (2, 4, 6, 6))
+    return net.model(), Twin(net.model())
+
+
+@pytest.mark.parametrize("side", ["neither", "reference", "candidate"])
+@pytest.mark.parametrize("first", ["file", "module"])
+def test_files_and_modules_are_matched_by_the_names_of_modules(tmp_path: Path, first: str, side: str) -> None:
+    file, module = twins()
+    path, x = tmp_path / "a.onnx", torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    folding = (first, side) in (("file", "reference"), ("module", "candidate"))
+    made = bnfold.fold(file).model if folding else file
+    other = bnfold.fold(module, (x,)).model if side != "neither" and not folding else module
+    pair: tuple[Any, Any] = (path, other) if first == "file" else (other, path)
+    onnx.save(made, path)
+    assert bnfold.verify(pair[0], pair[1], (x,)).passed
+    onnx.save(damaged(made, "head"), path)
+    found = bnfold.verify(pair[0], pair[1], (x,)).where
+    assert found is not None
+    assert (found.tensor, {found.op, found.by}) == ("head", {"Conv head", "Conv2d"})
+    assert found.agrees in ("last", "body")
+    assert len(found.profile) >= 3
+
+
+def test_models_of_two_kinds_without_modules_in_common_say_so(tmp_path: Path) -> None:
+    file, module = twins()
+    wrong = damaged(file, "body")
+    for node in wrong.graph.node:
+        node.name = f"node_{node.name}"
+    onnx.save(wrong, tmp_path / "a.onnx")
+    found = bnfold.verify(module, tmp_path / "a.onnx", (torch.ones(2, 3, 12, 12),))
+    assert not found.passed
+    assert str(found.where) == "no inner tensor could be matched in both models by its name and shape"
+
+
+@pytest.mark.slow
+def test_programs_and_modules_are_matched_by_the_names_of_modules() -> None:
+    _, module = twins()
+    x, wrong = (torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0)),), copy.deepcopy(module)
+    with torch.no_grad():
+        wrong.body.weight[1, 1] *= 1.2
+    folded = bnfold.fold(torch.export.export(module, x)).model
+    pairs: list[tuple[Any, Any]] = [(folded, wrong), (wrong, folded)]
+    for reference, candidate in pairs:
+        found = bnfold.verify(reference, candidate, x).where
+        assert found is not None
+        assert found.tensor == "body"
+
+
+def test_a_module_returns_the_only_tensor_that_is_made_inside_and_read_outside() -> None:
+    from bnfold.equivalence.scopes import Stem, returned
+
+    nodes = [
+        Stem("block.conv", ["x"], ["a"]), Stem("block", ["a"], ["b"]), Stem("block", ["b", "x"], ["c"]),
+        Stem("twice", ["c"], ["d"]), Stem("twice", ["d", "c"], ["e"]), Stem("pair", ["c"], ["f"]),
+        Stem("", ["c"], ["g"]), Stem("part.conv", ["g"], ["h"]), Stem(None, ["h"], ["i"]), Stem("part", ["i"], ["j"]),
+    ]  # fmt: skip
+    assert returned(nodes, ["d", "e", "f", "j"]) == {"block.conv": "a", "block": "c", "pair": "f", "part.conv": "h"}
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("layer1.0.conv1", "layer1.0.conv1"),
+        ("/layer1/layer1.0/downsample/downsample.0/Conv", "layer1.0.downsample.0"),
+        ("/Relu", ""),
+        ("", None),
+        ("model/conv:0", None),
+    ],
+)
+def test_older_exporters_write_modules_into_the_names_of_nodes(name: str, path: str | None) -> None:
+    from bnfold.equivalence.scopes import spelt
+
+    assert spelt(name) == path

@@ -107,6 +107,7 @@ def test_it_prints_a_line_for_each_norm() -> None:
     assert lines[0] == "m.onnx: 1 batch norm and 1 constant like them: 1 folded, 1 reduced, 0 kept"
     assert Plan("m").headline() == "0 batch norms: 0 folded, 0 reduced, 0 kept"
     assert lines[1] == "  bn: reduced to add into conv [sign] why"
+    assert replace(NORM, form="conv").said == "reduced to depthwise conv"
     assert lines[2] == "  b2: folded"
 
 

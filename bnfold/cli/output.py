@@ -100,7 +100,7 @@ def write_checks(
     if html is not None:
         from ..report.page import to_html
 
-        _write(html, to_html([(pair.name, check, _norms(pair, check)) for pair, check in results]))
+        _write(html, to_html([(pair.name, check, _norms(pair, check)) for pair, check in results], done=False))
 
 
 def show_checks(results: Sequence[tuple[PairSettings, Check | str]], as_json: bool, single: bool) -> None:

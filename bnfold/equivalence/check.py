@@ -52,6 +52,8 @@ class OutputError:
     None elsewhere. `measures`: what `passed` rests on. `note`: what else there is to say. `histogram`: how many
     elements have an error of each size, in the reference (empty where there is no float64) and in the candidate: bins
     of half a power of ten of the scale, from `HISTOGRAM[0]` up, the first with all below, the last with all above.
+    `resolution`: the largest error, a root mean square over `scale`, that may pass as rounding; None where bounds were
+    given, or nothing was measured.
     """
 
     output: str
@@ -64,6 +66,7 @@ class OutputError:
     own: float | None = None
     found: float | None = None
     histogram: tuple[Counts, Counts] = ((), ())
+    resolution: float | None = None
 
     @property
     def relative(self) -> float:
@@ -108,6 +111,15 @@ class Check:
         failed = [o for o in self.outputs if not o.passed]
         return max(failed or self.outputs, key=lambda o: o.strain, default=None)
 
+    @property
+    def resolution(self) -> dict[str, float]:
+        """Of each output that is not the same to the last bit: the finest of all kinds of inputs."""
+        found: dict[str, float] = {}
+        for o in self.outputs:
+            if o.resolution is not None and o.error > 0:
+                found[o.output] = min(o.resolution, found.get(o.output, o.resolution))
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a report; numbers that are not finite as text."""
         worst = self.worst
@@ -121,6 +133,7 @@ class Check:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "message": self.message,
             "warnings": list(self.warnings),
+            "resolution": self.resolution,
             "worst": _entry(worst) if worst else None,
             "outputs": [_entry(output) for output in self.outputs],
             "where": self.where.to_dict() if self.where else None,

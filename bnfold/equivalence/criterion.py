@@ -30,6 +30,8 @@ FLOOR = (0.25, 1.0)
 """Own errors, root mean square and largest, count as so many units in the last place of the largest output at least."""
 PARTS = 8.0
 """The error of one channel may be so many times as far beyond the reference's own there as that of the whole output."""
+COARSE = 1e-3
+"""Where differences of this share of the largest magnitude may pass as rounding, a warning says so."""
 CLEAR = 0.1
 """A difference of this share of the largest magnitude is no rounding, whatever else is measured."""
 SKIPPED = "skipped"
@@ -99,7 +101,9 @@ class Criterion:
             relative = entry.relative if entry.scale > 0 else 0.0 if entry.error <= floor else float("inf")
             found.append(Measure("relative error", relative, limit))
         seen: tuple[Counts, Counts] = ((), Errors.of(b, a, entry.scale).histogram)
-        return replace(entry, measures=tuple(found), passed=all(m.passed for m in found), histogram=seen)
+        finest = None if self.fixed or not entry.scale > 0 else limit
+        passed = all(m.passed for m in found)
+        return replace(entry, measures=tuple(found), passed=passed, histogram=seen, resolution=finest)
 
     def _measures(self, a: Array, b: Array) -> Iterator[Measure]:
         if self.atol is not None or self.rtol is not None:
@@ -230,7 +234,10 @@ def beside(entry: OutputError, a: Array, own: Errors, new: Errors, multiple: flo
     )
     passed = all(measure.passed for measure in measures) or entry.error == 0
     seen = (own.histogram, new.histogram)
-    return replace(entry, passed=passed, measures=measures, own=own.rms, found=new.rms, histogram=seen)
+    finest = multiple * allowed[0] / entry.scale if entry.scale > 0 else None
+    return replace(
+        entry, passed=passed, measures=measures, own=own.rms, found=new.rms, histogram=seen, resolution=finest
+    )
 
 
 def apart(a: Array, b: Array, exact: Array, dtype: str, noise: Array | None = None) -> float:

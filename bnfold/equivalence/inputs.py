@@ -118,13 +118,20 @@ class Choice:
 
 
 def from_data(inputs: Inputs, specs: list[InputSpec]) -> Choice:
-    """Batches of a user's data: of the size that the network has, else of up to 8."""
+    """Batches of a user's data: of the size that the network has, else of up to 8.
+
+    Inputs without a batch axis (single numbers, fixed vectors) are the same in all.
+    """
     pixels = _pixels(specs[0], inputs) if len(specs) == 1 else None
-    samples = open_data(inputs.data, [spec.name for spec in specs], pixels)
-    batch = next((spec.shape[0] for spec in specs if spec.shape and isinstance(spec.shape[0], int)), 8)
+    fixed = {spec.name: tuple(d for d in spec.shape if isinstance(d, int)) for spec in specs if _static(spec)}
+    samples = open_data(inputs.data, [spec.name for spec in specs], pixels, fixed=fixed if len(specs) > 1 else {
+        name: shape for name, shape in fixed.items() if not shape
+    })  # fmt: skip
+    batched = [spec for spec in specs if spec.name not in samples.same]
+    batch = next((spec.shape[0] for spec in batched if spec.shape and isinstance(spec.shape[0], int)), 8)
     count = min(len(samples), inputs.samples or SAMPLES)
     shapes = {spec.name: _checked(spec, samples, batch if isinstance(batch, int) else 8, count) for spec in specs}
-    size = min(shape[0] for shape in shapes.values())
+    size = min((shapes[spec.name][0] for spec in batched), default=1)
 
     def batches() -> Iterator[tuple[str, Feed]]:
         for start in range(0, count, size):
@@ -137,6 +144,8 @@ def from_data(inputs: Inputs, specs: list[InputSpec]) -> Choice:
 
 def _checked(spec: InputSpec, samples: Samples, batch: int, count: int) -> tuple[int, ...]:
     """The shape of a batch of data. DataError where the network cannot take it."""
+    if spec.name in samples.same:
+        return spec.shape  # type: ignore[return-value]
     first = np.asarray(samples.inputs[spec.name][:1])
     shape = (batch if isinstance(spec.shape[0] if spec.shape else None, int) else min(batch, count), *first.shape[1:])
     fits = len(shape) == len(spec.shape) and all(

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import UsageError, VerificationError
 from .check import Check, Measure, OutputError
 from .criterion import (
+    COARSE,
     EMPTY,
     EPS,
     INTEGER_LIMIT,
@@ -35,6 +36,7 @@ from .criterion import (
 from .inputs import RESIZED, Array, Axes, Choice, Feed, Inputs, dynamic_axes
 from .locate import Where, locate
 from .runners import OrtRunner, ReferenceRunner, Runner
+from .scopes import paired
 from .subject import Aligned, Subject
 
 NOISE_MULTIPLE = 10.0
@@ -79,6 +81,7 @@ def judge(
         said = [*warnings, *hearing.warnings]
         if not message:
             said += [*(_steady(first, varying) if reference.specs() else []), *_only_rounding(found)]
+            said += _coarse(Check(True, "", 0, {}, found).resolution)
         return Check(not message, runner.name, inputs.seed, choice.shapes, found, message, tuple(dict.fromkeys(said)),
                      str(criterion), None, (reference.name, candidate.name))  # fmt: skip
 
@@ -134,7 +137,7 @@ def judge(
     check = replace(verdict(fault), operators=_operators(reference, candidate))
     if failing is None or check.passed or not locating:
         return check
-    return replace(check, where=_where(reference, candidate, runner.name, *failing, criterion.multiple, progress))
+    return replace(check, where=_where(reference, candidate, runner, other, failing, criterion.multiple, progress))
 
 
 def _resized(
@@ -183,16 +186,16 @@ def _operators(*subjects: Subject) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _where(
-    reference: Subject, candidate: Subject, engine: str, kind: str, feed: Feed, multiple: float, progress: Progress
-) -> Where | None:
-    """The tensor at which they part; None where the models are of different kinds, or cannot be looked into."""
-    if reference.named != candidate.named:
-        return None
+    reference: Subject, candidate: Subject, runner: Runner, other: Runner, failing: tuple[str, Feed], multiple: float,
+    progress: Progress,
+) -> Where | None:  # fmt: skip
+    """The tensor at which they part; None where one cannot be looked into."""
     try:
-        first, second = reference.probe(engine), candidate.probe(engine)
+        first, second = reference.probe(runner.name), candidate.probe(other.name)
         if first is None or second is None:
             return None
-        return locate(first, second, feed, kind, multiple, progress)
+        pair = paired(first, second, other.renamed if isinstance(other, Aligned) else dict)
+        return locate(*pair, failing[1], failing[0], multiple, progress, len({runner.name, other.name}))
     except Exception:  # a convenience, which must not hide the verdict
         return None
 
@@ -322,7 +325,7 @@ class Hearing:
         if not part.passed or rounding > allowed:
             return entry
         measures = (*part.measures, Measure("runtime's rounding", rounding, allowed))
-        return replace(entry, passed=True, note=RUNTIME, measures=measures)
+        return replace(entry, passed=True, note=RUNTIME, measures=measures, resolution=part.resolution)
 
     def _heard(self, entry: OutputError, a: Array, b: Array, truth: Array | None, noise: Array) -> OutputError:
         """An entry judged by the reference's own rounding, as a whole and channel by channel where float64 is known."""
@@ -410,7 +413,8 @@ def second_hearing(entry: OutputError, noise: float) -> OutputError:
     if not in_doubt(entry) or entry.error > NOISE_MULTIPLE * noise:
         return entry
     measure = Measure("noise ratio", entry.error / noise if noise else 0.0, NOISE_MULTIPLE)
-    return replace(entry, passed=True, note=ROUNDING, measures=(measure,))
+    finest = NOISE_MULTIPLE * noise / entry.scale if entry.scale > 0 else None
+    return replace(entry, passed=True, note=ROUNDING, measures=(measure,), resolution=finest)
 
 
 def _short(value: Array) -> bool:
@@ -502,6 +506,16 @@ def _only_rounding(results: tuple[OutputError, ...]) -> list[str]:
     sound = {entry.output for entry in results if entry.passed and entry.note != ROUNDING}
     names = sorted({entry.output for entry in results if entry.note == ROUNDING} - sound)
     return [f"{', '.join(names)} agrees only within the reference's own rounding, on all inputs"] if names else []
+
+
+def _coarse(resolution: Mapping[str, float]) -> list[str]:
+    """Warnings for outputs with so few digits that faults which matter may pass."""
+    return [
+        f"{name}: differences below {finest:.1e} of the largest magnitude (root mean square) may pass as rounding, "
+        "so small faults cannot be seen here"
+        for name, finest in resolution.items()
+        if finest >= COARSE
+    ]
 
 
 def _open(reference: Subject, inputs: Inputs, progress: Progress) -> tuple[Runner, Choice, dict[str, Array]]:

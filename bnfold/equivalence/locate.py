@@ -1,14 +1,15 @@
 """Where two models part: the first tensor, in the reference's order, at which the candidate is worse than rounding.
 
-Tensors are matched by name. A folded model holds `p*v + q` where the original holds `v`; the gauges `(p, q)` come from
-the plan, and since nothing tells with which options a candidate was folded, each set that it may have is tried: the one
-that fits best counts.
+Tensors are matched by name, in models of two kinds by the names of modules. A folded model holds `p*v + q` where the
+original holds `v`; the gauges `(p, q)` come from the plan, and since nothing tells which of the two was folded, and
+with which options, each set that it may have is tried: the one that fits best counts. Two runtimes round differently:
+what the candidate computes in float64 is held against the reference then, as the judge does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,7 +57,7 @@ class Where:
 
     def __str__(self) -> str:
         if not self.profile:
-            return "no inner tensor has the same name and shape in both models"
+            return "no inner tensor could be matched in both models by its name and shape"
         if not self.tensor:
             return f"all {len(self.profile)} tensors with a name in both models agree; they part behind {self.agrees}"
         before = f"; {self.agrees} still agrees" if self.agrees else "; it is the first tensor with a name in both"
@@ -80,25 +81,29 @@ class Probe(Protocol):
     def exact(self, feed: Feed, names: Sequence[str]) -> Values:
         """In float64; none where nothing here computes that."""
 
+    def returned(self) -> dict[str, str]:
+        """The tensor that each module returns, as far as that is known; modules by qualified name."""
+
     def gauges(self) -> Iterator[Mapping[str, Gauge]]:
         """How folded models of this one may hold its tensors; `(p, q)` broadcast to them."""
 
 
 def locate(
     reference: Probe, candidate: Probe, feed: Feed, kind: str, multiple: float,
-    progress: Callable[[str], None] = lambda stage: None,
+    progress: Callable[[str], None] = lambda stage: None, runtimes: int = 1,
 ) -> Where:  # fmt: skip
-    """The first tensor at which two models part on some inputs."""
+    """The first tensor at which two models part on some inputs. `runtimes`: how many they run in."""
     ops, theirs = reference.tensors(), candidate.tensors()
     names = [name for name in ops if name in theirs]
-    gauges = [{}, *reference.gauges()]
+    gauges = list(reference.gauges()), list(candidate.gauges())
 
     def measured(chosen: Sequence[str]) -> list[Point]:
         found = []
         for start in range(0, len(chosen), AT_ONCE):
             progress(f"looking for the tensor at which they part: {start} of {len(chosen)}")
             some = chosen[start : start + AT_ONCE]
-            sets = reference.values(feed, some), candidate.values(feed, some), reference.exact(feed, some)
+            sets = [reference.values(feed, some), candidate.values(feed, some), reference.exact(feed, some)]
+            sets += [candidate.exact(feed, some)] if runtimes > 1 else []
             for name in some:
                 point = _point(name, ops[name], [values.get(name) for values in sets], gauges)
                 if point is not None:
@@ -129,29 +134,56 @@ def _first(profile: Sequence[Point], multiple: float) -> int | None:
     return None
 
 
-def _point(name: str, op: str, values: Sequence[Array | None], gauges: Sequence[Mapping[str, Gauge]]) -> Point | None:
-    """How one tensor compares, under the gauge that fits best; None where it cannot be compared."""
-    a, b, exact = values
+def _point(
+    name: str, op: str, values: Sequence[Array | None], gauges: Sequence[Sequence[Mapping[str, Gauge]]]
+) -> Point | None:
+    """How one tensor compares, under the gauge that fits best; None where it cannot be compared.
+
+    `values`: of the reference and of the candidate, of the reference in float64, and of the candidate in float64 where
+    that runs in another runtime. `gauges`: how folded models of the reference hold it, and of the candidate.
+    """
+    a, b, exact, *other = values
     if a is None or b is None or a.shape != b.shape or a.size == 0 or a.dtype != b.dtype or a.dtype.name not in LIMITS:
         return None
+    told = _covers(exact, a) and all(_covers(value, b) for value in other)
+    mine = [a.astype(np.float64), exact if told and exact is not None else a.astype(np.float64)]
+    theirs = [b.astype(np.float64), *(other if told else [])]
     points = []
-    for p, q in _distinct(name, gauges):
-        wide = p * a.astype(np.float64) + q
-        told = exact is not None and exact.shape == a.shape and bool((np.isfinite(exact) | ~np.isfinite(a)).all())
-        truth = p * exact + q if told else wide
-        points.append(_compared(name, op, wide, b.astype(np.float64), truth, a.dtype.name, truth is not wide))
+    for (p, q), (r, s) in _distinct(name, gauges):
+        wide, truth = (p * value + q for value in mine)
+        found, *held = (r * value + s for value in theirs if value is not None)
+        point = _compared(name, op, wide, held[0] if held else found, truth, a.dtype.name, told)
+        points.append(_rounded(point, found, held[0], truth, a.dtype.name) if held else point)
     return min(points, key=lambda point: point.found)
 
 
-def _distinct(name: str, gauges: Sequence[Mapping[str, Gauge]]) -> Iterator[tuple[Any, Any]]:
-    yield 1.0, 0.0
-    for known in gauges:
-        if name in known:
-            yield known[name]
+def _covers(exact: Array | None, value: Array) -> bool:
+    """Whether float64 has a number wherever there is one."""
+    return exact is not None and exact.shape == value.shape and bool((np.isfinite(exact) | ~np.isfinite(value)).all())
+
+
+def _rounded(point: Point, b: Array, held: Array, truth: Array, dtype: str) -> Point:
+    """A point with the error of `b`, where a runtime may be as far as the limit of the type from `held` in float64."""
+    ok = np.isfinite(truth) & np.isfinite(held)
+    if not np.isfinite(b[ok]).all():
+        return replace(point, found=float("inf"), ratio=float("inf"))
+    size = float(np.abs(held[ok]).max(initial=0.0))
+    fine = not ok.any() or float(np.abs((b - held)[ok]).max()) <= LIMITS[dtype] * size
+    return replace(
+        point, found=_rms((b - truth)[ok]) / (_rms(truth[ok]) or 1.0), ratio=point.ratio if fine else float("inf")
+    )
+
+
+def _distinct(name: str, gauges: Sequence[Sequence[Mapping[str, Gauge]]]) -> Iterator[tuple[Any, Any]]:
+    """Gauges to bring the reference and the candidate to: that of a folded candidate, or of a folded reference."""
+    same = 1.0, 0.0
+    yield same, same
+    yield from ((known[name], same) for known in gauges[0] if name in known)
+    yield from ((same, known[name]) for known in gauges[1] if name in known)
 
 
 def _compared(name: str, op: str, a: Array, b: Array, truth: Array, dtype: str, known: bool) -> Point:
-    """`a`, `b`, `truth`: in the candidate's gauge, float64. Without a float64 run the limit of the type counts.
+    """`a`, `b`, `truth`: in one gauge, float64. Without a float64 run the limit of the type counts.
 
     The ratio is that of the root mean squares, or of the largest errors or the channels, as far as these go further.
     """

@@ -42,6 +42,10 @@ class ModuleProbe:
         """In float64."""
         return self._seen(self.wide, feed, set(names))
 
+    def returned(self) -> dict[str, str]:
+        """Modules are what is looked at."""
+        return {name: name for name in self.tensors()}
+
     def gauges(self) -> Iterator[Mapping[str, Gauge]]:
         """Those of each set of forms that a fold may leave; none where the module cannot be traced."""
         try:

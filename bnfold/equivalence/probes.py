@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from ..errors import BnfoldError
 from ..frontends.onnx.files import check, load, load_whole
@@ -19,8 +19,11 @@ from .device import Device
 from .inputs import Array, Feed
 from .locate import Gauge
 from .runners import OrtRunner, ReferenceRunner, Runner
+from .scopes import SCOPES, Stem, noted, returned, spelt
 from .widen import widened, widened_feed
 
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "BatchNormalization"})
+"""Nodes that are the whole of a module; a MatMul may have its bias in another node."""
 LARGE = 1 << 31
 """Files from this size on are not looked into: a copy of all weights would be made."""
 
@@ -64,6 +67,13 @@ class OnnxProbe:
         found = ReferenceRunner(exposed(self.wide, names)).run(widened_feed(feed))
         return {name: value for name, value in found.items() if value.dtype == np.float64}
 
+    def returned(self) -> dict[str, str]:
+        """As the nodes say which modules of PyTorch they stem from."""
+        if self.model is None:
+            return {}
+        graph = self.model.graph
+        return returned([_stem(node) for node in graph.node], [value.name for value in graph.output])
+
     def gauges(self) -> Iterator[Mapping[str, Gauge]]:
         """Those of each set of forms that a fold may leave; none of a file that runs and cannot be folded."""
         try:
@@ -74,6 +84,23 @@ class OnnxProbe:
                 yield gauges(graph, leftovers=leftovers)
         except BnfoldError:
             return
+
+
+def _stem(node: NodeProto) -> Stem:
+    """Layers and norms go by their names where nothing else is noted."""
+    notes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), None)
+    path = noted(notes) if notes is not None else spelt(node.name)
+    if notes is None and "/" not in node.name and node.op_type not in LAYERS:
+        path = None
+    return Stem(path, [*node.input, *_inside(node)], list(node.output))
+
+
+def _inside(node: NodeProto) -> list[str]:
+    """What the bodies of a node read, names of their own among it."""
+    bodies = [a.g for a in node.attribute if a.HasField("g")] + [g for a in node.attribute for g in a.graphs]
+    return [
+        name for body in bodies for inner in body.node for name in (*inner.input, *_inside(inner))
+    ] + [value.name for body in bodies for value in body.output]  # fmt: skip
 
 
 def exposed(model: ModelProto, names: Sequence[str]) -> ModelProto:

@@ -16,6 +16,7 @@ from ..planner import gauges
 from .inputs import Array, Feed
 from .locate import Gauge
 from .modules import ModuleRunner, ModuleSubject, to_array
+from .scopes import Stem, returned
 
 
 class ProgramProbe:
@@ -38,6 +39,11 @@ class ProgramProbe:
         """In float64."""
         return _seen(self.wide, feed, set(names))
 
+    def returned(self) -> dict[str, str]:
+        """As the nodes say which modules they stem from."""
+        graph: torch.fx.Graph = self.runner.module.graph  # type: ignore[assignment]
+        return returned([_stem(node) for node in graph.nodes], [node.name for node in _outputs(graph)])
+
     def gauges(self) -> Iterator[Mapping[str, Gauge]]:
         """Those of each set of forms that a fold may leave; none where the program cannot be read."""
         try:
@@ -46,6 +52,17 @@ class ProgramProbe:
                 yield gauges(graph, leftovers=leftovers)
         except BnfoldError:
             return
+
+
+def _stem(node: torch.fx.Node) -> Stem:
+    if node.op != "call_function":
+        return Stem("", [], [])
+    paths = [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
+    return Stem(paths[-1] if paths else None, [n.name for n in node.all_input_nodes], [node.name])
+
+
+def _outputs(graph: torch.fx.Graph) -> list[torch.fx.Node]:
+    return [n for node in graph.nodes if node.op == "output" for n in node.all_input_nodes]
 
 
 def _called(target: Any) -> str:

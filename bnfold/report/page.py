@@ -10,7 +10,7 @@ from .. import __version__
 from ..equivalence.check import HISTOGRAM, Check, OutputError
 from ..equivalence.locate import Where
 from ..plan import Plan
-from .table import fate, summary, verdict
+from .table import fate, finest_line, summary
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --good: #2a8a3e; --bad: #c8323c; --own: #8a8f98; --new: #3b7dd8; }
@@ -33,15 +33,16 @@ svg text { font: 11px system-ui, sans-serif; fill: currentColor; } code { overfl
 Entry = tuple[str, "Check | str", "Plan | None"]
 
 
-def to_html(entries: Sequence[Entry]) -> str:
+def to_html(entries: Sequence[Entry], done: bool = True) -> str:
     """A page with a part for each pair of models, by name.
 
     Each has the verdict, or the text that says why there is none, every output with a histogram of its errors, where
-    the models part, and what became of every norm where the plan is given.
+    the models part, and what became of every norm where the plan is given. `done`: the candidate was made by that plan;
+    otherwise it says what a fold of the reference would do.
     """
     failed = sum(isinstance(check, str) or not check.passed for _, check, _ in entries)
     title = f"bnfold verify: {'failed' if failed else 'passed'}"
-    parts = [_pair(*entry) for entry in entries]
+    parts = [_pair(*entry, done) for entry in entries]
     if len(entries) > 1:
         parts.insert(0, _contents(entries, failed))
     return whole(title, parts)
@@ -66,11 +67,11 @@ def _contents(entries: Sequence[Entry], failed: int) -> str:
     return f"<h1>{len(entries)} pairs, {failed} failed</h1>" + table_html(("pair", ""), rows)
 
 
-def _pair(name: str, check: Check | str, plan: Plan | None) -> str:
+def _pair(name: str, check: Check | str, plan: Plan | None, done: bool) -> str:
     state = _state(check)
     top = f"<h1>{escape(name)} <span class='badge {state}'>{state}</span></h1>"
     if isinstance(check, str):
-        return f"{top}<p>{escape(check)}</p>" + (_norms(plan) if plan is not None else "")
+        return f"{top}<p>{escape(check)}</p>" + (_norms(plan, done) if plan is not None else "")
     said = check.message or ("the candidate is the same function as the reference, to rounding" if check.passed else "")
     parts = [
         top,
@@ -80,7 +81,7 @@ def _pair(name: str, check: Check | str, plan: Plan | None) -> str:
         _parting(check.where) if check.where else "",
         _outputs(check.outputs),
         _histograms(check.outputs),
-        _norms(plan) if plan is not None else "",
+        _norms(plan, done) if plan is not None else "",
         _operators(*check.operators),
     ]
     return "\n".join(part for part in parts if part)
@@ -106,7 +107,9 @@ def _facts(check: Check) -> str:
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in check.shapes.items())
     rows = [
         ("reference", check.names[0]), ("candidate", check.names[1]), ("run by", check.runner),
-        ("criterion", check.criterion), ("inputs", shapes), ("seed", str(check.seed)),
+        ("criterion", check.criterion),
+        ("resolution", finest_line(check) if check.passed and check.resolution else ""), ("inputs", shapes),
+        ("seed", str(check.seed)),
     ]  # fmt: skip
     return table_html(("", ""), [row for row in rows if row[1]])
 
@@ -213,10 +216,12 @@ def _profile(where: Where) -> str:
     )
 
 
-def _norms(plan: Plan) -> str:
+def _norms(plan: Plan, done: bool) -> str:
     head = ("batch norm", "between", "verdict", "went into / why it stayed")
-    rows = [(bn.name, f"{bn.input} -> {bn.output}", (verdict(bn), bn.verdict), fate(bn)) for bn in plan.batch_norms]
+    rows = [(bn.name, f"{bn.input} -> {bn.output}", (bn.said, bn.verdict), fate(bn)) for bn in plan.batch_norms]
     notes = "".join(f"<p class='reduced'>note: {escape(note)}</p>" for note in plan.notes)
+    if not done:
+        notes = f"<p>What a fold of the reference would make of them, with default options.</p>{notes}"
     return f"<h2>Batch norms</h2>{notes}<p>{escape(summary(plan))}</p>" + (table_html(head, rows) if rows else "")
 
 

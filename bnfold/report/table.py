@@ -35,18 +35,13 @@ def plan_table(plan: Plan) -> RenderableType:
     for bn in plan.batch_norms:
         name = bn.name if bn.op_type == "BatchNormalization" else f"{bn.name} ({bn.op_type})"
         between = f"{bn.input} -> {bn.output}"
-        table.add_row(escape(name), escape(between), Text(verdict(bn), STYLES[bn.verdict]), escape(fate(bn)))
+        table.add_row(escape(name), escape(between), Text(bn.said, STYLES[bn.verdict]), escape(fate(bn)))
     for other in plan.others:
         between = f"{other.input} -> {other.output}"
         table.add_row(
             escape(other.name), escape(between), Text(other.op_type, "cyan"), "not a batch norm: left as it is"
         )
     return Group(table, *notes, Text(summary(plan)))
-
-
-def verdict(bn: BatchNorm) -> str:
-    """In a word or two."""
-    return f"{bn.verdict} to {bn.form}" if bn.verdict == "reduced" else bn.verdict
 
 
 def fate(bn: BatchNorm) -> str:
@@ -80,7 +75,15 @@ def check_table(check: Check) -> RenderableType:
     line = Text(f"{verdict} ({check.runner}; {shapes}; seed {check.seed}{by})", "green" if check.passed else "red")
     notes = [Text(f"warning: {warning}", "yellow") for warning in check.warnings]
     where = [Text(str(check.where)), *([profile(check.where)] if check.where.profile else [])] if check.where else []
-    return Group(*([table] if check.outputs else []), *notes, *where, line)
+    seen = [Text(finest_line(check))] if check.passed and check.resolution else []
+    return Group(*([table] if check.outputs else []), *notes, *seen, *where, line)
+
+
+def finest_line(check: Check) -> str:
+    """The least difference that cannot pass as rounding, of the output where that is largest."""
+    name, finest = max(check.resolution.items(), key=lambda item: item[1])
+    which = f" of {name}" if len(check.resolution) > 1 else ""
+    return f"differences{which} below {finest:.1e} of the largest magnitude (root mean square) may pass as rounding"
 
 
 def pairs_table(checks: Sequence[tuple[str, Check | str]]) -> RenderableType:
@@ -107,14 +110,14 @@ def pairs_table(checks: Sequence[tuple[str, Check | str]]) -> RenderableType:
 def bench_table(bench: Bench) -> RenderableType:
     """Both medians with their intervals, in milliseconds, and what they say."""
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in bench.shapes.items())
-    table = Table(title=f"latency, {bench.rounds} rounds in turn ({bench.runner}; {shapes})", title_justify="left",
-                  header_style="bold")  # fmt: skip
+    table = Table(title="latency", title_justify="left", header_style="bold")
     for column in ("model", "median ms", "95 % from", "to"):
         table.add_column(column, justify="left" if column == "model" else "right", overflow="fold")
     for name, which in zip(bench.names, ("reference", "candidate"), strict=True):
         found = bench.of(which)
         table.add_row(escape(name), *(f"{value * 1e3:.3f}" for value in (found.median, found.low, found.high)))
-    return Group(table, Text(str(bench)))
+    how = f"{bench.rounds} rounds in turn ({bench.runner}; {shapes})"
+    return Group(table, Text(how), Text(str(bench)))
 
 
 def _hardest(output: OutputError) -> tuple[str, str, str]:

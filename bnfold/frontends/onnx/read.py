@@ -9,14 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
-import onnx_graphsurgeon as gs
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
-from onnx_graphsurgeon.logger import G_LOGGER
 
-from ...errors import ModelError
+from ...errors import ModelError, UsageError
 from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape
 from . import arithmetic, linear, movement, pointwise
 from .bindings import Binding, NodeBinding, Reading
@@ -25,7 +23,8 @@ from .node import Context, Node, Ops
 from .scope import BODIES, Scope, count_uses, pinned
 from .skeleton import Skeleton, infer_shapes, nested_graphs
 
-G_LOGGER.severity = G_LOGGER.ERROR
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
 
 Reader = Callable[[Node], Reading | Ops | None]
 
@@ -216,7 +215,15 @@ def _complete_shapes(ops: list[Op], shapes: dict[str, Shape | None]) -> None:
 
 
 def _import(model: ModelProto) -> gs.Graph:
-    """The structure of a model, as onnx-graphsurgeon reads it."""
+    """The structure of a model, as onnx-graphsurgeon reads it, which modules of PyTorch do without."""
+    try:
+        import onnx_graphsurgeon as gs
+        from onnx_graphsurgeon.logger import G_LOGGER
+    except ImportError as error:
+        raise UsageError(
+            "ONNX files are read by the package onnx-graphsurgeon: pip install onnx-graphsurgeon"
+        ) from error
+    G_LOGGER.severity = G_LOGGER.ERROR
     try:
         return gs.import_onnx(model)
     except Exception as error:  # whatever it trips over, the caller needs to know which file and why
