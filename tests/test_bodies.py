@@ -296,3 +296,22 @@ def test_what_a_body_does_not_keep_is_not_assumed(op: str, attributes: dict[str,
     inferred = infer_shapes(skeleton(model).model).graph
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.value_info}
     assert shapes[model.graph.node[0].output[0]] == carried
+
+
+def test_a_loop_in_a_loop_keeps_the_rank_too() -> None:
+    """What the outer body gives back is known only once the inner Loop is."""
+    model = carrying(declared=False)
+    inner = model.graph.node[0]
+    body = inner.attribute[0].g
+    deep = helper.make_node("Loop", ["i_count", "", "f"], ["next"], body=helper.make_graph(
+        [helper.make_node("Relu", ["deep"], ["deeper"]), helper.make_node("Identity", ["on"], ["off"])], "deep_body",
+        [value("j", dtype=TensorProto.INT64), value("on", dtype=TensorProto.BOOL),
+         helper.make_tensor_value_info("deep", DOUBLE, None)],
+        [value("off", dtype=TensorProto.BOOL), helper.make_tensor_value_info("deeper", DOUBLE, None)],
+    ))  # fmt: skip
+    body.node.append(deep)
+    body.initializer.append(numpy_helper.from_array(np.array(2), "i_count"))
+    body.output[1].name = "next"
+    result = bnfold.fold(model, verify=False)
+    assert "unknown-shape" not in {bn.reason.code for bn in result.plan.batch_norms if bn.reason}
+    assert result.plan.batch_norms[-1].verdict == "folded"

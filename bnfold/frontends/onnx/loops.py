@@ -11,7 +11,7 @@ from ...graph import Shape
 from .skeleton import nested_graphs
 
 ROUNDS = 20
-"""After so many nothing is assumed."""
+"""After so many, and one for each value that is carried, nothing is assumed."""
 Shapes = dict[str, Shape | None]
 Known = dict[tuple[int, int], Shape | None]
 """Of each Loop, and of each value that it carries: the shape that it has in every turn, None where there is none."""
@@ -46,21 +46,29 @@ def carried(model: ModelProto, infer: Callable[[ModelProto], ModelProto]) -> Mod
     """
     declared = [[_shape(value) for value in loop.body.input[2:]] for loop in _loops(model.graph, {})]
     known: Known = {}
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS + sum(map(len, declared))):
         found = infer(_assuming(model, known))
-        new = dict(known)
-        for i, loop in enumerate(_loops(found.graph, {})):
-            for k in range(loop.count):
-                start = _start(loop.outside.get(loop.node.input[2 + k]), declared[i][k])
-                if (i, k) in known:
-                    given = loop.inside.get(loop.body.output[1 + k].name) if len(loop.body.output) > 1 + k else None
-                    new[i, k] = _common(known[i, k], _common(start, given))
-                elif start is not None:
-                    new[i, k] = start
-        if new == known:
+        started, kept = _turn(list(_loops(found.graph, {})), declared, known)
+        if not started and kept == known:
             return found
-        known = new
+        # what one Loop gives may go into another, and be what a body around it gives back: all are assumed first
+        known = {**known, **started} if started else kept
     return infer(model)
+
+
+def _turn(loops: list[_Loop], declared: list[list[Shape | None]], known: Known) -> tuple[Known, Known]:
+    """What can be assumed of further values, and what the bodies keep of those of which something is."""
+    started: Known = {}
+    kept: Known = {}
+    for i, loop in enumerate(loops):
+        for k in range(loop.count):
+            start = _start(loop.outside.get(loop.node.input[2 + k]), declared[i][k])
+            if (i, k) in known:
+                given = loop.inside.get(loop.body.output[1 + k].name) if len(loop.body.output) > 1 + k else None
+                kept[i, k] = _common(known[i, k], _common(start, given))
+            elif start is not None:
+                started[i, k] = start
+    return started, kept
 
 
 def _assuming(model: ModelProto, known: Known) -> ModelProto:
