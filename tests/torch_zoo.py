@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 IMAGE: dict[str, tuple[int, ...]] = {"pixel_values": (2, 3, 64, 64)}
 SERIES: dict[str, tuple[int, ...]] = {"past_values": (2, 64, 4)}
+FRAMES: dict[str, tuple[int, ...]] = {"input_features": (2, 64, 80)}
 STAGES: dict[str, Any] = {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 2, 1, 1]}
 
 
@@ -238,6 +239,12 @@ ZOO: dict[str, Entry] = {
         num_queries=5), IMAGE),
     "patchtst": Entry(of_transformers("PatchTSTForPrediction", SERIES, num_input_channels=4, context_length=64,
                                       num_hidden_layers=2, d_model=32, ffn_dim=32), SERIES),
+    "patchtsmixer": Entry(of_transformers(
+        "PatchTSMixerForPrediction", SERIES, num_input_channels=4, context_length=64, patch_length=8, patch_stride=8,
+        d_model=8, num_layers=2, norm_mlp="BatchNorm", prediction_length=8), SERIES, left=2),
+    "parakeet": Entry(of_transformers(
+        "ParakeetEncoder", FRAMES, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        subsampling_conv_channels=8), FRAMES),
     "preactivation": Entry(PreActivation, {"x": (2, 3, 16, 16)}, only_positive=True),
     "dense": Entry(Dense, {"x": (2, 3, 16, 16)}, left=4),
     "repvgg": Entry(lambda: nn.Sequential(RepBlock(3, 8), RepBlock(8, 8), RepBlock(8, 16), RepBlock(16, 16)),
