@@ -83,6 +83,11 @@ def test_few_channels_keep_their_norms() -> None:
     assert forms(dense(20).model()) == {"bn1": "kept", "bn2": "conv"}  # a Relu behind it makes up for more
 
 
+def test_channels_that_are_no_fours_keep_their_norms() -> None:
+    assert forms(dense(42).model()) == {"bn1": "kept", "bn2": "kept"}
+    assert forms(dense(44).model()) == {"bn1": "conv", "bn2": "conv"}
+
+
 def test_blocks_come_from_convolutions() -> None:
     net = Net()
     x = net.node("Tanh", [net.input("x", ("N", 16, 8, 8))], "tanh")

@@ -16,6 +16,8 @@ from .solve import Outcome, Solution
 
 BLOCK = 16
 """Channels in multiples of this lie in onnxruntime's blocked layout on every processor that has one."""
+ALIGNED = 4
+"""onnxruntime reads a plain tensor into its blocked layout in fours of channels; others go a slower way."""
 LAYOUT = Concat | Sum | Homogeneous | Clipped | Affine | Select | Carry
 """Ops that give blocked what they are given blocked."""
 IN_PLACE = Affine | Homogeneous | Clipped | Bound | Gate
@@ -66,7 +68,7 @@ class _Flow:
         blocked = op.scale.size % BLOCK == 0
         fuses = all(isinstance(reader, Homogeneous | Clipped) for reader in self.readers[op.outputs[0]])
         enough = op.scale.size >= (BLOCK if fuses or blocked else 2 * BLOCK)
-        if self.graph.rank(op.inputs[0]) != 4 or not enough:
+        if self.graph.rank(op.inputs[0]) != 4 or not enough or op.scale.size % ALIGNED:
             return False
         return self._feeds(op.outputs[0]) or (blocked and self._comes(op.inputs[0]))
 
