@@ -8,6 +8,7 @@ docs/benchmarks.md.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..graph import Affine, Bound, Carry, Clipped, Concat, Gate, Graph, Homogeneous, Linear, Op, Opaque, Select, Sum
@@ -32,15 +33,12 @@ def with_layers(graph: Graph, solution: Solution, leftovers: str, limit: float) 
     `limit`: norms whose input lies further than that many deviations from zero stay as they are, since a norm takes
     the mean off before it multiplies, and a convolution does not.
     """
-    if leftovers == "none":
+    stay = [] if leftovers == "none" else [o for o in solution.outcomes if _fits(o, solution, limit)]
+    if not stay:
         return solution
     flow = _Flow(graph)
-    outcomes = [
-        replace(outcome, form="conv")
-        if _fits(outcome, solution, limit) and (leftovers == "all" or flow.fast(outcome.port.op))
-        else outcome
-        for outcome in solution.outcomes
-    ]
+    layers = {o.port.op for o in stay if leftovers == "all" or flow.fast(o.port.op)}
+    outcomes = [replace(o, form="conv") if o.port.op in layers else o for o in solution.outcomes]
     return replace(solution, outcomes=outcomes)
 
 
@@ -70,38 +68,34 @@ class _Flow:
         enough = op.scale.size >= (BLOCK if fuses or blocked else 2 * BLOCK)
         if self.graph.rank(op.inputs[0]) != 4 or not enough or op.scale.size % ALIGNED:
             return False
-        return self._feeds(op.outputs[0]) or (blocked and self._comes(op.inputs[0]))
+        feeds = _everywhere(op.outputs[0], self._behind)
+        return feeds or (blocked and _everywhere(op.inputs[0], self._before))
 
-    def _feeds(self, name: str) -> bool:
-        """Whether convolutions, and nothing else, read a tensor, directly or behind what works element by element."""
-        wanted, seen = [name], {name}
-        while wanted:
-            name = wanted.pop()
-            if not self.readers[name] or name in self.graph.pinned:
-                return False
-            for op in self.readers[name]:
-                if isinstance(op, IN_PLACE) or (isinstance(op, Opaque) and op.type in CURVES):
-                    wanted += set(op.outputs) - seen
-                    seen.update(op.outputs)
-                elif not (isinstance(op, Linear) and op.conv):
-                    return False
-        return True
+    def _behind(self, name: str) -> list[str] | None:
+        """Where to look on behind a tensor that convolutions should read, or what works element by element."""
+        readers = [op for op in self.readers[name] if not (isinstance(op, Linear) and op.conv)]
+        passed = all(isinstance(op, IN_PLACE) or (isinstance(op, Opaque) and op.type in CURVES) for op in readers)
+        read = self.readers[name] and name not in self.graph.pinned
+        return [out for op in readers for out in op.outputs] if read and passed else None
 
-    def _comes(self, name: str) -> bool:
-        """Whether a tensor comes from convolutions whose channels are whole blocks, by ops that keep the layout."""
-        wanted, seen = [name], {name}
-        while wanted:
-            name = wanted.pop()
-            op = self.maker.get(name)
-            if op is None or not self._blocks(name):
-                return False
-            if isinstance(op, LAYOUT):
-                wanted += set(op.inputs) - seen
-                seen.update(op.inputs)
-            elif not (isinstance(op, Linear) and op.conv):
-                return False
-        return True
+    def _before(self, name: str) -> list[str] | None:
+        """Where to look on before a tensor of whole blocks that convolutions, or ops that keep the layout, should make."""
+        op, shape = self.maker.get(name), self.graph.shape(name)
+        blocks = shape is not None and len(shape) == 4 and isinstance(shape[1], int) and shape[1] % BLOCK == 0
+        if op is None or not blocks:
+            return None
+        if isinstance(op, Linear):
+            return [] if op.conv else None
+        return list(op.inputs) if isinstance(op, LAYOUT) else None
 
-    def _blocks(self, name: str) -> bool:
-        shape = self.graph.shape(name)
-        return shape is not None and len(shape) == 4 and isinstance(shape[1], int) and shape[1] % BLOCK == 0
+
+def _everywhere(name: str, step: Callable[[str], list[str] | None]) -> bool:
+    """Whether a walk from a tensor, `step` by step, ends nowhere with None."""
+    wanted, seen = [name], {name}
+    while wanted:
+        more = step(wanted.pop())
+        if more is None:
+            return False
+        wanted += set(more) - seen
+        seen.update(more)
+    return True
