@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .kinds import kind_of
+from .kinds import in_memory, kind_of
 from .limits import LEFTOVERS, MULTIPLE, PRECISION_LIMIT
 from .plan import Plan
 
@@ -580,7 +580,7 @@ def _is_onnx(model: Any) -> bool:
     """Whether a model is a path of an ONNX file, or one in memory."""
     if isinstance(model, str | PathLike):
         return kind_of(Path(fspath(model))) == "onnx"
-    return type(model).__name__ == "ModelProto"
+    return in_memory(model)
 
 
 def _of_torch(model: Any) -> bool:

@@ -23,9 +23,9 @@ from .files import check_target, written
 from .frontends.onnx.external import side_name
 from .frontends.torch.capture import one_line
 from .frontends.torch.fold import prepared
-from .frontends.torch.quiet import quiet
 from .plan import Plan
 from .pytorch import Call, Judging, fold_program
+from .quiet import quiet
 from .torchfiles import TorchModel
 
 if TYPE_CHECKING:

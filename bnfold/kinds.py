@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from .errors import ModelError
 
@@ -44,3 +45,8 @@ def _archive(path: Path) -> str:
     if any(name.startswith("code/") for name in names) or "constants.pkl" in names:
         return "script"
     return "checkpoint"
+
+
+def in_memory(model: Any) -> bool:
+    """Whether an object is an onnx.ModelProto, told without importing onnx."""
+    return type(model).__name__ == "ModelProto"

@@ -14,11 +14,11 @@ from .errors import BnfoldError, ModelError, VerificationError
 from .frontends.torch.blame import Search, uncooperative
 from .frontends.torch.capture import one_line
 from .frontends.torch.fold import ModulePlan, Options, Survey, copied, prepared, ready, survey
-from .frontends.torch.quiet import quiet
 from .frontends.torch.sizes import resized, shapes
 from .frontends.torch.undo import Undo
 from .plan import Plan
 from .pytorch import Call, Judging, Policy, judged, judgement
+from .quiet import quiet
 
 if TYPE_CHECKING:
     from .equivalence.check import Check

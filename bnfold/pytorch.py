@@ -17,12 +17,12 @@ from .errors import ModelError, UsageError, VerificationError
 from .frontends.torch import program as programs
 from .frontends.torch.capture import capture_program, one_line
 from .frontends.torch.fold import Options, prepared, survey
-from .frontends.torch.quiet import quiet
 from .frontends.torch.read import Source, read
 from .frontends.torch.strain import strained
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import Plan
 from .planner import plan_that_fits
+from .quiet import quiet
 
 if TYPE_CHECKING:
     from .equivalence.check import Check

@@ -1,4 +1,4 @@
-"""Silence while torch traces or runs something: what it has to say is in the errors that it raises."""
+"""Silence while libraries work: what they have to say is in the errors that they raise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stderr
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings and no log lines of torch inside the block."""
+    """No warnings and no log lines of libraries inside the block."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable

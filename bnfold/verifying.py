@@ -19,7 +19,7 @@ from .equivalence.judge import judge
 from .equivalence.latency import FEWEST, Bench, race
 from .equivalence.subject import OnnxSubject, Subject
 from .errors import UsageError, VerificationError
-from .kinds import kind_of
+from .kinds import in_memory, kind_of
 
 if TYPE_CHECKING:
     from .api import TorchOptions
@@ -51,11 +51,8 @@ class Pair:
     @contextmanager
     def _on_disk(self) -> Iterator[Pair]:
         """The pair with models of ONNX in memory written to files, which are gone afterwards."""
-        held = {
-            part: model
-            for part in ("reference", "candidate")
-            if type(model := getattr(self, part)).__name__ == "ModelProto"
-        }
+        parts = {"reference": self.reference, "candidate": self.candidate}
+        held = {part: model for part, model in parts.items() if in_memory(model)}
         if not held:
             yield self
             return
@@ -156,7 +153,7 @@ def of_torch(model: Any) -> bool:
 def _quiet() -> Any:
     if "torch" not in sys.modules:
         return nullcontext()
-    from .frontends.torch.quiet import quiet
+    from .quiet import quiet
 
     return quiet()
 

@@ -17,7 +17,7 @@ from bnfold.cli import main
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bnfold"
 STAGES = [
-    {"version", "limits", "layers"},
+    {"version", "limits", "layers", "quiet"},
     {"errors"},
     {"files", "kinds", "data", "config"},
     {"graph", "affine"},

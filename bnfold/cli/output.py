@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import BnfoldError, OutputError, UsageError
+from ..quiet import quiet as silence
 
 if TYPE_CHECKING:
     from ..config import PairSettings
@@ -185,14 +184,8 @@ def progress_line(quiet: bool) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def _contained() -> Iterator[None]:
     """stdout for results only: prints inside the block go to stderr; no warnings, and no log lines of libraries."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with redirect_stdout(sys.stderr), silence():
+        yield
 
 
 @contextmanager

@@ -22,10 +22,10 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_map_only
 
 from ...errors import ModelError
+from ...quiet import tracing
 from .blocks import flat, mixed
 from .leaves import opened
 from .memory import Memory
-from .quiet import tracing
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)

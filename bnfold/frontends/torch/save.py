@@ -15,9 +15,9 @@ from torch.export import ExportedProgram
 
 from ...errors import ModelError, UsageError
 from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing, Zeros
+from ...quiet import quiet
 from .capture import one_line
 from .checkpoint import KEY, Checkpoint
-from .quiet import quiet
 from .script import compare, traced
 
 FORMATS = {".pt2": "program", ".safetensors": "safetensors", ".pt": "checkpoint", ".pth": "checkpoint",

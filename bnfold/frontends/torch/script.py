@@ -18,8 +18,8 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_structure, tree_unflatten
 
 from ...errors import ModelError
+from ...quiet import quiet
 from .capture import one_line
-from .quiet import quiet
 
 TOLERANCE = {torch.float16: 3e-2, torch.bfloat16: 1e-1}
 CLOSE = 1e-3
