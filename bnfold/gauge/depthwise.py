@@ -79,7 +79,7 @@ class _Flow:
         return [out for op in readers for out in op.outputs] if read and passed else None
 
     def _before(self, name: str) -> list[str] | None:
-        """Where to look on before a tensor of whole blocks that convolutions, or ops that keep the layout, should make."""
+        """Where to look on before a tensor of whole blocks that convolutions make, or ops that keep the layout."""
         op, shape = self.maker.get(name), self.graph.shape(name)
         blocks = shape is not None and len(shape) == 4 and isinstance(shape[1], int) and shape[1] % BLOCK == 0
         if op is None or not blocks:
