@@ -147,6 +147,7 @@ def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
         plan = plan_that_fits(
             loaded.source.graph, precision_limit, leftovers, lambda plan: strained(loaded.source, plan)
         )  # fmt: skip
+    _vouch(loaded.model, loaded.source, loaded.name)
     return replace(plan, notes=(*plan.notes, *_notes(loaded)))
 
 
@@ -177,6 +178,15 @@ def _sound(model: ModelProto, name: str) -> Iterator[None]:
         if why:
             raise ModelError(f"{name}: its shapes do not fit together: {why}") from error
         raise
+
+
+def _vouch(model: ModelProto, source: Source, name: str) -> None:
+    """ModelError where ops could not be handled since the model's shapes do not fit together."""
+    from .frontends.onnx.skeleton import misfit, skeleton
+
+    why = misfit(skeleton(model).model) if source.graph.faults else ""
+    if why:
+        raise ModelError(f"{name}: its shapes do not fit together: {why}")
 
 
 def _path(model: str | PathLike[str] | ModelProto) -> Path | None:
@@ -211,7 +221,9 @@ def _load(
             return any(fnmatchcase(label, pattern) for pattern in patterns)
 
         with _sound(model, name):
-            return read(model, bare, name, folder, freeze_inputs, skipped)
+            source = read(model, bare, name, folder, freeze_inputs, skipped)
+        _vouch(model, source, name)
+        return source
 
     return _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from .gauge.explain import Explainer
 from .gauge.guard import GONE, off_centre, solve_within
 from .gauge.scale import Conflict
 from .gauge.solve import Outcome, Solution
-from .graph import Affine, Graph, Op, Opaque, Reason
+from .graph import Affine, Fault, Graph, Op, Opaque, Reason, internal
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import BatchNorm, Conditioning, Edit, Merge, OtherNorm, Plan, Remove, Replace, Rescale
 
@@ -145,7 +145,20 @@ def _planned(graph: Graph, solution: Solution, made: Cut) -> Plan:
         tuple(norm for norm in norms if norm),
         tuple(others),
         tuple(sorted(edits, key=lambda edit: edit.op)),
+        notes=_faults(graph.faults.values()),
         moved=tuple(sorted(name for name in graph.annotated if _moves(name, solution))),
+    )
+
+
+def _faults(faults: Iterable[Fault]) -> tuple[str, ...]:
+    """A note for each kind of fault; one operator fails the same way wherever it stands."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for fault in faults:
+        names.setdefault((fault.type, fault.error), []).append(fault.name)
+    return tuple(
+        f"{kind} {', '.join(where[:3])}{f' and {len(where) - 3} more' if len(where) > 3 else ''} could not be handled "
+        f"({error}), so what is next to it stays: a fault of bnfold, please report it with this model"
+        for (kind, error), where in names.items()
     )
 
 
@@ -301,7 +314,7 @@ def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explaine
     if not isinstance(op, Affine) or not op.candidate or not op.listed:
         return None
     if outcome is None:
-        return _misfit(op) if op.kind == "bn" else None
+        return _misfit(op, explainer.graph) if op.kind == "bn" else None
     verdict = {"gone": "folded", "stays": "kept"}.get(outcome.form, "reduced")
     reason = explainer.reason(outcome)
     if reason and verdict == "reduced":
@@ -320,11 +333,11 @@ def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explaine
     )
 
 
-def _misfit(op: Affine) -> BatchNorm:
-    """The entry of a norm whose vectors do not belong to its input."""
-    count = op.scale.size
+def _misfit(op: Affine, graph: Graph) -> BatchNorm:
+    """The entry of a norm whose vectors do not belong to its input, or that a rule tripped over."""
+    count, fault = op.scale.size, graph.faults.get(op.outputs[0])
     text = f"its vectors are for {count} channels, and its input has others" if count else "it has no channels"
-    reason = Reason("bad-statistics", text, op.name)
+    reason = internal(fault) if fault else Reason("bad-statistics", text, op.name)
     return BatchNorm(op.name, op.type, op.inputs[0], op.outputs[0], count, "kept", reason=reason)
 
 

@@ -30,6 +30,10 @@ MEMO = 1 << 24
 MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Unsqueeze", "Squeeze", "Cast", "CastLike"})
 
 
+class NotComputed(ModelError):
+    """What a node computes from constants cannot be computed here."""
+
+
 class Constants:
     """The constants of a model by tensor name. `folder` is where external data lie.
 
@@ -202,8 +206,10 @@ class Constants:
         try:
             made = EVALUATORS[node.op_type](inputs, attributes(node) | {"outputs": len(node.output)}, self.opset)
             return made[list(node.output).index(name)] if isinstance(made, list) else np.asarray(made)
-        except (ValueError, TypeError, IndexError, KeyError) as error:
-            raise ModelError(
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise NotComputed(
                 f"node {node.name or node.op_type!r}: constant {name!r} cannot be computed ({error})"
             ) from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from ...errors import ModelError, UsageError
-from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape
+from ...errors import BnfoldError, ModelError, UsageError
+from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape, fault, internal
 from . import arithmetic, linear, movement, pointwise
 from .bindings import Binding, NodeBinding, Reading
-from .constants import Constants
+from .constants import Constants, NotComputed
 from .node import Context, Node, Ops
 from .scope import BODIES, Scope, count_uses, pinned
 from .skeleton import Skeleton, infer_shapes, nested_graphs
@@ -143,16 +144,28 @@ class _Reader:
         for view, node in zip(views, typed, strict=True):
             if view.type in BODIES:
                 self._bodies(scope, view, node)
-            if view.outputs and all(out in scope.constants for out in view.outputs if out):
-                continue
-            made, bound = _read_node(view, self.skip)
-            _complete_shapes(made, scope.shapes)
+            try:
+                if view.outputs and all(out in scope.constants for out in view.outputs if out):
+                    continue
+                made, bound = _read_node(view, self.skip)
+                _complete_shapes(made, scope.shapes)
+            except Exception as error:  # a fault of ours costs what the node touches, and not the file
+                if isinstance(error, BnfoldError | MemoryError) and not isinstance(error, NotComputed):
+                    raise
+                made, bound = [self._fault(view, error)], {}
             self._add(scope, place, made, bound)
         self._watch(scope)
         taken = self.source.graph.shapes
         told = (q.tensor_name for q in scope.graph.quantization_annotation if q.tensor_name in scope.local)
         self.source.graph.annotated.update(scope.neutral(name, taken) for name in told)
         self.source.graph.pinned.update((scope.neutral(name, taken), why) for name, why in scope.pinned.items())
+
+    def _fault(self, view: Node, error: Exception) -> Opaque:
+        """What stands for a node that its reader tripped over."""
+        found = self.source.graph.faults["".join(view.outputs[:1])] = fault(view.label, view.type, error)
+        norm = view.type == "BatchNormalization"
+        inputs = view.inputs[:1] if norm else tuple(filter(None, view.inputs))
+        return Opaque(view.label, inputs, view.outputs, view.type, internal(found) if norm else None)
 
     def _add(self, scope: Scope, place: int, made: Ops, bound: dict[int, Binding]) -> None:
         """Ops under the names of the neutral graph."""
@@ -299,8 +312,9 @@ def _pair_biases(views: list[Node], context: Context) -> None:
             continue
         for name in view.inputs:
             product = products.get(name)
-            if product is not None and linear.bias_of(view, product):
-                context.bias_adds[view.index] = product
+            with suppress(Exception):  # whatever it is, the reader of one of the two meets it again
+                if product is not None and linear.bias_of(view, product):
+                    context.bias_adds[view.index] = product
 
 
 def _read_node(node: Node, skip: Callable[[str], bool]) -> Reading:
