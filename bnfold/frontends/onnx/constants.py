@@ -166,6 +166,14 @@ class Constants:
             return []
         return [node, *(self.chain(node.input[0]) if node.op_type in MOVES else [])]
 
+    def parts(self, name: str) -> list[str]:
+        """The tensors that a Concat makes a list of numbers of; the tensor itself where none does."""
+        around, node = self._around(name), self.producers.get(name)
+        if around is not None:
+            return around.parts(name)
+        concat = node is not None and node.op_type == "Concat" and node.domain in ("", "ai.onnx")
+        return list(node.input) if node is not None and concat else [name]
+
     def position(self, node: NodeProto) -> int | None:
         """Where a node stands in its graph; None where it is not in this one."""
         return next((i for i, other in enumerate(self.graph.node) if other is node), None)

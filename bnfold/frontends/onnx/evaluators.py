@@ -58,13 +58,13 @@ def _slice(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
     steps = inputs[4] if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
     cut = [slice(None)] * data.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        cut[int(axis)] = axis_slice(int(start), int(end), int(step))
+        cut[int(axis)] = axis_slice(int(start), int(end), int(step), data.shape[int(axis)])
     return data[tuple(cut)]
 
 
-def axis_slice(start: int, end: int, step: int) -> slice:
-    """ONNX Slice on one axis as a Python slice: an end before the front of the axis means "through to the front"."""
-    return slice(start, None if step < 0 and end < -(2**30) else end, step)
+def axis_slice(start: int, end: int, step: int, size: int) -> slice:
+    """ONNX Slice on one axis as a Python slice: a start before the front is the front, also of a way back."""
+    return slice(max(start, -size), end, step)
 
 
 def _binary(function: Callable[[Any, Any], Any]) -> Callable[[Inputs, Attributes, int], Array]:
@@ -84,7 +84,7 @@ def _unary(function: Callable[[Any], Any]) -> Callable[[Inputs, Attributes, int]
 def _divide(a: Array, b: Array) -> Array:
     """Division as ONNX has it: integers towards zero."""
     if np.asarray(a).dtype.kind in "iu":
-        return np.asarray(np.trunc(np.divide(a, b)))
+        return np.asarray(np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b)))
     return np.asarray(np.divide(a, b))
 
 

@@ -24,15 +24,32 @@ def reshape(node: Node) -> Ops | None:
 
 def _reshape_target(node: Node, source: Shape | None, inferred: Shape | None) -> Shape | None:
     """The inferred shape, with what a constant target says where inference knows less."""
-    asked = node.ints(1, "shape") if node.type == "Reshape" else None
+    asked = _asked(node) if node.type == "Reshape" else None
     if asked is None or source is None:
         return inferred
     target: list[Dim] = []
     for i, dim in enumerate(asked):
         known = inferred[i] if inferred is not None and len(inferred) == len(asked) else None
         copied = source[i] if dim == 0 and i < len(source) and not node.attrs.get("allowzero", 0) else None
-        target.append(dim if dim > 0 else copied if copied is not None else known)
+        target.append(dim if dim is not None and dim > 0 else copied if copied is not None else known)
     return tuple(target)
+
+
+def _asked(node: Node) -> list[int] | None:
+    """The sizes that a Reshape asks for, -1 for those that are computed; None where not even their number is known."""
+    sizes = node.ints(1, "shape")
+    if sizes is not None:
+        return sizes
+    parts = node.context.constants.parts(node.input(1))
+    lengths = [node.shape(part) for part in parts]
+    if not all(length is not None and len(length) == 1 and isinstance(length[0], int) for length in lengths):
+        return None
+    found: list[int] = []
+    for part, length in zip(parts, lengths, strict=True):
+        constants = node.context.constants
+        known = constants.value(part).tolist() if part in constants else [-1] * prod(length)
+        found += known
+    return found
 
 
 def transpose(node: Node) -> Ops | None:
@@ -91,7 +108,7 @@ def cut(node: Node) -> Ops | None:
         out = node.outputs[0] if last else node.step(str(k), (None,) * len(source))
         size = source[axis]
         if isinstance(size, int):
-            taken = np.arange(size)[axis_slice(starts[k], ends[k], steps[k] if steps else 1)]
+            taken = np.arange(size)[axis_slice(starts[k], ends[k], steps[k] if steps else 1, size)]
             ops.append(Take(node.label, (name,), (out,), axis, (taken,)))
         else:
             ops.append(Carry(node.label, (name,), (out,), mixes=(axis,)))
