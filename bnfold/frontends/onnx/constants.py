@@ -166,13 +166,12 @@ class Constants:
             return []
         return [node, *(self.chain(node.input[0]) if node.op_type in MOVES else [])]
 
-    def parts(self, name: str) -> list[str]:
-        """The tensors that a Concat makes a list of numbers of; the tensor itself where none does."""
+    def producer(self, name: str) -> NodeProto | None:
+        """The node that gives a tensor, of the standard's operators only."""
         around, node = self._around(name), self.producers.get(name)
         if around is not None:
-            return around.parts(name)
-        concat = node is not None and node.op_type == "Concat" and node.domain in ("", "ai.onnx")
-        return list(node.input) if node is not None and concat else [name]
+            return around.producer(name)
+        return node if node is not None and node.domain in ("", "ai.onnx") else None
 
     def position(self, node: NodeProto) -> int | None:
         """Where a node stands in its graph; None where it is not in this one."""
