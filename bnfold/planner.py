@@ -59,6 +59,8 @@ def gauges(
     graph: Graph, precision_limit: float = PRECISION_LIMIT, leftovers: str = LEFTOVERS[0]
 ) -> dict[str, tuple[Vector, Vector]]:
     """How the model that `plan` makes holds each tensor: `p*v + q`, both shaped to broadcast with it."""
+    if not _has_norms(graph):
+        return {}
     solution = solve_within(graph, precision_limit, leftovers)
     shortened = _without_branches(graph, solution, precision_limit, leftovers)
     chosen = shortened[0] if shortened else solution
@@ -138,6 +140,8 @@ def _planned(graph: Graph, solution: Solution, made: Cut) -> Plan:
         _in_branch(op, branched[op]) if op in branched else _verdict(op, outcomes.get(op), solution, into, explainer)
         for op in graph.ops
     ]
+    if not _has_norms(graph):
+        edits = []
     lrns = [op for op in graph.ops if isinstance(op, Opaque) and op.type in LRN_TYPES]
     others = [OtherNorm(op.name, op.type, op.inputs[0], op.outputs[0]) for op in lrns]
     return Plan(
@@ -146,7 +150,15 @@ def _planned(graph: Graph, solution: Solution, made: Cut) -> Plan:
         tuple(others),
         tuple(sorted(edits, key=lambda edit: edit.op)),
         notes=_faults(graph.faults.values()),
-        moved=tuple(sorted(name for name in graph.annotated if _moves(name, solution))),
+        moved=tuple(sorted(name for name in graph.annotated if edits and _moves(name, solution))),
+    )
+
+
+def _has_norms(graph: Graph) -> bool:
+    """Whether a plan lists anything; a model without norms stays as it is, whatever its numbers could go into."""
+    return any(
+        (isinstance(op, Affine) and op.candidate and op.listed) or (isinstance(op, Opaque) and op.reason is not None)
+        for op in graph.ops
     )
 
 

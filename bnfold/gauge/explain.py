@@ -97,7 +97,9 @@ class Explainer:
             why = f"{source} has other readers"
         else:
             why = f"{source} must keep its values there"
-        text = f"gamma of channel {row} is 0, {why}, and the constant that comes out cannot move into all layers behind it"
+        text = (
+            f"gamma of channel {row} is 0, {why}, and the constant that comes out cannot move into all layers behind it"
+        )
         return Reason("dead-channel", text, positive.op.name if positive else "")
 
     def _precision(self, port: AffinePort, row: int) -> Reason:

@@ -22,7 +22,7 @@ def batch_norm(node: Node) -> Reading | None:
     if reason is None and rank is None:
         hint = "add its shape to value_info; a custom operator needs its schema for shape inference"
         reason = Reason("unknown-shape", f"the rank of {node.input(0)} is unknown", node.label, hint)
-    elif reason is None and rank < 2:
+    elif reason is None and rank is not None and rank < 2:
         reason = Reason("no-channels", f"{node.input(0)} has rank {rank}, and channels lie along axis 1", node.label)
     gamma, beta, mean, var = (node.float_constant(i) if node.constant(i) else None for i in range(1, 5))
     if reason is None and (gamma is None or beta is None or mean is None or var is None):

@@ -30,10 +30,6 @@ MEMO = 1 << 24
 MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Unsqueeze", "Squeeze", "Cast", "CastLike"})
 
 
-class NotComputed(ModelError):
-    """What a node computes from constants cannot be computed here."""
-
-
 class Constants:
     """The constants of a model by tensor name. `folder` is where external data lie.
 
@@ -216,9 +212,9 @@ class Constants:
         except MemoryError:
             raise
         except Exception as error:
-            raise NotComputed(
-                f"node {node.name or node.op_type!r}: constant {name!r} cannot be computed ({error})"
-            ) from error
+            wrong = ModelError(f"node {node.name or node.op_type!r}: constant {name!r} cannot be computed ({error})")
+            wrong.local = True
+            raise wrong from error
 
     def _shape_of(self, node: NodeProto) -> list[int] | None:
         """What a Shape node gives, or None where one of the sizes that it asks for is not known."""

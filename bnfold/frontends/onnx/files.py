@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from ...errors import ModelError
+from ...kinds import LFS, POINTER
 from .apply import Applied
 from .external import external_tensors
 from .places import filled
@@ -39,6 +40,8 @@ def load(path: Path) -> ModelProto:
     try:
         with path.open("rb") as file, _mapped(file) as data:
             size = len(data)
+            if data[: len(POINTER)] == POINTER:
+                raise ModelError(f"{path}: {LFS}")
             model: ModelProto = ModelProto.FromString(data)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None

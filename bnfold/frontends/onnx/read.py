@@ -19,7 +19,7 @@ from ...errors import BnfoldError, ModelError, UsageError
 from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape, fault, internal
 from . import arithmetic, linear, movement, pointwise
 from .bindings import Binding, NodeBinding, Reading
-from .constants import Constants, NotComputed
+from .constants import Constants
 from .node import Context, Node, Ops
 from .scope import BODIES, Scope, count_uses, pinned
 from .skeleton import Skeleton, infer_shapes, nested_graphs
@@ -87,6 +87,10 @@ READERS: dict[str, Reader] = {
 }
 
 
+SKIPPABLE = frozenset({"BatchNormalization", "Mul", "Add", "Sub", "Div", "Sum"})
+"""The operators that may be norms."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A model as the planner and the writer need it: the neutral graph, and what its ops are in the file.
@@ -150,7 +154,7 @@ class _Reader:
                 made, bound = _read_node(view, self.skip)
                 _complete_shapes(made, scope.shapes)
             except Exception as error:  # a fault of ours costs what the node touches, and not the file
-                if isinstance(error, BnfoldError | MemoryError) and not isinstance(error, NotComputed):
+                if isinstance(error, BnfoldError | MemoryError) and not getattr(error, "local", False):
                     raise
                 made, bound = [self._fault(view, error)], {}
             self._add(scope, place, made, bound)
@@ -325,9 +329,7 @@ def _read_node(node: Node, skip: Callable[[str], bool]) -> Reading:
         reason = Reason("unknown-opset", f"opset {node.opset} is newer than {newest}, the newest that is known here")
         if node.type == "BatchNormalization":
             return [Opaque(node.label, node.inputs[:1], node.outputs, node.type, reason)], {}
-    elif node.type in READERS and not (
-        skip(node.label) and node.type in ("BatchNormalization", "Mul", "Add", "Sub", "Div", "Sum")
-    ):
+    elif node.type in READERS and not (node.type in SKIPPABLE and skip(node.label)):
         made = READERS[node.type](node)
     elif node.type == "BatchNormalization":
         reason = Reason("skipped", "it was to be left alone (--skip)")
