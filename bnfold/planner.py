@@ -59,8 +59,6 @@ def gauges(
     graph: Graph, precision_limit: float = PRECISION_LIMIT, leftovers: str = LEFTOVERS[0]
 ) -> dict[str, tuple[Vector, Vector]]:
     """How the model that `plan` makes holds each tensor: `p*v + q`, both shaped to broadcast with it."""
-    if not _has_norms(graph):
-        return {}
     solution = solve_within(graph, precision_limit, leftovers)
     shortened = _without_branches(graph, solution, precision_limit, leftovers)
     chosen = shortened[0] if shortened else solution
@@ -140,26 +138,32 @@ def _planned(graph: Graph, solution: Solution, made: Cut) -> Plan:
         _in_branch(op, branched[op]) if op in branched else _verdict(op, outcomes.get(op), solution, into, explainer)
         for op in graph.ops
     ]
-    if not _has_norms(graph):
-        edits = []
+    listed = tuple(norm for norm in norms if norm)
     lrns = [op for op in graph.ops if isinstance(op, Opaque) and op.type in LRN_TYPES]
     others = [OtherNorm(op.name, op.type, op.inputs[0], op.outputs[0]) for op in lrns]
     return Plan(
         graph.name,
-        tuple(norm for norm in norms if norm),
+        listed,
         tuple(others),
         tuple(sorted(edits, key=lambda edit: edit.op)),
-        notes=_faults(graph.faults.values()),
-        moved=tuple(sorted(name for name in graph.annotated if edits and _moves(name, solution))),
+        notes=(*(() if listed else _numbers(graph, edits)), *_faults(graph.faults.values())),
+        moved=tuple(sorted(name for name in graph.annotated if _moves(name, solution))),
     )
 
 
-def _has_norms(graph: Graph) -> bool:
-    """Whether a plan lists anything; a model without norms stays as it is, whatever its numbers could go into."""
-    return any(
-        (isinstance(op, Affine) and op.candidate and op.listed) or (isinstance(op, Opaque) and op.reason is not None)
-        for op in graph.ops
-    )
+def _numbers(graph: Graph, edits: list[Edit]) -> tuple[str, ...]:
+    """What is changed in a model of which no norm is listed: single numbers that layers beside them take up."""
+    gone = [graph.ops[edit.op] for edit in edits if isinstance(edit, Remove)]
+    names = [f"{op.type} {op.name}" for op in gone if isinstance(op, Affine)]
+    rest = [edit.name for edit in edits if not isinstance(edit, Remove)]
+    if not edits:
+        return ()
+    what = f"{_some(names)} went into {_some(rest)}" if names else f"{_some(rest)} changed"
+    return (f"no batch norms, but constants that are one number: {what}",)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _faults(faults: Iterable[Fault]) -> tuple[str, ...]:
@@ -168,8 +172,8 @@ def _faults(faults: Iterable[Fault]) -> tuple[str, ...]:
     for fault in faults:
         names.setdefault((fault.type, fault.error), []).append(fault.name)
     return tuple(
-        f"{kind} {', '.join(where[:3])}{f' and {len(where) - 3} more' if len(where) > 3 else ''} could not be handled "
-        f"({error}), so what is next to it stays: a fault of bnfold, please report it with this model"
+        f"{kind} {_some(where)} could not be handled ({error}), so what is next to it stays: a fault of bnfold, "
+        "please report it with this model"
         for (kind, error), where in names.items()
     )
 

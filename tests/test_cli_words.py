@@ -98,17 +98,23 @@ def test_what_libraries_print_past_python_is_not_on_stdout(here: Path) -> None:
     assert "experimental" in done.stderr
 
 
-def test_a_model_without_norms_stays_byte_for_byte(here: Path) -> None:
-    """Single numbers beside a layer could go into it, and go where there is a norm."""
+def test_what_is_changed_in_a_model_without_norms_is_listed(here: Path) -> None:
+    """Single numbers beside a layer go into it; elsewhere the file stays byte for byte."""
     rng = np.random.default_rng(0)
     net = Net(0)
-    y = net.node("Mul", [net.input("x", (5, 2, 4)), net.weight("two", 2.0)], "mul")
+    y = net.node("Sub", [net.input("x", (5, 2, 4)), net.weight("half", 0.5)], "sub")
+    y = net.node("Mul", [y, net.weight("two", 2.0)], "mul")
     weights = [net.weight(name, rng.normal(size=shape)) for name, shape in (("w", (1, 9, 4)), ("r", (1, 9, 3)))]
     net.output(net.node("GRU", [y, *weights], "gru", hidden_size=3), (5, 1, 2, 3))
     net.save(here / "gru.onnx")
     result = run("fold", "gru.onnx", "-o", "out.onnx")
-    assert "no batch norms" in result.stdout
-    assert Path("out.onnx").read_bytes() == Path("gru.onnx").read_bytes()
+    assert "no batch norms, but constants that are one number: Sub sub, Mul mul went into gru" in result.stdout
+    assert [node.op_type for node in onnx.load("out.onnx").graph.node] == ["GRU"]
+    plain = Net(0)
+    plain.output(plain.relu(plain.conv(plain.input(), (3, 4), "conv"), "relu"), ("N", 4, 6, 6))
+    plain.save(here / "plain.onnx")
+    assert "plain.onnx: no batch norms" in run("fold", "plain.onnx", "-o", "out.onnx").stdout
+    assert Path("out.onnx").read_bytes() == Path("plain.onnx").read_bytes()
 
 
 def test_where_every_norm_was_kept_the_answer_begins_with_that(here: Path) -> None:

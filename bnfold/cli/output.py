@@ -179,8 +179,9 @@ def show_result(
 
 def wrote(output: Path, model: Path | None = None) -> str:
     """What was written, the file of external data with it, and how large it and what it was made of are."""
-    written = sorted(_files(output), key=lambda path: path != output)
-    text = f"wrote {' and '.join(str(path) for path in written) or output}, {_size(written)}"
+    written = _files(output)
+    beside = sorted(str(output.with_name(path.name)) for path in written if path.name != output.name)
+    text = f"wrote {' and '.join([str(output), *beside])}, {_size(written)}"
     return text if model is None else f"{text} ({model.name}: {_size(_files(model))})"
 
 
