@@ -61,9 +61,9 @@ class TorchModel:
     """The TorchScript module that the program was made of."""
 
     def check_skip(self) -> None:
-        """UsageError where a name to skip is that of no module, and of no norm in the code."""
+        """UsageError where a name to skip is that of no norm; those in the code are looked for only then."""
         modules = self.model.named_modules() if isinstance(self.model, nn.Module) else ()
-        rest = unmatched(self.options.skip, (name for name, _ in modules))
+        rest = unmatched(self.options.skip, (name for name, module in modules if hasattr(module, "running_mean")))
         if rest:
             plan = replace(self, options=replace(self.options, skip=())).inspect()
             demand_match(rest, (norm.name for norm in plan.batch_norms), plan.model)

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
+from torch import nn
 
 import bnfold
 from bnfold.equivalence.check import Measure, OutputError
@@ -30,6 +32,15 @@ assert here
 @pytest.mark.parametrize("name", ["out.pth", "out.PT", "out.pt2", "out.safetensors"])
 def test_an_onnx_model_is_not_written_under_a_name_of_pytorch(here: Path, name: str) -> None:
     assert "an ONNX model is written" in refused(here, 2, "fold", "model.onnx", "-o", name)
+
+
+def test_a_name_to_skip_that_no_norm_of_a_module_has() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    example = (torch.zeros(2, 3, 8, 8),)
+    assert bnfold.inspect(module, example, skip=["1"]).counts()["kept"] == 1
+    for name in ("2", "bn"):
+        with pytest.raises(bnfold.UsageError, match=rf"skip '{name}': no norm of Sequential .*it has 1"):
+            bnfold.fold(module, example, skip=[name])
 
 
 def test_two_reports_in_one_file_are_wrong_usage(here: Path) -> None:
