@@ -225,9 +225,9 @@ def _load(
         return source
 
     loaded = _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
-    if skipped.patterns:
-        listed = [norm.name for norm in make_plan(loaded.source.graph).batch_norms]
-        demand_match(unmatched(skipped.patterns, skipped.names), listed, name)
+    rest = unmatched(skipped.patterns, skipped.names)
+    if rest:
+        demand_match(rest, [norm.name for norm in make_plan(loaded.source.graph).batch_norms], name)
     return loaded
 
 

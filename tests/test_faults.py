@@ -112,6 +112,21 @@ def test_the_bias_of_a_product_that_cannot_be_told(monkeypatch: pytest.MonkeyPat
     folded(net.model())
 
 
+@pytest.mark.parametrize("skip", [True, False], ids=["left alone", "not read"])
+def test_a_product_whose_bias_stays_keeps_its_input(skip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two are read as one layer; without it nothing may change what the product reads."""
+    net = Net(0)
+    y = net.bn(net.input("x", ("N", 3)), 3, "bn", "both")
+    y = net.node("MatMul", [y, net.filter("w", 3, 4)], "product")
+    net.output(net.node("Add", [y, net.weight("b", np.arange(4.0))], "add"), ("N", 4))
+    if not skip:
+        monkeypatch.setitem(READERS, "Add", broken(READERS["Add"], True))
+    result = bnfold.fold(net.model(), skip=["add"] if skip else [])
+    assert result.check is not None
+    assert result.check.passed
+    assert fates(result) == {"bn": "reduced" if skip else "kept"}
+
+
 def test_a_constant_that_cannot_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the weight of one conv; all others fold."""
     monkeypatch.setitem(evaluators.EVALUATORS, "Exp", broken(np.exp, True))

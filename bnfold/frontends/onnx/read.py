@@ -140,7 +140,7 @@ class _Reader:
         """The ops of one graph: `nodes` as imported, `typed` with types, `positions` in the file."""
         context = Context(scope.constants, scope.shapes, scope.constants.opset, scope.uses, scope.pinned, scope.dtypes)
         views = [_view(node, i, context, scope.label) for node, i in zip(nodes, positions, strict=True)]
-        _pair_biases(views, context)
+        _pair_biases(views, context, self.skip)
         context.makers.update((name, view.type) for view in views for name in view.outputs)
         context.readers.update((name, view.type) for view in views for name in view.inputs)
         context.products.update(name for view in views if _of_data(view) for name in (*view.inputs, *view.outputs))
@@ -168,7 +168,8 @@ class _Reader:
         """What stands for a node that its reader tripped over."""
         found = self.source.graph.faults["".join(view.outputs[:1])] = fault(view.label, view.type, error)
         norm = view.type == "BatchNormalization"
-        inputs = view.inputs[:1] if norm else tuple(filter(None, view.inputs))
+        product = view.context.bias_adds.get(view.index)  # is read with its bias, and nowhere else
+        inputs = view.inputs[:1] if norm else tuple(filter(None, (*view.inputs, *(product.inputs if product else ()))))
         return Opaque(view.label, inputs, view.outputs, view.type, internal(found) if norm else None)
 
     def _add(self, scope: Scope, place: int, made: Ops, bound: dict[int, Binding]) -> None:
@@ -308,11 +309,11 @@ def _of_data(view: Node) -> bool:
     return view.type == "Mul" and not any(view.constant(i) for i in range(len(view.inputs)))
 
 
-def _pair_biases(views: list[Node], context: Context) -> None:
-    """Find the Adds that are biases of MatMuls and Einsums."""
+def _pair_biases(views: list[Node], context: Context, skip: Callable[[str], bool]) -> None:
+    """Find the Adds that are biases of MatMuls and Einsums, and are not to be left alone."""
     products = {view.outputs[0]: view for view in views if view.type in ("MatMul", "Einsum")}
     for view in views:
-        if view.type != "Add" or len(view.inputs) != 2:
+        if view.type != "Add" or len(view.inputs) != 2 or skip(view.label):
             continue
         for name in view.inputs:
             product = products.get(name)
