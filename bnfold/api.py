@@ -35,6 +35,9 @@ class FoldResult:
     check: Check | None
     _model: Callable[[], Any]
 
+    def __repr__(self) -> str:
+        return f"FoldResult({self.plan!r}, {'not verified' if self.check is None else repr(self.check)})"
+
     @property
     def model(self) -> Any:
         """The folded model, of the kind that was given; large ONNX weights are computed when it is first asked for."""
@@ -73,10 +76,11 @@ def inspect(
 ) -> Plan:
     """What `fold` would do to a model: every norm with its verdict. Nothing is changed or written.
 
-    `skip`: names, or patterns with * and ?, of norms to leave alone. `freeze_inputs`: treat graph inputs that have a
-    default as constants (IR 4 and later). `precision_limit`: how much precision the other readers of a tensor may lose
-    to a fold, as a factor (docs/precision.md). `leftovers`: in which forms a norm that cannot go may be left: "fast",
-    those that measure no slower in the model's runtime (docs/benchmarks.md); "all", any single op; "none".
+    `skip`: names, or patterns with * and ?, of norms to leave alone, each that of a norm. `freeze_inputs`: treat graph
+    inputs that have a default as constants (IR 4 and later). `precision_limit`: how much precision the other readers of
+    a tensor may lose to a fold, as a factor (docs/precision.md). `leftovers`: in which forms a norm that cannot go may
+    be left: "fast", those that measure no slower in the model's runtime (docs/benchmarks.md); "all", any single op;
+    "none".
     The rest is for PyTorch: see `fold`. Raises ModelError where the model cannot be read, UsageError where arguments do
     not fit.
     """
@@ -573,7 +577,9 @@ def _torch(
         return None
     from .torchfiles import opened
 
-    return opened(model, options, patterns, precision_limit, leftovers)
+    loaded = opened(model, options, patterns, precision_limit, leftovers)
+    loaded.check_skip()
+    return loaded
 
 
 def _is_onnx(model: Any) -> bool:

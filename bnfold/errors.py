@@ -34,7 +34,9 @@ class UsageError(BnfoldError):
 
 
 class ModelError(BnfoldError):
-    """A model that cannot be read or is not valid."""
+    """A model that cannot be read or is not valid. `local`: only what one node gives is in doubt."""
+
+    local = False
 
 
 class DataError(BnfoldError):

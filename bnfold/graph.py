@@ -219,6 +219,28 @@ class Broadcast(Op):
     """Expand: the input, repeated along axes of size 1."""
 
 
+@dataclass(frozen=True)
+class Fault:
+    """An op that a reader or a rule tripped over, which is a fault of bnfold's: it is pinned, and all else goes on.
+
+    `name` and `type` are for people, `error` is what happened.
+    """
+
+    name: str
+    type: str
+    error: str
+
+
+def fault(name: str, type: str, error: Exception) -> Fault:
+    """The fault that an exception is."""
+    return Fault(name, type, f"{error.__class__.__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def internal(fault: Fault) -> Reason:
+    """Why a norm stays that could not be handled."""
+    return Reason("internal", f"bnfold could not handle it ({fault.error})", fault.name, "please report it")
+
+
 @dataclass
 class Graph:
     """Ops in topological order; `shapes` of the tensors (None: not even the rank is known).
@@ -236,6 +258,8 @@ class Graph:
     """Tensors of which something else is read than their values: the shape, the type."""
     annotated: set[str] = field(default_factory=set)
     """Tensors of which the model says something that holds for their values only."""
+    faults: dict[str, Fault] = field(default_factory=dict)
+    """What could not be handled, by the first output of each op."""
 
     def shape(self, tensor: str) -> Shape | None:
         """The shape of a tensor, or None when its rank is unknown."""

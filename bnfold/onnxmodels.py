@@ -6,17 +6,18 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from math import prod
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from .errors import DataError, ModelError, UsageError, VerificationError
+from .kinds import check_suffix
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import OtherNorm, Plan
 from .planner import plan as make_plan
 from .planner import plan_that_fits
+from .skip import Skip, demand_match, unmatched
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -112,6 +113,7 @@ def fold_onnx(
     target = None if out is None else Path(fspath(out))
     if target is not None:
         check_target(target, _path(model))
+        check_suffix(target)
     progress("reading")
     loaded = _load(model, skip, freeze_inputs)
     if target is None and external_tensors(loaded.model):
@@ -147,6 +149,7 @@ def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
         plan = plan_that_fits(
             loaded.source.graph, precision_limit, leftovers, lambda plan: strained(loaded.source, plan)
         )  # fmt: skip
+    _vouch(loaded.model, loaded.source, loaded.name)
     return replace(plan, notes=(*plan.notes, *_notes(loaded)))
 
 
@@ -179,6 +182,15 @@ def _sound(model: ModelProto, name: str) -> Iterator[None]:
         raise
 
 
+def _vouch(model: ModelProto, source: Source, name: str) -> None:
+    """ModelError where ops could not be handled since the model's shapes do not fit together."""
+    from .frontends.onnx.skeleton import misfit, skeleton
+
+    why = misfit(skeleton(model).model) if source.graph.faults else ""
+    if why:
+        raise ModelError(f"{name}: its shapes do not fit together: {why}")
+
+
 def _path(model: str | PathLike[str] | ModelProto) -> Path | None:
     return Path(fspath(model)) if isinstance(model, str | PathLike) else None
 
@@ -204,16 +216,19 @@ def _load(
     folder = path.parent if path else None
     check_external(proto, folder)
     bare = check(proto, str(path or name), lengths, folder=folder)
-    patterns = [skip] if isinstance(skip, str) else list(skip)
+    skipped = Skip(skip)
 
     def load_source(model: ModelProto, bare: Skeleton) -> Source:
-        def skipped(label: str) -> bool:
-            return any(fnmatchcase(label, pattern) for pattern in patterns)
-
         with _sound(model, name):
-            return read(model, bare, name, folder, freeze_inputs, skipped)
+            source = read(model, bare, name, folder, freeze_inputs, skipped)
+        _vouch(model, source, name)
+        return source
 
-    return _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
+    loaded = _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
+    rest = unmatched(skipped.patterns, skipped.names)
+    if rest:
+        demand_match(rest, [norm.name for norm in make_plan(loaded.source.graph).batch_norms], name)
+    return loaded
 
 
 def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Source]) -> _Loaded:

@@ -178,6 +178,14 @@ class Plan:
         verdicts = Counter(bn.verdict for bn in self.batch_norms)
         return {"batch_norms": len(self.batch_norms), **{v: verdicts[v] for v in ("folded", "reduced", "kept")}}
 
+    @property
+    def all_kept(self) -> bool:
+        """Whether there are norms, and every one stays as it is."""
+        return bool(self.batch_norms) and all(norm.verdict == "kept" for norm in self.batch_norms)
+
+    def __repr__(self) -> str:
+        return f"Plan({self.model!r}: {self.headline()})"
+
     def headline(self) -> str:
         """One line that counts; norms written as constants of Mul, Add and their kin are told apart."""
         counts = self.counts()

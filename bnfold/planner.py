@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from .gauge.explain import Explainer
 from .gauge.guard import GONE, off_centre, solve_within
 from .gauge.scale import Conflict
 from .gauge.solve import Outcome, Solution
-from .graph import Affine, Graph, Op, Opaque, Reason
+from .graph import Affine, Fault, Graph, Op, Opaque, Reason, internal
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import BatchNorm, Conditioning, Edit, Merge, OtherNorm, Plan, Remove, Replace, Rescale
 
@@ -138,14 +138,43 @@ def _planned(graph: Graph, solution: Solution, made: Cut) -> Plan:
         _in_branch(op, branched[op]) if op in branched else _verdict(op, outcomes.get(op), solution, into, explainer)
         for op in graph.ops
     ]
+    listed = tuple(norm for norm in norms if norm)
     lrns = [op for op in graph.ops if isinstance(op, Opaque) and op.type in LRN_TYPES]
     others = [OtherNorm(op.name, op.type, op.inputs[0], op.outputs[0]) for op in lrns]
     return Plan(
         graph.name,
-        tuple(norm for norm in norms if norm),
+        listed,
         tuple(others),
         tuple(sorted(edits, key=lambda edit: edit.op)),
+        notes=(*(() if listed else _numbers(graph, edits)), *_faults(graph.faults.values())),
         moved=tuple(sorted(name for name in graph.annotated if _moves(name, solution))),
+    )
+
+
+def _numbers(graph: Graph, edits: list[Edit]) -> tuple[str, ...]:
+    """What is changed in a model of which no norm is listed: single numbers that layers beside them take up."""
+    gone = [graph.ops[edit.op] for edit in edits if isinstance(edit, Remove)]
+    names = [f"{op.type} {op.name}" for op in gone if isinstance(op, Affine)]
+    rest = [edit.name for edit in edits if not isinstance(edit, Remove)]
+    if not edits:
+        return ()
+    what = f"{_some(names)} went into {_some(rest)}" if names else f"{_some(rest)} changed"
+    return (f"no batch norms, but constants that are one number: {what}",)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _faults(faults: Iterable[Fault]) -> tuple[str, ...]:
+    """A note for each kind of fault; one operator fails the same way wherever it stands."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for fault in faults:
+        names.setdefault((fault.type, fault.error), []).append(fault.name)
+    return tuple(
+        f"{kind} {_some(where)} could not be handled ({error}), so what is next to it stays: a fault of bnfold, "
+        "please report it with this model"
+        for (kind, error), where in names.items()
     )
 
 
@@ -301,7 +330,7 @@ def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explaine
     if not isinstance(op, Affine) or not op.candidate or not op.listed:
         return None
     if outcome is None:
-        return _misfit(op) if op.kind == "bn" else None
+        return _misfit(op, explainer.graph) if op.kind == "bn" else None
     verdict = {"gone": "folded", "stays": "kept"}.get(outcome.form, "reduced")
     reason = explainer.reason(outcome)
     if reason and verdict == "reduced":
@@ -320,11 +349,11 @@ def _verdict(op: Op, outcome: Outcome | None, s: Solution, into: _Into, explaine
     )
 
 
-def _misfit(op: Affine) -> BatchNorm:
-    """The entry of a norm whose vectors do not belong to its input."""
-    count = op.scale.size
+def _misfit(op: Affine, graph: Graph) -> BatchNorm:
+    """The entry of a norm whose vectors do not belong to its input, or that a rule tripped over."""
+    count, fault = op.scale.size, graph.faults.get(op.outputs[0])
     text = f"its vectors are for {count} channels, and its input has others" if count else "it has no channels"
-    reason = Reason("bad-statistics", text, op.name)
+    reason = internal(fault) if fault else Reason("bad-statistics", text, op.name)
     return BatchNorm(op.name, op.type, op.inputs[0], op.outputs[0], count, "kept", reason=reason)
 
 

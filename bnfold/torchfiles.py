@@ -37,6 +37,7 @@ from .pytorch import (
     judgement,
     program_of_script,
 )
+from .skip import demand_match, unmatched
 
 if TYPE_CHECKING:
     from .api import TorchOptions
@@ -58,6 +59,14 @@ class TorchModel:
     kind: str = field(default="module")
     script: nn.Module | None = None
     """The TorchScript module that the program was made of."""
+
+    def check_skip(self) -> None:
+        """UsageError where a name to skip is that of no norm; those in the code are looked for only then."""
+        modules = self.model.named_modules() if isinstance(self.model, nn.Module) else ()
+        rest = unmatched(self.options.skip, (name for name, module in modules if hasattr(module, "running_mean")))
+        if rest:
+            plan = replace(self, options=replace(self.options, skip=())).inspect()
+            demand_match(rest, (norm.name for norm in plan.batch_norms), plan.model)
 
     def inspect(self) -> Plan:
         """The plan."""

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from bnfold.equivalence.reference import OPERATORS
+from bnfold.equivalence.reference import operators
+from bnfold.frontends.onnx.constants import default_opset
 
 Array = npt.NDArray[Any]
 
@@ -128,11 +129,11 @@ class Pad(OpRun):
 
     op_domain = ""
 
-    def _run(self, x: Array, pads: Array, value: Array | None = None, axes: Array | None = None,
-             mode: str | None = None) -> tuple[Array]:  # fmt: skip
+    def _run(self, x: Array, pads: Any = None, value: Array | None = None, axes: Array | None = None,
+             mode: str | None = None, paddings: Any = None) -> tuple[Array]:  # fmt: skip
         names = list(range(x.ndim)) if axes is None else [int(axis) % x.ndim for axis in axes]
         amounts = np.zeros((x.ndim, 2), np.int64)
-        amounts[names] = np.asarray(pads).reshape(2, -1).T
+        amounts[names] = np.asarray(paddings if pads is None else pads).reshape(2, -1).T
         more = [(max(0, a), max(0, b)) for a, b in amounts]
         if mode in (None, "constant"):
             whole = np.pad(x, more, constant_values=x.dtype.type(0 if value is None else np.asarray(value).item()))
@@ -146,5 +147,6 @@ def evaluate(model: onnx.ModelProto, **inputs: Array) -> list[Array]:
     """The outputs of a model in the precision that it is written in."""
     if model.functions:  # the evaluator would take its own operators in functions
         model = onnx.inliner.inline_local_functions(model)
-    evaluator = ReferenceEvaluator(model, new_ops=[Conv, ConvTranspose, MaxPool, AveragePool, Pad, *OPERATORS])
+    own = [Conv, ConvTranspose, MaxPool, AveragePool, Pad, *operators(default_opset(model))]
+    evaluator = ReferenceEvaluator(model, new_ops=own)
     return [np.asarray(value) for value in evaluator.run(None, inputs)]

@@ -212,12 +212,23 @@ def test_a_terminal_that_knows_ascii_only_gets_escapes(here: Path) -> None:
 
 
 def test_skip_leaves_norms_alone_by_name_and_by_pattern() -> None:
-    for pattern, kept in (("bn1", ["bn1"]), ("bn*", ["bn1", "bn2"]), ("bn?", ["bn1", "bn2"]), ("BN1", [])):
+    for pattern, kept in (("bn1", ["bn1"]), ("bn*", ["bn1", "bn2"]), ("bn?", ["bn1", "bn2"])):
         data = json.loads(run("inspect", "model.onnx", "--json", "--skip", pattern).stdout)
         found = [bn["name"] for bn in data["batch_norms"] if bn["verdict"] == "kept"]
         assert found == kept, pattern
         codes = {bn["reason"]["code"] for bn in data["batch_norms"] if bn["reason"]}
         assert codes <= {"skipped"}
+
+
+@pytest.mark.parametrize("command", ["inspect", "fold"])
+def test_a_name_to_skip_that_no_norm_has_is_wrong_usage(here: Path, command: str) -> None:
+    output = ["-o", "out.onnx"] if command == "fold" else []
+    for name, said in (("BN1", "near names: bn1"), ("bnn2", "near names: bn2"), ("conv1", "it has bn1, bn2")):
+        assert said in refused(here, 2, command, "model.onnx", *output, "--skip", "bn1", "--skip", name)
+    net = Net(0)
+    net.output(net.relu(net.input(), "relu"), ("N", 3, 8, 8))
+    net.save(here / "none.onnx")
+    assert "it has none" in refused(here, 2, command, "none.onnx", *output, "--skip", "bn1")
 
 
 # --- fold
@@ -259,7 +270,7 @@ def test_the_report_file_holds_what_json_prints() -> None:
 def test_no_verify_is_said_on_stdout_and_in_the_report() -> None:
     result = run("fold", "model.onnx", "-o", "out.onnx", "--no-verify", "--report", "report.json")
     assert result.exit_code == 0
-    assert "wrote out.onnx, NOT VERIFIED (--no-verify)" in result.stdout
+    assert "NOT VERIFIED (--no-verify)" in result.stdout
     assert json.loads(Path("report.json").read_text())["verification"] == {"verified": False}
     data = json.loads(run("fold", "model.onnx", "-o", "out.onnx", "--no-verify", "--json").stdout)
     assert data["verification"] == {"verified": False}

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "bnfold"
 STAGES = [
     {"version", "limits", "layers", "quiet"},
     {"errors"},
-    {"files", "kinds", "data", "config"},
+    {"files", "kinds", "data", "config", "skip"},
     {"graph", "affine"},
     {"gauge"},
     {"plan"},

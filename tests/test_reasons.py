@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
 from benchmarks.precision import hostile
+from tests import test_faults as faults
 from tests import test_torch_traps as traps
 from tests.test_rules import CASES, Net
 
@@ -43,6 +44,11 @@ def _spatial_0() -> onnx.ModelProto:
     model.graph.node.append(helper.make_node("BatchNormalization", ["x", *stats], ["y"], spatial=0))
     model.graph.output.append(helper.make_tensor_value_info("y", TensorProto.DOUBLE, [2, 3, 4, 4]))
     return model
+
+
+def _rank_1() -> onnx.ModelProto:
+    n = Net(4)
+    return n.model(n.bn("x", 1))
 
 
 def _overridable() -> onnx.ModelProto:
@@ -117,6 +123,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "bad-statistics": RULES["a_negative_variance"],
     "unknown-shape": _behind_a_custom_op,
     "unknown-opset": _future,
+    "no-channels": _rank_1,
     "in-subgraph": _in_a_body,
     "in-function": _in_a_function,
     "skipped": RULES["conv_then_bn"],
@@ -131,8 +138,9 @@ MODULES: dict[str, Callable[[], None]] = {
     "in-place": traps.test_an_in_place_function_behind_a_removed_norm_gets_a_copy,
     "uncooperative-code": traps.test_one_norm_that_the_code_does_not_let_go_stays_and_others_fold,
     "untraced": traps.test_parts_are_folded_where_the_whole_cannot_be_traced,
+    "internal": faults.test_norms_that_cannot_be_handled,
 }
-"""Codes of PyTorch, and the tests that reach them."""
+"""Codes of PyTorch, and of faults, and the tests that reach them."""
 
 
 @pytest.mark.parametrize("code", sorted(MODULES))

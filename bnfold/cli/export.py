@@ -59,4 +59,4 @@ def export(
                 show_result(error.plan, error.check, as_json)
             raise
         write_report(report_file, result.plan, result.check, output)
-        show_result(result.plan, result.check, as_json, output)
+        show_result(result.plan, result.check, as_json, output, model)

@@ -9,7 +9,7 @@ import click
 
 from ..errors import VerificationError
 from .options import FILE, common, judging, pytorch, reading, torch_options
-from .output import check_report, errors, progress_line, show_result, write_page, write_report
+from .output import check_reports, errors, progress_line, show_result, write_page, write_report
 
 
 @click.command()
@@ -56,8 +56,7 @@ def fold(
     with --arch. OUT is of the same kind, or, by its suffix, another of PyTorch's; `bnfold export` writes ONNX.
     """
     with errors(debug):
-        check_report(report_file, output, model)
-        check_report(html, output, model)
+        check_reports((report_file, html), output, model)
         try:
             with progress_line(quiet or as_json) as progress:
                 from ..api import fold as run
@@ -73,4 +72,4 @@ def fold(
             raise
         write_report(report_file, result.plan, result.check, output)
         write_page(html, result.plan, result.check, model, output)
-        show_result(result.plan, result.check, as_json, output)
+        show_result(result.plan, result.check, as_json, output, model)

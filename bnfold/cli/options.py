@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..limits import LEFTOVERS, PRECISION_LIMIT
 
 F = TypeVar("F", bound=Callable[..., Any])
-FILE = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, readable=False)  # one that cannot be read is met where it is read
 
 
 def reading(command: F) -> F:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
     from ..config import PairSettings
     from ..equivalence.check import Check
     from ..plan import Plan
+
+
+def check_reports(reports: Sequence[Path | None], output: Path, model: Path) -> None:
+    """Know before the work that reports can be written, none over another or over what is read or written."""
+    named = [report for report in reports if report is not None]
+    if len({report.resolve() for report in named}) < len(named):
+        raise UsageError(f"{named[0]}: two reports in the same file")
+    for report in named:
+        check_report(report, output, model)
 
 
 def check_report(report: Path | None, output: Path, model: Path, *inputs: Path | None) -> None:
@@ -68,8 +79,7 @@ def write_page(path: Path | None, plan: Plan, check: Check | None, model: Path, 
         return
     from ..report.page import to_html
 
-    said = check if check is not None else "not verified (--no-verify)"
-    _write(path, to_html([(f"{model.name} : {output.name}", said, plan)]))
+    _write(path, to_html([(f"{model.name} : {output.name}", check, plan)]))
 
 
 def check_targets(targets: Sequence[Path], models: Sequence[Path]) -> None:
@@ -150,8 +160,10 @@ def _norms(pair: PairSettings, check: Check | str) -> Plan | None:
         return None
 
 
-def show_result(plan: Plan, check: Check | None, as_json: bool, output: Path | None = None) -> None:
-    """The plan and the verdict as tables, or as JSON."""
+def show_result(
+    plan: Plan, check: Check | None, as_json: bool, output: Path | None = None, model: Path | None = None
+) -> None:
+    """The plan and the verdict as tables, or as JSON. `model`: what `output` was made of."""
     if as_json:
         from ..report.data import report, to_json
 
@@ -162,7 +174,25 @@ def show_result(plan: Plan, check: Check | None, as_json: bool, output: Path | N
 
     show(plan_table(plan), *([check_table(check)] if check else []))
     if output is not None:
-        click.echo(f"wrote {output}" + ("" if check else ", NOT VERIFIED (--no-verify)"))
+        click.echo(wrote(output, model) + ("" if check else ", NOT VERIFIED (--no-verify)"))
+
+
+def wrote(output: Path, model: Path | None = None) -> str:
+    """What was written, the file of external data with it, and how large it and what it was made of are."""
+    written = _files(output)
+    beside = sorted(str(output.with_name(path.name)) for path in written if path.name != output.name)
+    text = f"wrote {' and '.join([str(output), *beside])}, {_size(written)}"
+    return text if model is None else f"{text} ({model.name}: {_size(_files(model))})"
+
+
+def _size(files: Iterable[Path]) -> str:
+    """How many bytes files have together, in the unit that suits."""
+    total = float(sum(path.stat().st_size for path in files))
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if total < 1000 or unit == "GB":
+            break
+        total /= 1000
+    return f"{total:.0f} {unit}" if unit == "bytes" else f"{total:.3g} {unit}"
 
 
 @contextmanager
@@ -184,8 +214,30 @@ def progress_line(quiet: bool) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def _contained() -> Iterator[None]:
     """stdout for results only: prints inside the block go to stderr; no warnings, and no log lines of libraries."""
-    with redirect_stdout(sys.stderr), silence():
+    with _diverted(), redirect_stdout(sys.stderr), silence():
         yield
+
+
+@contextmanager
+def _diverted() -> Iterator[None]:
+    """What libraries written in C print to stdout goes to stderr too, where these are the process's own."""
+    try:
+        own = (sys.stdout.fileno(), sys.stderr.fileno()) == (1, 2)
+    except (AttributeError, OSError, ValueError):  # closed, or something of a caller's
+        own = False
+    if not own:
+        yield
+        return
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        with suppress(AttributeError, OSError, TypeError):  # what they hold back; not to be had on Windows
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 @contextmanager

@@ -105,6 +105,9 @@ class Check:
     names: tuple[str, str] = ("", "")
     operators: tuple[dict[str, int], dict[str, int]] = field(default_factory=lambda: ({}, {}))
 
+    def __repr__(self) -> str:
+        return f"Check({'passed' if self.passed else f'failed: {self.message}'}; {len(self.outputs)} comparisons)"
+
     @property
     def worst(self) -> OutputError | None:
         """The entry that comes closest to its bound, or is the furthest beyond."""

@@ -6,7 +6,7 @@ with the reference in float64, where it does not round. docs/judging.md has the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -92,6 +92,19 @@ class Criterion:
         if self.top_k is not None:
             parts.append(f"the same top {self.top_k} for {self.agreement:.4g} of the samples")
         return ", ".join(parts)
+
+    def used(self, entries: Iterable[OutputError]) -> str:
+        """In words what a verdict over some entries rests on: bounds of a type where nothing was told by float64."""
+        judged = [entry for entry in entries if entry.measures]
+        limits = {m.bound for e in judged if e.own is None for m in e.measures if m.name == "relative error"}
+        if self.fixed or not limits:
+            return str(self)
+        if all(entry.error == 0 for entry in judged):
+            return "no difference"
+        bounds = " or ".join(f"{limit:g}" for limit in sorted(limits))
+        said = f"largest difference at most {bounds} of the largest magnitude"
+        both = any(entry.own is not None for entry in judged)
+        return f"{self}; where that is not known, {said}" if both else said
 
     def measure(self, a: Array, b: Array, entry: OutputError, floor: float = 0.0) -> OutputError:
         """An entry judged by fixed bounds; without any, by the limit of the type."""

@@ -83,7 +83,7 @@ def judge(
             said += [*(_steady(first, varying) if reference.specs() else []), *_only_rounding(found)]
             said += _coarse(Check(True, "", 0, {}, found).resolution)
         return Check(not message, runner.name, inputs.seed, choice.shapes, found, message, tuple(dict.fromkeys(said)),
-                     str(criterion), None, (reference.name, candidate.name))  # fmt: skip
+                     criterion.used(found), None, (reference.name, candidate.name))  # fmt: skip
 
     again = _irreproducible(first, runner, choice)
     if again:

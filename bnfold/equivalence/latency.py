@@ -43,6 +43,9 @@ class Bench:
     def __post_init__(self) -> None:
         assert len(self.reference) == len(self.candidate) > 0
 
+    def __repr__(self) -> str:
+        return f"Bench({' : '.join(self.names)}, {self.rounds} rounds, ratio {self.ratio.median:.3f})"
+
     @property
     def rounds(self) -> int:
         """How often both were run."""

@@ -122,6 +122,20 @@ class Equations:
     bystanders: list[Affine] = field(default_factory=list)
     """Constants that do not run along channels: nobody's batch norm."""
 
+    def mark(self) -> dict[str, int]:
+        """How much there is of everything, for `undo`."""
+        return {name: value if isinstance(value, int) else len(value) for name, value in vars(self).items()}
+
+    def undo(self, mark: dict[str, int]) -> None:
+        """Take back what was added since `mark`."""
+        self.count = mark["count"]
+        for name in mark.keys() - {"count"}:
+            part = getattr(self, name)
+            for key in list(part)[mark[name] :] if isinstance(part, dict) else ():
+                del part[key]
+            if isinstance(part, list):
+                del part[mark[name] :]
+
     def fresh(self, shape: Sequence[int]) -> Ids:
         """New variables, numbered in row-major order."""
         n = int(np.prod(shape, dtype=np.int64))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..graph import Graph, Op, Opaque, Reason, Select, Sum
+from ..graph import Graph, Linear, Op, Opaque, Reason, Select, Sum
 from .equations import AffinePort, Demand, Ids
 from .guard import WEIGHTS
 from .solve import Outcome, Solution
@@ -62,16 +62,11 @@ class Explainer:
         )
 
     def _sign(self, port: AffinePort, row: int) -> Reason:
-        demand = self._nearest(int(port.y[row]), self.eqs.positive, port) or self._nearest(
-            int(port.x[row]), self.eqs.positive, port
-        )
-        where = demand.op.name if demand else "an activation"
-        return Reason(
-            "sign",
-            f"gamma of channel {row} has a sign that cannot pass {where}: it {demand.why if demand else ''}".rstrip(),
-            where if demand else "",
-            "",
-        )
+        found = [self._nearest(int(ids[row]), self.eqs.positive, port) for ids in (port.x, port.y)]
+        demands = list({demand.op: demand for demand in found if demand}.values())
+        said = ", and ".join(f"{demand.op.name} {demand.why}" for demand in demands) or "an activation is in the way"
+        text = f"gamma of channel {row} has a sign that can go nowhere: {said}"
+        return Reason("sign", text, demands[0].op.name if demands else "")
 
     def _shift(self, port: AffinePort, row: int) -> Reason:
         for side in (int(port.y[row]), int(port.x[row])):
@@ -94,13 +89,18 @@ class Explainer:
         return Reason("shift-fixed", f"its offset can go nowhere: {text}{source}", where, LEFTOVER)
 
     def _dead(self, port: AffinePort, row: int) -> Reason:
-        return Reason(
-            "dead-channel",
-            f"gamma of channel {row} is 0 while {port.op.inputs[0]} has other readers, and the constant that comes out "
-            "cannot be moved into all layers behind it",
-            "",
-            "",
+        source = port.op.inputs[0]
+        positive = self._nearest(int(port.x[row]), self.eqs.positive, port)
+        if positive is not None and isinstance(positive.op, Linear):
+            why = f"{positive.op.name} {positive.why}"
+        elif self._shared(port, row) or sum(source in op.inputs for op in self.graph.ops) > 1:
+            why = f"{source} has other readers"
+        else:
+            why = f"{source} must keep its values there"
+        text = (
+            f"gamma of channel {row} is 0, {why}, and the constant that comes out cannot move into all layers behind it"
         )
+        return Reason("dead-channel", text, positive.op.name if positive else "")
 
     def _precision(self, port: AffinePort, row: int) -> Reason:
         return Reason(

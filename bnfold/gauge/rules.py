@@ -29,6 +29,7 @@ from ..graph import (
     Sum,
     Take,
     Transpose,
+    fault,
 )
 from .equations import AffinePort, Bend, BoundPort, Demand, Equations, Ids, LinearPort, Unary
 from .reshape import reshape_ids
@@ -53,12 +54,22 @@ def _outputs(op: Op, graph: Graph, gauges: dict[str, Ids | None], eqs: Equations
     if isinstance(op, Linear) and inputs[0] is None:  # nothing is known of the input but that it stays as it is
         inputs = [pinned(op.rank)]
     known = [ids for ids in inputs if ids is not None]
-    if not isinstance(op, Opaque) and len(known) == len(inputs) and not _empty(op, known):
-        outputs = RULES[type(op)](op, known, eqs, graph)
-        if outputs is not None:
-            return outputs
+    why = f"{_kind(op)} needs the values themselves"
+    if not isinstance(op, Opaque) and len(known) == len(inputs):
+        before = eqs.mark()
+        try:
+            outputs = None if _empty(op, known) else RULES[type(op)](op, known, eqs, graph)
+            if outputs is not None:
+                assert len(outputs) == len(op.outputs), f"{len(outputs)} gauges for {len(op.outputs)} outputs"
+                return outputs
+        except MemoryError:
+            raise
+        except Exception as error:  # a fault of ours costs what the op touches, and not the model
+            eqs.undo(before)
+            graph.faults["".join(op.outputs[:1])] = fault(op.name, _kind(op), error)
+            why = "could not be handled (see the notes)"
     for ids in known:
-        eqs.pin(ids, op, f"{_kind(op)} needs the values themselves")
+        eqs.pin(ids, op, why)
     return [pinned(graph.rank(t)) for t in op.outputs]
 
 
@@ -77,7 +88,7 @@ def _empty(op: Op, inputs: Gauges) -> bool:
 
 
 def _kind(op: Op) -> str:
-    return op.type if isinstance(op, Opaque) else type(op).__name__
+    return op.type if isinstance(op, Opaque | Affine) else type(op).__name__
 
 
 def pinned(rank: int | None) -> Ids | None:
@@ -120,9 +131,10 @@ def affine(op: Affine, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges |
         x = _along(eqs.channels(x, op.axis, length, op), op.axis, x.ndim)
     varying = [axis for axis, size in enumerate(x.shape) if size > 1]
     axis = op.axis if length > 1 else (varying or [0])[0]
-    if any(other != axis for other in varying) or (length > 1 and x.shape[axis] not in (1, length)):
+    width = x.shape[axis] if x.ndim else 1
+    if any(other != axis for other in varying) or (length > 1 and width not in (1, length)):
         return _bystander(op, x, eqs)
-    size = max(length, x.shape[axis])
+    size = max(length, width)
     flat = np.broadcast_to(x.ravel(), size)
     y = eqs.fresh([size])
     if op.kind == "add" and not op.reversed:
@@ -326,8 +338,8 @@ def broadcast(op: Broadcast, inputs: Gauges, eqs: Equations, graph: Graph) -> Ga
 
 
 def _along(vector: Ids, axis: int, rank: int) -> Ids:
-    """(n,) -> (1, .., n, .., 1)."""
-    return vector.reshape(_with([1] * rank, axis, vector.size))
+    """(n,) -> (1, .., n, .., 1), (1,) -> () for rank 0."""
+    return vector.reshape(_with([1] * rank, axis, vector.size) if rank else ())
 
 
 def _with(shape: list[int], axis: int, size: int) -> tuple[int, ...]:

@@ -75,6 +75,9 @@ class CalibrationReport:
     norms: tuple[Calibrated, ...]
     unused: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"CalibrationReport({self.method}: {len(self.norms)} norms, {self.samples} samples)"
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {"schema": SCHEMA, **asdict(self)}
@@ -90,3 +93,7 @@ class CalibrationResult:
 
     model: Any
     report: CalibrationReport
+
+    def __repr__(self) -> str:
+        report = self.report
+        return f"CalibrationResult({report.method}: {len(report.norms)} norms, {report.samples} samples)"

@@ -39,6 +39,9 @@ class History:
     resumed: int = 0
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"History({len(self.epochs)} epochs)"
+
     def column(self, name: str) -> list[tuple[int, float]]:
         """The epochs that have a number under this name, with it."""
         found = [(epoch.number, getattr(epoch, name)) for epoch in self.epochs]

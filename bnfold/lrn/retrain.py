@@ -31,6 +31,9 @@ class RetrainResult:
     model: Any
     history: History
 
+    def __repr__(self) -> str:
+        return f"RetrainResult({self.history!r})"
+
 
 def retrain(
     module: nn.Module,

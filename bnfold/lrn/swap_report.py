@@ -70,6 +70,9 @@ class SwapReport:
     samples: int = 0
     output_error: float | None = None
 
+    def __repr__(self) -> str:
+        return f"SwapReport({len(self.sites)} LRNs exchanged, {len(self.left)} left)"
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         sites = [asdict(site) for site in self.sites]
@@ -98,3 +101,6 @@ class SwapResult:
     model: Any
     report: SwapReport
     placed: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"SwapResult({self.report!r})"

@@ -25,23 +25,25 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .badge { border-radius: 4px; padding: .1em .6em; font-size: .8em; }
 .passed, .ok, .folded { color: var(--good); } .failed, .error, .differs, .kept { color: var(--bad); }
 .reduced { color: #b07a10; } .badge { color: #fff; background: var(--bad); } .badge.passed { background: var(--good); }
+.badge.not-verified { background: #8a6d10; }
 .plots { display: flex; flex-wrap: wrap; gap: 1.5em; } figure { margin: 0; } figcaption { font-size: .85em; }
 svg text { font: 11px system-ui, sans-serif; fill: currentColor; } code { overflow-wrap: anywhere; }
 """
 
 
-Entry = tuple[str, "Check | str", "Plan | None"]
+Entry = tuple[str, "Check | str | None", "Plan | None"]
 
 
 def to_html(entries: Sequence[Entry], done: bool = True) -> str:
     """A page with a part for each pair of models, by name.
 
-    Each has the verdict, or the text that says why there is none, every output with a histogram of its errors, where
-    the models part, and what became of every norm where the plan is given. `done`: the candidate was made by that plan;
-    otherwise it says what a fold of the reference would do.
+    Each has the verdict, or the text that says why there is none (None where none was asked for), every output with a
+    histogram of its errors, where the models part, and what became of every norm where the plan is given. `done`: the
+    candidate was made by that plan; otherwise it says what a fold of the reference would do.
     """
-    failed = sum(isinstance(check, str) or not check.passed for _, check, _ in entries)
-    title = f"bnfold verify: {'failed' if failed else 'passed'}"
+    states = [_state(check) for _, check, _ in entries]
+    failed = sum(state in ("error", "failed") for state in states)
+    title = f"bnfold verify: {'failed' if failed else 'passed' if 'passed' in states else states[0]}"
     parts = [_pair(*entry, done) for entry in entries]
     if len(entries) > 1:
         parts.insert(0, _contents(entries, failed))
@@ -58,8 +60,10 @@ def whole(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def _state(check: Check | str) -> str:
-    return "error" if isinstance(check, str) else "passed" if check.passed else "failed"
+def _state(check: Check | str | None) -> str:
+    if not isinstance(check, Check):
+        return "not verified" if check is None else "error"
+    return "passed" if check.passed else "failed"
 
 
 def _contents(entries: Sequence[Entry], failed: int) -> str:
@@ -67,11 +71,12 @@ def _contents(entries: Sequence[Entry], failed: int) -> str:
     return f"<h1>{len(entries)} pairs, {failed} failed</h1>" + table_html(("pair", ""), rows)
 
 
-def _pair(name: str, check: Check | str, plan: Plan | None, done: bool) -> str:
+def _pair(name: str, check: Check | str | None, plan: Plan | None, done: bool) -> str:
     state = _state(check)
-    top = f"<h1>{escape(name)} <span class='badge {state}'>{state}</span></h1>"
-    if isinstance(check, str):
-        return f"{top}<p>{escape(check)}</p>" + (_norms(plan, done) if plan is not None else "")
+    top = f"<h1>{escape(name)} <span class='badge {state.replace(' ', '-')}'>{state}</span></h1>"
+    if not isinstance(check, Check):
+        said = "the models were not run (--no-verify)" if check is None else check
+        return f"{top}<p>{escape(said)}</p>" + (_norms(plan, done) if plan is not None else "")
     said = check.message or ("the candidate is the same function as the reference, to rounding" if check.passed else "")
     parts = [
         top,

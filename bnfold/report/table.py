@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from ..equivalence.latency import Bench
 
 STYLES = {"folded": "green", "reduced": "yellow", "kept": "red"}
+COLUMNS = {"output": 0, "inputs": 8, "largest error": 8, "relative": 8, "own error": 7, "judged by": 6, "value": 5,
+           "bound": 5, "": 4}  # fmt: skip
+"""Of the verification, with the widths that hold a number: together they fit into 80 columns."""
 SHOWN = 3
 """Names of layers listed before "and n more"."""
 
@@ -41,7 +45,8 @@ def plan_table(plan: Plan) -> RenderableType:
         table.add_row(
             escape(other.name), escape(between), Text(other.op_type, "cyan"), "not a batch norm: left as it is"
         )
-    return Group(table, *notes, Text(summary(plan)))
+    stayed = [Text("no batch norm was folded or reduced", "yellow")] if plan.all_kept else []
+    return Group(*stayed, table, *notes, Text(summary(plan)))
 
 
 def fate(bn: BatchNorm) -> str:
@@ -63,9 +68,13 @@ def summary(plan: Plan) -> str:
 
 def check_table(check: Check) -> RenderableType:
     """The worst of each output over all kinds of inputs, and the verdict."""
-    table = Table(title="verification", title_justify="left", header_style="bold")
-    for column in ("output", "inputs", "largest error", "relative", "own error", "judged by", "value", "bound", ""):
-        table.add_column(column, justify="left" if column in ("output", "inputs", "judged by", "") else "right")
+    table = Table(
+        title="verification", title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
+        collapse_padding=True, pad_edge=False,
+    )  # fmt: skip
+    for column, width in COLUMNS.items():
+        left = column in ("output", "inputs", "judged by", "")
+        table.add_column(column, justify="left" if left else "right", overflow="fold", min_width=width)
     for o in check.outputs:
         own = "" if o.own is None else f"{o.own:.1e}"
         table.add_row(escape(o.output), o.kind, f"{o.error:.2e}", f"{o.relative:.1e}", own, *_hardest(o), _mark(o))
@@ -135,9 +144,18 @@ def _mark(output: OutputError) -> Text:
 
 
 def show(*parts: RenderableType, stderr: bool = False) -> None:
-    """Print to the terminal; into a file or a pipe without colours, and wide enough to keep rows whole."""
+    """Print to the terminal; into a file or a pipe without colours, wide enough to keep rows whole, and lines whole."""
     console = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    if not console.is_terminal:
+    whole = not console.is_terminal
+    if whole:
         console = Console(stderr=stderr, highlight=False, width=160)
+    for part in _single(parts):
+        console.print(part, soft_wrap=whole and isinstance(part, Text))
+
+
+def _single(parts: Iterable[RenderableType]) -> Iterator[RenderableType]:
     for part in parts:
-        console.print(part)
+        if isinstance(part, Group):
+            yield from _single(part.renderables)
+        else:
+            yield part

@@ -19,10 +19,11 @@ def batch_norm(node: Node) -> Reading | None:
     """BatchNormalization in inference form; anything else stays, with its reason."""
     reason = _bn_reason(node)
     rank = node.rank()
-    if reason is None and (rank is None or rank < 2):
-        reason = Reason(
-            "unknown-shape", f"the rank of {node.input(0)} is unknown", node.label, "run shape inference first"
-        )
+    if reason is None and rank is None:
+        hint = "add its shape to value_info; a custom operator needs its schema for shape inference"
+        reason = Reason("unknown-shape", f"the rank of {node.input(0)} is unknown", node.label, hint)
+    elif reason is None and rank is not None and rank < 2:
+        reason = Reason("no-channels", f"{node.input(0)} has rank {rank}, and channels lie along axis 1", node.label)
     gamma, beta, mean, var = (node.float_constant(i) if node.constant(i) else None for i in range(1, 5))
     if reason is None and (gamma is None or beta is None or mean is None or var is None):
         reason = Reason("not-constant", f"its {_missing(node)} not a plain constant of the model", node.label)
@@ -32,6 +33,11 @@ def batch_norm(node: Node) -> Reading | None:
         why = "its four vectors are not of one length" if mean.size else "it has no channels"
         uneven = Reason("bad-statistics", why, node.label)
         return [Opaque(node.label, _data(node), node.outputs, node.type, uneven, mean.size)], {}
+    has = (node.shape(node.input(0)) or (None, None))[1]
+    if isinstance(has, int) and has != mean.size:
+        why = f"its vectors are for {mean.size} channel{'s' * (mean.size > 1)}, and {node.input(0)} has {has}"
+        other = Reason("bad-statistics", why, node.label)
+        return [Opaque(node.label, _data(node), node.outputs, node.type, other, mean.size)], {}
     eps = float(node.attrs.get("epsilon", 1e-5))
     affine = ChannelAffine.from_batch_norm(mean.ravel(), var.ravel(), gamma.ravel(), beta.ravel(), eps)
     if not affine.finite:
@@ -91,7 +97,7 @@ def _bn_reason(node: Node) -> Reason | None:
             "training-mode", "it has more than one output, which before opset 14 means the statistics of each batch",
             label, "export the model in eval mode, or drop the outputs that nobody reads",
         )  # fmt: skip
-    if node.attrs.get("spatial", 1) == 0:
+    if node.attrs.get("spatial", 1) == 0 and node.rank() != 2:  # without space it is the same
         return Reason("spatial-0", "it has statistics for every pixel (spatial=0)", label)
     held = [node.input(i) for i in range(1, 5) if node.context.constants.may_be_overridden(node.input(i))]
     if held:

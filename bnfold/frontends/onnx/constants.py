@@ -162,6 +162,13 @@ class Constants:
             return []
         return [node, *(self.chain(node.input[0]) if node.op_type in MOVES else [])]
 
+    def producer(self, name: str) -> NodeProto | None:
+        """The node that gives a tensor, of the standard's operators only."""
+        around, node = self._around(name), self.producers.get(name)
+        if around is not None:
+            return around.producer(name)
+        return node if node is not None and node.domain in ("", "ai.onnx") else None
+
     def position(self, node: NodeProto) -> int | None:
         """Where a node stands in its graph; None where it is not in this one."""
         return next((i for i, other in enumerate(self.graph.node) if other is node), None)
@@ -202,10 +209,12 @@ class Constants:
         try:
             made = EVALUATORS[node.op_type](inputs, attributes(node) | {"outputs": len(node.output)}, self.opset)
             return made[list(node.output).index(name)] if isinstance(made, list) else np.asarray(made)
-        except (ValueError, TypeError, IndexError, KeyError) as error:
-            raise ModelError(
-                f"node {node.name or node.op_type!r}: constant {name!r} cannot be computed ({error})"
-            ) from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            wrong = ModelError(f"node {node.name or node.op_type!r}: constant {name!r} cannot be computed ({error})")
+            wrong.local = True
+            raise wrong from error
 
     def _shape_of(self, node: NodeProto) -> list[int] | None:
         """What a Shape node gives, or None where one of the sizes that it asks for is not known."""

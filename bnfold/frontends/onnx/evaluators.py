@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from math import prod
 from typing import Any
 
 import ml_dtypes
@@ -51,6 +52,10 @@ def _reshape(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
     return data.reshape(target)
 
 
+def _flat(shape: tuple[int, ...], axis: int) -> tuple[int, int]:
+    return prod(shape[:axis]), prod(shape[axis:])
+
+
 def _slice(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
     data = np.asarray(inputs[0])
     starts, ends = (inputs[1], inputs[2]) if len(inputs) > 2 else (attrs["starts"], attrs["ends"])
@@ -58,13 +63,13 @@ def _slice(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
     steps = inputs[4] if len(inputs) > 4 and inputs[4] is not None else [1] * len(starts)
     cut = [slice(None)] * data.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        cut[int(axis)] = axis_slice(int(start), int(end), int(step))
+        cut[int(axis)] = axis_slice(int(start), int(end), int(step), data.shape[int(axis)])
     return data[tuple(cut)]
 
 
-def axis_slice(start: int, end: int, step: int) -> slice:
-    """ONNX Slice on one axis as a Python slice: an end before the front of the axis means "through to the front"."""
-    return slice(start, None if step < 0 and end < -(2**30) else end, step)
+def axis_slice(start: int, end: int, step: int, size: int) -> slice:
+    """ONNX Slice on one axis as a Python slice: a start before the front is the front, also of a way back."""
+    return slice(max(start, -size), end, step)
 
 
 def _binary(function: Callable[[Any, Any], Any]) -> Callable[[Inputs, Attributes, int], Array]:
@@ -84,7 +89,8 @@ def _unary(function: Callable[[Any], Any]) -> Callable[[Inputs, Attributes, int]
 def _divide(a: Array, b: Array) -> Array:
     """Division as ONNX has it: integers towards zero."""
     if np.asarray(a).dtype.kind in "iu":
-        return np.asarray(np.trunc(np.divide(a, b)))
+        down, rest = np.divmod(a, b)
+        return np.asarray(down + ((rest != 0) & ((a < 0) != (b < 0))))
     return np.asarray(np.divide(a, b))
 
 
@@ -164,7 +170,7 @@ EVALUATORS: dict[str, Callable[[Inputs, Attributes, int], Array | list[Array]]] 
     "Expand": lambda i, a, o: np.broadcast_to(i[0], np.broadcast_shapes(np.shape(i[0]), tuple(int(d) for d in i[1]))),
     "Transpose": lambda i, a, o: np.transpose(i[0], a.get("perm")),
     "Reshape": _reshape,
-    "Flatten": lambda i, a, o: np.reshape(i[0], (int(np.prod(np.shape(i[0])[: a.get("axis", 1)])), -1)),
+    "Flatten": lambda i, a, o: np.reshape(i[0], _flat(np.shape(i[0]), a.get("axis", 1))),
     "Unsqueeze": lambda i, a, o: np.expand_dims(i[0], _axes(i, a) or ()),
     "Squeeze": lambda i, a, o: np.squeeze(i[0], _axes(i, a)),
     "Concat": lambda i, a, o: np.concatenate(list(i), a.get("axis", 1)),
@@ -224,6 +230,7 @@ SUPPORTED: dict[str, Callable[[Attributes, int], bool]] = {
     "DequantizeLinear": lambda a, o: not a.get("block_size"),
     "QuantizeLinear": lambda a, o: not (a.get("block_size") or a.get("output_dtype")) and a.get("saturate", 1) == 1,
     "Tile": lambda a, o: o >= 6,
+    **{op: lambda a, o: not a.get("noop_with_empty_axes") for op in ("ReduceSumSquare", "ReduceL1", "ReduceL2")},
     **{op: lambda a, o: o >= 7 for op in ("Equal", "Greater", "Less", "And", "Or")},  # before, `axis` placed the second
 }
 """Which forms of an operator `EVALUATORS` has; all of those that are not named here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from ...errors import ModelError
+from ...kinds import LFS, POINTER
 from .apply import Applied
 from .external import external_tensors
 from .places import filled
@@ -23,6 +25,8 @@ from .sidefile import carry_over
 from .skeleton import Skeleton, nested_graphs, skeleton, small
 from .stream import write
 
+UNSORTED = re.compile(r"input '(?P<tensor>[^']*)' of node: (name: (?P<node>.*?) )?OpType: (?P<type>\S+) is not output")
+"""How the checker complains of a tensor that nothing before its reader gives."""
 PACKED_ELSEWHERE = frozenset(
     getattr(TensorProto, name)
     for name in ("STRING", "INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
@@ -36,6 +40,8 @@ def load(path: Path) -> ModelProto:
     try:
         with path.open("rb") as file, _mapped(file) as data:
             size = len(data)
+            if data[: len(POINTER)] == POINTER:
+                raise ModelError(f"{path}: {LFS}")
             model: ModelProto = ModelProto.FromString(data)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
@@ -94,7 +100,8 @@ def check(
             if tensor.name not in pending and (lengths or small(tensor) or not tensor.HasField("raw_data")):
                 _check_length(tensor)
     except onnx.checker.ValidationError as error:
-        raise ModelError(f"{where}: onnx.checker rejects the model: {_one_line(error)}") from error
+        said = _missing(model, str(error)) or f"onnx.checker rejects the model: {_one_line(error)}"
+        raise ModelError(f"{where}: {said}") from error
     except UnicodeDecodeError as error:
         raise ModelError(
             f"{where}: damaged, or written by a faulty tool: a name in it is not UTF-8 ({error})"
@@ -177,6 +184,22 @@ def _check_length(tensor: TensorProto) -> None:
             f"tensor {tensor.name!r} has {len(tensor.raw_data):,} bytes, "
             f"its shape {list(tensor.dims)} needs {expected:,}"
         )
+
+
+def _missing(model: ModelProto, said: str) -> str:
+    """What the checker means by an order that is wrong where the tensor that a node reads is nowhere in the file."""
+    found = UNSORTED.search(" ".join(said.split()))
+    if found is None or any(found["tensor"] in _given(graph) for graph in _graphs(model.graph)):
+        return ""
+    return (
+        f"node {found['node'] or found['type']!r} ({found['type']}) reads {found['tensor']!r}, and no initializer, "
+        "input or node of the file gives that; was the file cut, or a weight dropped?"
+    )
+
+
+def _given(graph: GraphProto) -> set[str]:
+    values = (*graph.initializer, *graph.input)
+    return {value.name for value in values} | {out for node in graph.node for out in node.output}
 
 
 def _one_line(error: Exception) -> str:

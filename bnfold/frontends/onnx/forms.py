@@ -95,8 +95,9 @@ def _bound(editor: Editor, edit: Replace, at: BoundBinding) -> None:
     """The constant c becomes `scale * c + offset`."""
     node = editor.graph.node[at.node]
     old = editor.value(node.input[at.constant])
-    shape = [1] * (editor.scope.rank(node.input[at.data]) or old.ndim)
-    shape[edit.axis] = -1
+    rank = editor.scope.rank(node.input[at.data])
+    shape = [1] * (old.ndim if rank is None else rank)
+    shape[edit.axis : edit.axis + 1] = [-1] * bool(shape)
     scale, offset = edit.scale.reshape(shape), edit.offset.reshape(shape)
     new = rounded(scale * old.astype(np.float64) + offset, old.dtype)
     if new.size == old.size:
@@ -132,10 +133,10 @@ def _affine(editor: Editor, edit: Replace, at: AffineBinding) -> None:
 
 def _along(editor: Editor, edit: Replace, source: str, vector: Array, dtype: np.dtype[Any], part: str) -> str:
     """A constant that runs along the edit's axis of the tensor `source`; before opset 7 an attribute says so."""
-    shape = [1] * (editor.scope.rank(source) or vector.size)
-    shape[edit.axis] = vector.size
-    shape = shape[edit.axis :]  # (C, 1, .., 1): broadcasts from the right
-    value = vector.reshape(-1 if editor.constants.opset < 7 else shape)
+    rank = editor.scope.rank(source)
+    behind = 0 if rank is None else rank - edit.axis - 1
+    shape = [] if rank == 0 else [vector.size, *[1] * behind]  # (C, 1, .., 1): broadcasts from the right
+    value = vector.reshape(shape[:1] if editor.constants.opset < 7 else shape)
     return editor.new(ready(rounded(value, dtype)), f"{edit.name}_{part}")
 
 

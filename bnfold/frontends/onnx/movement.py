@@ -11,21 +11,23 @@ from ...graph import Broadcast, Carry, Concat, Dim, Reshape, Shape, Take, Transp
 from .evaluators import axis_slice
 from .node import Node, Ops
 
+ALIKE = frozenset({"Cast", "Identity", "Floor", "Ceil", "Abs", "Neg", "Add", "Sub", "Mul", "Div", "Max", "Min"})
+"""Operators that give as many numbers as they get."""
+
 
 def reshape(node: Node) -> Ops | None:
     """Reshape, Flatten, Squeeze, Unsqueeze."""
     source, inferred = node.shape(node.inputs[0]), node.shape(node.outputs[0])
-    target = _reshape_target(node, source, inferred)
-    if source is None or target is None:
-        return None
-    node.context.shapes[node.outputs[0]] = target
-    return [Reshape(node.label, node.inputs[:1], node.outputs)]
+    target = _reshape_target(node, source or (), inferred)
+    if target is not None:
+        node.context.shapes[node.outputs[0]] = target
+    return None if source is None or target is None else [Reshape(node.label, node.inputs[:1], node.outputs)]
 
 
-def _reshape_target(node: Node, source: Shape | None, inferred: Shape | None) -> Shape | None:
-    """The inferred shape, with what a constant target says where inference knows less."""
-    asked = node.ints(1, "shape") if node.type == "Reshape" else None
-    if asked is None or source is None:
+def _reshape_target(node: Node, source: Shape, inferred: Shape | None) -> Shape | None:
+    """The inferred shape, with what a target says, in numbers or by its length, where inference knows less."""
+    asked = _asked(node, node.input(1)) if node.input(1) else node.ints(1, "shape")
+    if asked is None or node.type != "Reshape":
         return inferred
     target: list[Dim] = []
     for i, dim in enumerate(asked):
@@ -33,6 +35,26 @@ def _reshape_target(node: Node, source: Shape | None, inferred: Shape | None) ->
         copied = source[i] if dim == 0 and i < len(source) and not node.attrs.get("allowzero", 0) else None
         target.append(dim if dim > 0 else copied if copied is not None else known)
     return tuple(target)
+
+
+def _asked(node: Node, name: str) -> list[int] | None:
+    """The numbers in a list of sizes, -1 for those that are computed; None where not even their count is known."""
+    constants, shape = node.context.constants, node.shape(name)
+    if name in constants:
+        return [int(value) for value in constants.value(name).ravel()]
+    maker = constants.producer(name)
+    if maker is not None and maker.op_type == "Concat":
+        parts = [_asked(node, part) for part in maker.input]
+        return None if any(part is None for part in parts) else [size for part in parts for size in part or ()]
+    if shape is not None and len(shape) == 1 and isinstance(shape[0], int):
+        return [-1] * shape[0]
+    if maker is not None and maker.op_type in ALIKE:
+        sides = [_asked(node, side) for side in maker.input]
+        return None if None in sides else [-1] * max(len(side or ()) for side in sides)
+    if maker is not None and maker.op_type == "Gather" and maker.input[1] in constants:
+        indices = constants.shape(maker.input[1])
+        return [-1] * indices[0] if len(indices) == 1 else None
+    return [-1] if maker is not None and maker.op_type == "Unsqueeze" else None  # of one number: it is a list then
 
 
 def transpose(node: Node) -> Ops | None:
@@ -91,7 +113,7 @@ def cut(node: Node) -> Ops | None:
         out = node.outputs[0] if last else node.step(str(k), (None,) * len(source))
         size = source[axis]
         if isinstance(size, int):
-            taken = np.arange(size)[axis_slice(starts[k], ends[k], steps[k] if steps else 1)]
+            taken = np.arange(size)[axis_slice(starts[k], ends[k], steps[k] if steps else 1, size)]
             ops.append(Take(node.label, (name,), (out,), axis, (taken,)))
         else:
             ops.append(Carry(node.label, (name,), (out,), mixes=(axis,)))
@@ -141,6 +163,9 @@ def tile(node: Node) -> Ops | None:
 
 def expand(node: Node) -> Ops:
     """Expand."""
+    source, asked = node.shape(node.inputs[0]), _asked(node, node.input(1))
+    if source is not None and asked is not None and node.shape(node.outputs[0]) is None:
+        node.context.shapes[node.outputs[0]] = (None,) * max(len(source), len(asked))
     return [Broadcast(node.label, node.inputs[:1], node.outputs)]
 
 

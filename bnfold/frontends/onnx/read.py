@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from ...errors import ModelError, UsageError
-from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape
+from ...errors import BnfoldError, ModelError, UsageError
+from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape, fault, internal
 from . import arithmetic, linear, movement, pointwise
 from .bindings import Binding, NodeBinding, Reading
 from .constants import Constants
@@ -86,6 +87,10 @@ READERS: dict[str, Reader] = {
 }
 
 
+SKIPPABLE = frozenset({"BatchNormalization", "Mul", "Add", "Sub", "Div", "Sum"})
+"""The operators that may be norms."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A model as the planner and the writer need it: the neutral graph, and what its ops are in the file.
@@ -135,7 +140,7 @@ class _Reader:
         """The ops of one graph: `nodes` as imported, `typed` with types, `positions` in the file."""
         context = Context(scope.constants, scope.shapes, scope.constants.opset, scope.uses, scope.pinned, scope.dtypes)
         views = [_view(node, i, context, scope.label) for node, i in zip(nodes, positions, strict=True)]
-        _pair_biases(views, context)
+        _pair_biases(views, context, self.skip)
         context.makers.update((name, view.type) for view in views for name in view.outputs)
         context.readers.update((name, view.type) for view in views for name in view.inputs)
         context.products.update(name for view in views if _of_data(view) for name in (*view.inputs, *view.outputs))
@@ -143,16 +148,29 @@ class _Reader:
         for view, node in zip(views, typed, strict=True):
             if view.type in BODIES:
                 self._bodies(scope, view, node)
-            if view.outputs and all(out in scope.constants for out in view.outputs if out):
-                continue
-            made, bound = _read_node(view, self.skip)
-            _complete_shapes(made, scope.shapes)
+            try:
+                if view.outputs and all(out in scope.constants for out in view.outputs if out):
+                    continue
+                made, bound = _read_node(view, self.skip)
+                _complete_shapes(made, scope.shapes)
+            except Exception as error:  # a fault of ours costs what the node touches, and not the file
+                if isinstance(error, BnfoldError | MemoryError) and not getattr(error, "local", False):
+                    raise
+                made, bound = [self._fault(view, error)], {}
             self._add(scope, place, made, bound)
         self._watch(scope)
         taken = self.source.graph.shapes
         told = (q.tensor_name for q in scope.graph.quantization_annotation if q.tensor_name in scope.local)
         self.source.graph.annotated.update(scope.neutral(name, taken) for name in told)
         self.source.graph.pinned.update((scope.neutral(name, taken), why) for name, why in scope.pinned.items())
+
+    def _fault(self, view: Node, error: Exception) -> Opaque:
+        """What stands for a node that its reader tripped over."""
+        found = self.source.graph.faults["".join(view.outputs[:1])] = fault(view.label, view.type, error)
+        norm = view.type == "BatchNormalization"
+        product = view.context.bias_adds.get(view.index)  # is read with its bias, and nowhere else
+        inputs = view.inputs[:1] if norm else tuple(filter(None, (*view.inputs, *(product.inputs if product else ()))))
+        return Opaque(view.label, inputs, view.outputs, view.type, internal(found) if norm else None)
 
     def _add(self, scope: Scope, place: int, made: Ops, bound: dict[int, Binding]) -> None:
         """Ops under the names of the neutral graph."""
@@ -291,16 +309,17 @@ def _of_data(view: Node) -> bool:
     return view.type == "Mul" and not any(view.constant(i) for i in range(len(view.inputs)))
 
 
-def _pair_biases(views: list[Node], context: Context) -> None:
-    """Find the Adds that are biases of MatMuls and Einsums."""
+def _pair_biases(views: list[Node], context: Context, skip: Callable[[str], bool]) -> None:
+    """Find the Adds that are biases of MatMuls and Einsums, and are not to be left alone."""
     products = {view.outputs[0]: view for view in views if view.type in ("MatMul", "Einsum")}
     for view in views:
-        if view.type != "Add" or len(view.inputs) != 2:
+        if view.type != "Add" or len(view.inputs) != 2 or skip(view.label):
             continue
         for name in view.inputs:
             product = products.get(name)
-            if product is not None and linear.bias_of(view, product):
-                context.bias_adds[view.index] = product
+            with suppress(Exception):  # whatever it is, the reader of one of the two meets it again
+                if product is not None and linear.bias_of(view, product):
+                    context.bias_adds[view.index] = product
 
 
 def _read_node(node: Node, skip: Callable[[str], bool]) -> Reading:
@@ -311,9 +330,7 @@ def _read_node(node: Node, skip: Callable[[str], bool]) -> Reading:
         reason = Reason("unknown-opset", f"opset {node.opset} is newer than {newest}, the newest that is known here")
         if node.type == "BatchNormalization":
             return [Opaque(node.label, node.inputs[:1], node.outputs, node.type, reason)], {}
-    elif node.type in READERS and not (
-        skip(node.label) and node.type in ("BatchNormalization", "Mul", "Add", "Sub", "Div", "Sum")
-    ):
+    elif node.type in READERS and not (node.type in SKIPPABLE and skip(node.label)):
         made = READERS[node.type](node)
     elif node.type == "BatchNormalization":
         reason = Reason("skipped", "it was to be left alone (--skip)")
