@@ -1,4 +1,4 @@
-"""Which norms of a network its code does not let go: found by trial.
+"""Which norms of a network do not go: found by trial.
 
 Code can do with a norm what a trace does not show: look at its class, give it further arguments, expect a tuple from
 it, hold it under another name. Whether it stands a fold is only seen by running it.
@@ -11,12 +11,40 @@ from dataclasses import dataclass, field
 
 from ...graph import Reason
 
-TRIALS = 40
-"""So many folds are tried at most."""
+TRIALS = 4
+"""So many times the logarithm of the number of norms, folds are tried at most."""
+TIMES = 3.0
+"""So many times the time that the fold took, trials take at most."""
 
 
 class _SpentError(Exception):
     """No trial is left."""
+
+
+@dataclass
+class Budget:
+    """What trials may cost: how many there are, and when they have to end on a clock (seconds)."""
+
+    trials: int
+    end: float
+    clock: Callable[[], float]
+    longest: float = 0.0
+
+    @classmethod
+    def after(cls, began: float, clock: Callable[[], float], norms: int) -> Budget:
+        """That of a search among so many norms, behind a fold that began then and ends now."""
+        now = clock()
+        return cls(TRIALS * max(1, norms.bit_length()), now + TIMES * (now - began), clock)
+
+    def spend(self, trial: Callable[[], str]) -> str:
+        """What a trial gives. It is not begun where it would end too late if it took as long as the longest so far."""
+        began = self.clock()
+        if not self.trials or began + self.longest > self.end:
+            raise _SpentError
+        self.trials -= 1
+        found = trial()
+        self.longest = max(self.longest, self.clock() - began)
+        return found
 
 
 @dataclass
@@ -30,27 +58,32 @@ class Search:
     names: Sequence[str]
     fault: Callable[[Collection[str]], str]
     kin: Callable[[str], Hashable]
+    budget: Budget
     explained: Callable[[str], bool] = lambda message: False
-    left: int = TRIALS
     found: dict[str, str] = field(default_factory=dict)
+    undecided: tuple[str, ...] = ()
+    """Norms of which nothing is known, since the budget was spent: without these and those found all is well."""
+    kept: Collection[str] = ()
 
     def culprits(self) -> dict[str, str]:
-        """The norms to blame, each with what went wrong; none where the search does not end, or explains nothing."""
+        """The norms to blame, each with what went wrong; none where the search explains nothing."""
+        self.kept = self.names
         try:
             if self._fault(self.names):
                 return {}
             while message := self._fault(list(self.found)):
                 self._next(message)
         except _SpentError:
-            return {}
+            self.undecided = tuple(name for name in self.kept if name not in self.found)
+            return self.found
         some = len(self.found) < len(self.names)
         return self.found if some or all(map(self.explained, self.found.values())) else {}
 
     def _fault(self, kept: Collection[str]) -> str:
-        if not self.left:
-            raise _SpentError
-        self.left -= 1
-        return self.fault(kept)
+        message = self.budget.spend(lambda: self.fault(kept))
+        if not message:
+            self.kept = kept
+        return message
 
     def _next(self, message: str) -> None:
         """One more: all is well when what comes before it is folded, and is not when it is folded too."""
@@ -69,6 +102,24 @@ class Search:
 
 
 def uncooperative(name: str, message: str = "") -> Reason:
-    """Why such a norm stays."""
+    """Why a norm stays whose fold is right, and with which the network differs."""
     text = f"the code of the network does not stand that it goes: {message.rstrip('.')}"
     return Reason("uncooperative-code", text, name, "let the code call the norm by its name, and do no more with it")
+
+
+def internal(name: str, message: str = "") -> Reason:
+    """Why a norm stays whose fold is wrong."""
+    text = f"what is computed for it is wrong in the trace, too, where no code of the network runs: {message.rstrip('.')}"
+    return Reason("internal", text, name, f"this is a fault of bnfold; please report it with {TO_SEND}")
+
+
+def undecided(name: str) -> Reason:
+    """Why a norm stays that may or may not be to blame."""
+    text = "the folded network did not pass, and the search for the norms to blame ended before this one was cleared"
+    return Reason("undecided", text, name, "name the norms that the code does more with (--skip), or export the network")
+
+
+TO_SEND = (
+    "the code of the network and its example inputs (or the file that torch.export.save makes of it), the plan "
+    "(`bnfold inspect --json`), and the versions of bnfold and torch"
+)
