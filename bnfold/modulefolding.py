@@ -13,7 +13,7 @@ from torch import nn
 
 from .errors import BnfoldError, InternalError, ModelError, VerificationError
 from .frontends.torch import replay
-from .frontends.torch.blame import TO_SEND, Budget, Search, internal, uncooperative, undecided
+from .frontends.torch.blame import TO_SEND, Budget, Search, SpentError, internal, uncooperative, undecided
 from .frontends.torch.capture import one_line
 from .frontends.torch.fold import ModulePlan, Options, Survey, copied, prepared, ready, survey
 from .frontends.torch.sizes import resized, shapes
@@ -95,30 +95,36 @@ class _Folding:
     raised: set[str] = field(default_factory=set)
     """What folded modules stumbled over in the code of the network, instead of giving numbers."""
 
-    def verified(self, made: ModulePlan, folded: nn.Module) -> tuple[ModulePlan, nn.Module, Check]:
-        """A fold that passed, with its plan; VerificationError, with what is wrong with the first, where none does."""
+    def verified(
+        self, made: ModulePlan, folded: nn.Module, budget: Budget | None = None
+    ) -> tuple[ModulePlan, nn.Module, Check]:
+        """A fold that passed, with its plan; VerificationError, with what is wrong with the first, where none does.
+
+        `budget`: what the search for the reason may cost, where some of it was spent already.
+        """
         try:
             return made, folded, self._judged(made, folded)
         except VerificationError as error:
             if error.check is None:
                 raise
-            other = _Blaming(self, made, _kinds(error.check)).plan(error)
+            budget = budget or Budget.after(self.began, clock, len(_gone(made.plan)))
+            other = _Blaming(self, made, _kinds(error.check), budget).plan(error)
             if other is None:
-                return self._without_biases(error)
+                return self._without_biases(error, budget)
             try:
                 folded = other.apply(copied(self.seen.module))
                 return other, folded, self._judged(other, folded)
             except BnfoldError:
                 raise error from None
 
-    def _without_biases(self, error: VerificationError) -> tuple[ModulePlan, nn.Module, Check]:
+    def _without_biases(self, error: VerificationError, budget: Budget) -> tuple[ModulePlan, nn.Module, Check]:
         """A fold that gives no layer a bias, as the code may ask for one; the error where that does not pass either."""
         if error.check is None or not self.seen.biased:
             raise error
         seen = self.look(bare=True)
         made = seen.plan(self.policy.plan)
         try:
-            made, folded, check = replace(self, seen=seen).verified(made, made.apply(copied(seen.module)))
+            made, folded, check = replace(self, seen=seen).verified(made, made.apply(copied(seen.module)), budget)
         except BnfoldError:
             raise error from None
         note = "no layer got a bias: the network did not pass with those, so its code looks at them"
@@ -169,13 +175,18 @@ def _kinds(check: Check) -> tuple[str, ...]:
     return found[:2] or QUICK
 
 
+def _gone(plan: Plan) -> list[str]:
+    """The norms that do not stay, by name."""
+    return list(dict.fromkeys(bn.name for bn in plan.batch_norms if bn.verdict != "kept"))
+
+
 class _Blaming:
     """Why a folded module did not pass: our fault, which the trace alone shows, or the code of the network."""
 
-    def __init__(self, folding: _Folding, made: ModulePlan, kinds: tuple[str, ...]) -> None:
+    def __init__(self, folding: _Folding, made: ModulePlan, kinds: tuple[str, ...], budget: Budget) -> None:
         """`kinds`: of inputs on which it was refused."""
-        self.folding, self.made, self.kinds = folding, made, kinds
-        self.names = list(dict.fromkeys(bn.name for bn in made.plan.batch_norms if bn.verdict != "kept"))
+        self.folding, self.kinds, self.budget = folding, kinds, budget
+        self.names = _gone(made.plan)
         self.zeros = any(planned.vanished for _, planned in made.parts)
 
     def plan(self, error: VerificationError) -> ModulePlan | None:
@@ -184,14 +195,13 @@ class _Blaming:
         InternalError where the plan is wrong in the trace too, and not for some norms only.
         """
         self.folding.judging.progress("looking for norms that do not go")
-        if self.zeros and not self._fault((), True):
+        if self.zeros and self._passes({}, True):
             return _noted(self._planned({}, True), [], True)
-        budget = Budget.after(self.folding.began, clock, len(self.names))
         ours = self._replayed(())
         if ours is None:
             return None
         fault = self._replayed if ours else partial(self._fault, solid=self.zeros)
-        search = Search(self.names, lambda kept: fault(kept) or "", self._kin, budget, self._raised)
+        search = Search(self.names, lambda kept: fault(kept) or "", self._kin, self.budget, self._raised)
         culprits = search.culprits()
         if not culprits and not search.undecided:
             if ours:
@@ -199,11 +209,18 @@ class _Blaming:
             return None
         found = {name: (internal if ours else uncooperative)(name, message) for name, message in culprits.items()}
         kept = {**found, **{name: undecided(name) for name in search.undecided}}
-        solid = self.zeros and (bool(ours or search.undecided) or bool(self._fault(kept, False)))
+        solid = self.zeros and not self._passes(kept, False)
         return _noted(self._planned(kept, solid), _said(culprits, search.undecided, bool(ours)), solid)
 
     def _planned(self, kept: Mapping[str, Reason], solid: bool) -> ModulePlan:
         return self.folding.seen.plan(self.folding.policy.plan, kept, solid)
+
+    def _passes(self, kept: Collection[str], solid: bool) -> bool:
+        """Whether the fold that keeps these norms passes; False where it is too late to see."""
+        try:
+            return not self.budget.spend(lambda: self._fault(kept, solid))
+        except SpentError:
+            return False
 
     def _tried(self, kept: Collection[str], solid: bool) -> tuple[ModulePlan, nn.Module]:
         """The fold that keeps these norms."""

@@ -162,11 +162,11 @@ class Shared:
         return self.act
 
 
-CLASSES: list[Callable[[int, Make], nn.Module]] = [
-    Subclass, Dropped, Again, Gained, OwnEps, Frozen, Children, Chain, ActFirst, Functional, Clamped, InCode, Gate,
-]  # fmt: skip
-CODE = (ActFirst, Functional, Clamped, InCode, Gate)
-"""Those whose own code does more than a norm."""
+Kind = Callable[[int, Make], nn.Module]
+PLAIN: list[Kind] = [Subclass, Dropped, Again, Gained, OwnEps, Frozen, Children, Chain, ActFirst]
+"""Classes that do nothing in their own code but to normalise, and call modules."""
+CODE: list[Kind] = [Functional, Clamped, InCode, Gate]
+"""Those that do more: their norms stay as they are."""
 
 
 def acts(inplace: bool) -> dict[str, Make]:
@@ -176,7 +176,7 @@ def acts(inplace: bool) -> dict[str, Make]:
         "relu6": lambda: nn.ReLU6(inplace),
         "hardtanh": lambda: nn.Hardtanh(-0.4, 0.9, inplace),
         "leaky": lambda: nn.LeakyReLU(0.1, inplace),
-        "prelu": lambda: nn.PReLU(8),
+        "prelu": lambda: nn.PReLU(8, 0.3),
         "silu": lambda: nn.SiLU(inplace),
         "none": nn.Identity,
         "scaled": Scaled,
@@ -190,8 +190,8 @@ class Places(nn.Module):
     def __init__(self, made: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.stems = nn.ModuleList(nn.Conv2d(3, 8, 1) for _ in range(6))
-        self.norms = nn.ModuleList(made(8) for _ in range(10))
-        self.points = nn.ModuleList(nn.Conv2d(8, 8, 1, bias=i % 2 == 0) for i in range(7))
+        self.norms = nn.ModuleList(made(8) for _ in range(8))
+        self.points = nn.ModuleList(nn.Conv2d(8, 8, 1, bias=i % 2 == 0) for i in range(5))
         self.padded = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -200,19 +200,17 @@ class Places(nn.Module):
         dense = points[0](n[0](a)) + points[1](n[1](a))  # two offsets for one tensor
         border = self.padded[0](n[2](b)) + self.padded[1](n[3](b))  # with zeros beside it
         stream = c + points[2](n[4](c))
-        stream = stream + points[3](n[5](stream))
-        last = points[4](n[6](stream))
-        fixed = torch.tanh(n[7](torch.tanh(d)))  # a scale that nothing takes, and no offset (`without_offset`)
-        plain = points[5](n[8](e))
-        twice = points[6](n[9](d) + n[9](f))
-        return [dense, border, last, fixed, plain, twice]
+        last = points[3](n[5](stream))
+        fixed = torch.tanh(n[6](torch.tanh(d)))  # a scale that nothing takes, and no offset (`without_offset`)
+        twice = points[4](n[7](e) + n[7](f))
+        return [dense, border, last, fixed, twice]
 
 
 def without_offset(net: Places) -> None:
     """Let the norm between two tanh be a factor."""
-    for inner in net.norms[7].modules():
-        mean, bias = getattr(inner, "running_mean", None), getattr(inner, "bias", None)
-        if isinstance(mean, Tensor) and isinstance(bias, Tensor):
-            with torch.no_grad():
-                mean.zero_()
-                bias.zero_()
+    with torch.no_grad():
+        for inner in net.norms[6].modules():
+            for name in ("running_mean", "bias"):
+                value = getattr(inner, name, None)
+                if isinstance(value, Tensor):
+                    value.zero_()

@@ -17,7 +17,7 @@ TIMES = 3.0
 """So many times the time that the fold took, trials take at most."""
 
 
-class _SpentError(Exception):
+class SpentError(Exception):
     """No trial is left."""
 
 
@@ -40,7 +40,7 @@ class Budget:
         """What a trial gives. It is not begun where it would end too late if it took as long as the longest so far."""
         began = self.clock()
         if not self.trials or began + self.longest > self.end:
-            raise _SpentError
+            raise SpentError
         self.trials -= 1
         found = trial()
         self.longest = max(self.longest, self.clock() - began)
@@ -64,41 +64,41 @@ class Search:
     undecided: tuple[str, ...] = ()
     """Norms of which nothing is known, since the budget was spent: without these and those found all is well."""
     kept: Collection[str] = ()
+    """Those that the fold kept that passed and kept the fewest."""
 
     def culprits(self) -> dict[str, str]:
         """The norms to blame, each with what went wrong; none where the search explains nothing."""
-        self.kept = self.names
+        self.kept = frozenset(self.names)
         try:
             if self._fault(self.names):
                 return {}
             while message := self._fault(list(self.found)):
                 self._next(message)
-        except _SpentError:
-            self.undecided = tuple(name for name in self.kept if name not in self.found)
+        except SpentError:
+            self.undecided = tuple(name for name in self.names if name in self.kept and name not in self.found)
             return self.found
         some = len(self.found) < len(self.names)
         return self.found if some or all(map(self.explained, self.found.values())) else {}
 
     def _fault(self, kept: Collection[str]) -> str:
         message = self.budget.spend(lambda: self.fault(kept))
-        if not message:
-            self.kept = kept
+        if not message and len(kept) < len(self.kept):
+            self.kept = frozenset(kept)
         return message
 
     def _next(self, message: str) -> None:
         """One more: all is well when what comes before it is folded, and is not when it is folded too."""
         open_ = [name for name in self.names if name not in self.found]
-        low, high = 0, len(open_)
+        cleared = [name for name in open_ if name not in self.kept]
+        low, high = min(len(cleared), len(open_) - 1), len(open_)
         while high - low > 1:
             middle = (low + high) // 2
             why = self._fault([*self.found, *open_[middle:]])
             low, high, message = (low, middle, why) if why else (middle, high, message)
         name = open_[high - 1]
         again = self.kin(name) in {self.kin(other) for other in self.found}
-        self.found.update((other, message) for other in open_ if other == name or (again and self._akin(other, name)))
-
-    def _akin(self, a: str, b: str) -> bool:
-        return self.kin(a) == self.kin(b)
+        alike = [other for other in open_[low:] if again and self.kin(other) == self.kin(name)]
+        self.found.update((other, message) for other in (name, *alike))
 
 
 def uncooperative(name: str, message: str = "") -> Reason:
