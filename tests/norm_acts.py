@@ -163,7 +163,7 @@ class Shared:
 
 
 Kind = Callable[[int, Make], nn.Module]
-PLAIN: list[Kind] = [Subclass, Dropped, Again, Gained, OwnEps, Frozen, Children, Chain, ActFirst]
+PLAIN: list[Kind] = [Subclass, Dropped, Again, Gained, OwnEps, Frozen, Children, Chain]
 """Classes that do nothing in their own code but to normalise, and call modules."""
 CODE: list[Kind] = [Functional, Clamped, InCode, Gate]
 """Those that do more: their norms stay as they are."""

@@ -32,12 +32,14 @@ class Modules:
         self.paths = dict(module.named_modules(remove_duplicate=False))
         self.calls: dict[int, set[str]] = defaultdict(set)
         """The keys of the calls of each module, by its identity."""
-        self.groups: dict[str, list[fx.Node]] = defaultdict(list)
         for node in capture.program.graph.nodes:
             for key, path in calls_of(node).items():
                 self.calls[id(self.paths.get(path))].add(key)
+        self.within: dict[str, list[fx.Node]] = defaultdict(list)
+        """The nodes of each call by its key, those of inner calls among them."""
         for node in self.nodes:
-            self.groups[module_call(node)[0]].append(node)
+            for key in calls_of(node):
+                self.within[key].append(node)
         self.owners: dict[Key, set[int]] = defaultdict(set)
         for inner in module.modules():
             for tensor in (*inner.parameters(False), *inner.buffers(False)):
@@ -121,12 +123,11 @@ class Modules:
         None where these and the own ops are no chain, in which each takes one value and hands one to the next.
         """
         stages: dict[str, tuple[str, list[fx.Node]]] = {}
-        for node in self.nodes:
+        for node in self.within.get(key, []):
             calls = list(calls_of(node).items())
-            place = next((i for i, (name, _) in enumerate(calls) if name == key), None)
-            if place is not None:
-                inner, path = calls[place + 1] if place + 1 < len(calls) else ("", "")
-                stages.setdefault(inner, (path, []))[1].append(node)
+            place = [name for name, _ in calls].index(key) + 1
+            inner, path = calls[place] if place < len(calls) else ("", "")
+            stages.setdefault(inner, (path, []))[1].append(node)
         runs = [nodes for _, nodes in stages.values()]
         if "" not in stages or len(self._taken(runs[0])) != 1:
             return None
