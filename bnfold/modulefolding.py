@@ -108,14 +108,15 @@ class _Folding:
             if error.check is None:
                 raise
             budget = budget or Budget.after(self.began, clock, len(_gone(made.plan)))
-            other = _Blaming(self, made, _kinds(error.check), budget).plan(error)
+            blaming = _Blaming(self, made, _kinds(error.check), budget)
+            other = blaming.plan(error)
             if other is None:
                 return self._without_biases(error, budget)
             try:
                 folded = other.apply(copied(self.seen.module))
                 return other, folded, self._judged(other, folded)
             except BnfoldError:
-                raise error from None
+                raise (_internal(error, blaming.ours) if blaming.ours else error) from None
 
     def _without_biases(self, error: VerificationError, budget: Budget) -> tuple[ModulePlan, nn.Module, Check]:
         """A fold that gives no layer a bias, as the code may ask for one; the error where that does not pass either."""
@@ -187,6 +188,8 @@ class _Blaming:
         """`kinds`: of inputs on which it was refused."""
         self.folding, self.kinds, self.budget = folding, kinds, budget
         self.names = _gone(made.plan)
+        self.ours: str | None = None
+        """What is wrong with our own result, "" where it is right, None where that is not known."""
         self.zeros = any(planned.vanished for _, planned in made.parts)
 
     def plan(self, error: VerificationError) -> ModulePlan | None:
@@ -197,7 +200,7 @@ class _Blaming:
         self.folding.judging.progress("looking for norms that do not go")
         if self.zeros and self._passes({}, True):
             return _noted(self._planned({}, True), [], True)
-        ours = self._replayed(())
+        ours = self.ours = self._replayed(())
         if ours is None:
             return None
         fault = self._replayed if ours else partial(self._fault, solid=self.zeros)
@@ -269,8 +272,8 @@ class _Blaming:
 def _internal(error: VerificationError, message: str) -> InternalError:
     """The same error, as a fault of ours."""
     found = InternalError(
-        f"{error} (internal: the plan is wrong in the trace of the network, too, where none of its code runs: {message}). "
-        f"This is a fault of bnfold; please report it with {TO_SEND}"
+        f"{error} (internal: the plan is wrong in the trace of the network, too, where none of its code runs: "
+        f"{message}). This is a fault of bnfold; please report it with {TO_SEND}"
     )
     found.check, found.plan = error.check, error.plan
     return found

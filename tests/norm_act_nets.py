@@ -125,7 +125,8 @@ class Gate(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Conv2d(width, width // 4, 1), nn.ReLU(inplace=True), nn.Conv2d(width // 4, width, 1)
+        self.fc1, self.act = nn.Conv2d(width, width // 4, 1), nn.ReLU(inplace=True)
+        self.fc2 = nn.Conv2d(width // 4, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()  # type: ignore[no-any-return]

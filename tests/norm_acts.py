@@ -17,7 +17,8 @@ class Subclass(nn.BatchNorm2d):
 
     def __init__(self, width: int, act: Make) -> None:
         super().__init__(width, eps=1e-3)
-        self.drop, self.act = nn.Identity(), act()
+        self.drop: nn.Module = nn.Identity()
+        self.act = act()
 
     def normed(self, x: Tensor) -> Tensor:
         batch = self.training or (self.running_mean is None and self.running_var is None)
@@ -26,7 +27,7 @@ class Subclass(nn.BatchNorm2d):
         return F.batch_norm(x, mean, var, self.weight, self.bias, batch, self.momentum or 0.0, self.eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        torch._assert(x.ndim == 4, f"4 axes expected, got {x.ndim}")
+        torch._assert(x.ndim == 4, f"4 axes expected, got {x.ndim}")  # type: ignore[no-untyped-call]
         return self.act(self.drop(self.normed(x)))  # type: ignore[no-any-return]
 
 

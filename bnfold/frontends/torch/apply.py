@@ -110,10 +110,8 @@ class _Work:
     def _holds(self, inner: nn.Module, at: AffineBinding) -> bool:
         """Whether a batch norm has four vectors of its own that can take any numbers, and does no more with them."""
         known = isinstance(inner, nn.modules.batchnorm._BatchNorm) and inner.affine and inner.bias is not None
-        return known and self.planned.modules.plain(at) and self.planned.modules.alone(self._traced(at.path))
-
-    def _traced(self, path: str) -> nn.Module:
-        return self.planned.modules.paths[path]
+        modules = self.planned.modules
+        return known and modules.plain(at) and modules.alone(modules.paths[at.path])
 
     def _statistics(self, edit: Replace, path: str, inner: nn.Module, eps: float) -> None:
         """`(x - centre) / sqrt(1) * scale + bias`, with 1 - eps as the variance."""
@@ -149,7 +147,7 @@ class _Work:
     def _exchange(self, at: AffineBinding, new: nn.Module | None) -> None:
         """Another module for the one at a path; what runs inside it around the norm stays."""
         modules = self.planned.modules
-        key = min(modules.calls[id(self._traced(at.path))])
+        key = min(modules.calls[id(modules.paths[at.path])])
         before, behind = modules.around(key) or ((), ())
         made = new or nn.Identity()
         made.training = training = self.target.get_submodule(at.path).training

@@ -109,14 +109,14 @@ def uncooperative(name: str, message: str = "") -> Reason:
 
 def internal(name: str, message: str = "") -> Reason:
     """Why a norm stays whose fold is wrong."""
-    text = f"what is computed for it is wrong in the trace, too, where no code of the network runs: {message.rstrip('.')}"
+    text = f"its fold is wrong in the trace, too, where no code of the network runs: {message.rstrip('.')}"
     return Reason("internal", text, name, f"this is a fault of bnfold; please report it with {TO_SEND}")
 
 
 def undecided(name: str) -> Reason:
     """Why a norm stays that may or may not be to blame."""
     text = "the folded network did not pass, and the search for the norms to blame ended before this one was cleared"
-    return Reason("undecided", text, name, "name the norms that the code does more with (--skip), or export the network")
+    return Reason("undecided", text, name, "name those that the code does more with (--skip), so that none are looked for")
 
 
 TO_SEND = (

@@ -11,7 +11,7 @@ from torch import fx
 
 from ...graph import Affine, Graph, Op, Opaque, Reason, Statistics
 from . import arithmetic, linear, movement, norms, pointwise
-from .bindings import AffineBinding, Binding
+from .bindings import Binding
 from .capture import SEEN, Capture
 from .constants import Constants, op_name
 from .memory import Key

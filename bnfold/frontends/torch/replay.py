@@ -60,7 +60,7 @@ def _graph(modules: Modules) -> fx.Graph:
 
 
 def _exchanged(modules: Modules, written: nn.Module) -> Iterator[tuple[str, list[fx.Node]]]:
-    """The nodes of each call of a module in whose place another is, with its path; of two that are nested, the outer."""
+    """The nodes of each call of a module in whose place another is, by its path; of nested calls, the outer."""
     new = dict(written.named_modules(remove_duplicate=False))
     gone = {path for path, old in modules.paths.items() if path not in new or type(new[path]) is not type(old)}
     regions: dict[str, tuple[str, list[fx.Node]]] = {}
@@ -86,12 +86,13 @@ def _module(modules: Modules, graph: fx.Graph, holder: nn.Module) -> fx.GraphMod
     """A module that runs a graph, with the tensors and modules of `holder`, and with those that the trace alone has."""
     program = modules.capture.program
     root = nn.Module()
-    kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs if spec.kind is not InputKind.USER_INPUT}
+    specs = program.graph_signature.input_specs
+    names = {spec.arg.name: spec.target or "" for spec in specs if spec.kind is not InputKind.USER_INPUT}
     for node in list(graph.nodes):
-        if node.op == "placeholder" and node.name in kinds:
+        if node.op == "placeholder" and node.name in names:
             with graph.inserting_before(node):
                 held = graph.get_attr(node.name)
-            _hold(root, node.name, _value(modules, holder, kinds[node.name].target or ""))
+            _hold(root, node.name, _value(modules, holder, names[node.name]))
             node.replace_all_uses_with(held)
             graph.erase_node(node)
         elif node.op == "get_attr":
