@@ -100,17 +100,18 @@ class _Folding:
     ) -> tuple[ModulePlan, nn.Module, Check]:
         """A fold that passed, with its plan; VerificationError, with what is wrong with the first, where none does.
 
-        `budget`: what the search for the reason may cost, where some of it was spent already.
+        `budget`: that of a search that found nothing, where there was one.
         """
         try:
             return made, folded, self._judged(made, folded)
         except VerificationError as error:
             if error.check is None:
                 raise
-            budget = budget or Budget.after(self.began, clock, len(_gone(made.plan)))
+            count, again = len(_gone(made.plan)), budget is not None
+            budget = budget.again(count) if budget else Budget.after(self.began, clock, count)
             blaming = _Blaming(self, made, _kinds(error.check), budget)
             other = blaming.plan(error)
-            if other is None:
+            if other is None or (again and blaming.nothing):
                 return self._without_biases(error, budget)
             try:
                 folded = other.apply(copied(self.seen.module))
@@ -190,6 +191,8 @@ class _Blaming:
         self.names = _gone(made.plan)
         self.ours: str | None = None
         """What is wrong with our own result, "" where it is right, None where that is not known."""
+        self.nothing = False
+        """Whether the search was over before it found anything."""
         self.zeros = any(planned.vanished for _, planned in made.parts)
 
     def plan(self, error: VerificationError) -> ModulePlan | None:
@@ -206,6 +209,7 @@ class _Blaming:
         fault = self._replayed if ours else partial(self._fault, solid=self.zeros)
         search = Search(self.names, lambda kept: fault(kept) or "", self._kin, self.budget, self._raised)
         culprits = search.culprits()
+        self.nothing = len(search.undecided) == len(self.names)
         if not culprits and not search.undecided:
             if ours:
                 raise _internal(error, ours)

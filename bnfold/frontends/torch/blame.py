@@ -36,6 +36,10 @@ class Budget:
         now = clock()
         return cls(TRIALS * max(1, norms.bit_length()), now + TIMES * (now - began), clock)
 
+    def again(self, norms: int) -> Budget:
+        """That of one more search, which has to end when this one has."""
+        return Budget(TRIALS * max(1, norms.bit_length()), self.end, self.clock, self.longest)
+
     def spend(self, trial: Callable[[], str]) -> str:
         """What a trial gives. It is not begun where it would end too late if it took as long as the longest so far."""
         began = self.clock()
@@ -76,7 +80,6 @@ class Search:
                 self._next(message)
         except SpentError:
             self.undecided = tuple(name for name in self.names if name in self.kept and name not in self.found)
-            return self.found
         some = len(self.found) < len(self.names)
         return self.found if some or all(map(self.explained, self.found.values())) else {}
 
