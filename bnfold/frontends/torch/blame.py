@@ -119,7 +119,7 @@ def internal(name: str, message: str = "") -> Reason:
 def undecided(name: str) -> Reason:
     """Why a norm stays that may or may not be to blame."""
     text = "the folded network did not pass, and the search for the norms to blame ended before this one was cleared"
-    return Reason("undecided", text, name, "name those that the code does more with (--skip), so that none are looked for")
+    return Reason("undecided", text, name, "name those that the code does more with (--skip)")
 
 
 TO_SEND = (
