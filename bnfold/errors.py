@@ -7,6 +7,7 @@
     |-- TrainingError       a training run gives no usable network                  (exit code 1)
     |-- OutputError         the result cannot be written where it was asked for       (exit code 1)
     |-- VerificationError   the folded model is not equivalent, or could not be run   (exit code 1)
+    |   `-- InternalError   ... and bnfold is to blame, not the model              (exit code 1)
     `-- PlanError           a plan does not fit the model that it is applied to       (exit code 1)
 
 A batch norm that cannot be folded is no exception: it is a verdict in the plan, with a reason.
@@ -59,6 +60,10 @@ class VerificationError(BnfoldError):
 
     check: Check | None = None
     plan: Plan | None = None
+
+
+class InternalError(VerificationError):
+    """A result that differs by a fault of bnfold's own; the message says what to send in."""
 
 
 class PlanError(BnfoldError):

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from time import monotonic as clock
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from .errors import BnfoldError, ModelError, VerificationError
-from .frontends.torch.blame import Search, uncooperative
+from .errors import BnfoldError, InternalError, ModelError, VerificationError
+from .frontends.torch import replay
+from .frontends.torch.blame import TO_SEND, Budget, Search, SpentError, internal, uncooperative, undecided
 from .frontends.torch.capture import one_line
 from .frontends.torch.fold import ModulePlan, Options, Survey, copied, prepared, ready, survey
 from .frontends.torch.sizes import resized, shapes
 from .frontends.torch.undo import Undo
+from .graph import Reason
 from .plan import Plan
 from .pytorch import Call, Judging, Policy, judged, judgement
 from .quiet import quiet
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from .equivalence.check import Check
 
 QUICK = ("normal",)
-"""The kinds of inputs, beside those that are given, on which a trial is checked."""
+"""The kinds of inputs, beside those that are given, on which a trial is checked where no others were refused."""
 
 
 def fold_module(
@@ -34,12 +37,13 @@ def fold_module(
 
     With `inplace` the module changes only after a copy passed, and is put back when it then differs from that.
     """
+    began = clock()
     judging.progress("tracing")
     reference = prepared(module, options)
     look = partial(survey, reference, call.args, call.kwargs, options, module if inplace else None)
     seen = look()
     judging.progress("folding")
-    folding = _Folding(seen, call, policy, judging, look)
+    folding = _Folding(seen, call, policy, judging, look, began)
     made = seen.plan(policy.plan)
     folded = made.apply(copied(reference))
     check = None
@@ -86,31 +90,43 @@ class _Folding:
     judging: Judging
     look: Callable[..., Survey]
     """Traces the module again."""
+    began: float
+    """When the fold began, on the clock."""
     raised: set[str] = field(default_factory=set)
     """What folded modules stumbled over in the code of the network, instead of giving numbers."""
 
-    def verified(self, made: ModulePlan, folded: nn.Module) -> tuple[ModulePlan, nn.Module, Check]:
-        """A fold that passed, with its plan; VerificationError, with what is wrong with the first, where none does."""
+    def verified(
+        self, made: ModulePlan, folded: nn.Module, budget: Budget | None = None
+    ) -> tuple[ModulePlan, nn.Module, Check]:
+        """A fold that passed, with its plan; VerificationError, with what is wrong with the first, where none does.
+
+        `budget`: that of a search that found nothing, where there was one.
+        """
         try:
             return made, folded, self._judged(made, folded)
         except VerificationError as error:
-            other = self._other(made) if error.check is not None else None
-            if other is None:
-                return self._without_biases(error)
+            if error.check is None:
+                raise
+            count, again = len(_gone(made.plan)), budget is not None
+            budget = budget.again(count) if budget else Budget.after(self.began, clock, count)
+            blaming = _Blaming(self, made, _kinds(error.check), budget)
+            other = blaming.plan(error)
+            if other is None or (again and blaming.nothing):
+                return self._without_biases(error, budget)
             try:
                 folded = other.apply(copied(self.seen.module))
                 return other, folded, self._judged(other, folded)
             except BnfoldError:
-                raise error from None
+                raise (_internal(error, blaming.ours) if blaming.ours else error) from None
 
-    def _without_biases(self, error: VerificationError) -> tuple[ModulePlan, nn.Module, Check]:
+    def _without_biases(self, error: VerificationError, budget: Budget) -> tuple[ModulePlan, nn.Module, Check]:
         """A fold that gives no layer a bias, as the code may ask for one; the error where that does not pass either."""
         if error.check is None or not self.seen.biased:
             raise error
         seen = self.look(bare=True)
         made = seen.plan(self.policy.plan)
         try:
-            made, folded, check = replace(self, seen=seen).verified(made, made.apply(copied(seen.module)))
+            made, folded, check = replace(self, seen=seen).verified(made, made.apply(copied(seen.module)), budget)
         except BnfoldError:
             raise error from None
         note = "no layer got a bias: the network did not pass with those, so its code looks at them"
@@ -119,14 +135,14 @@ class _Folding:
     def _judged(self, made: ModulePlan, folded: nn.Module) -> Check:
         """The verdict, also at other sizes; VerificationError where the module did not pass."""
         check = judged(self.seen.module, folded, self.call, self.judging, made.plan)
-        fault = self._elsewhere(folded)
+        fault = self.elsewhere(folded)
         if fault:
             error = VerificationError(f"the folded module did not pass, nothing was changed: {fault}")
             error.check, error.plan = replace(check, passed=False, message=fault), made.plan
             raise error
         return check
 
-    def _elsewhere(self, folded: nn.Module) -> str:
+    def elsewhere(self, folded: nn.Module) -> str:
         """What is wrong at other sizes than those of the example inputs, where the module runs there; else ""."""
         if self.other is None:
             return ""
@@ -151,47 +167,138 @@ class _Folding:
             return Call(args, kwargs)
         return None
 
-    def _other(self, made: ModulePlan) -> ModulePlan | None:
-        """A plan that leaves alone what the code does not let go; None where that is not found."""
-        self.judging.progress("looking for norms that the code does not let go")
-        zeros = any(planned.vanished for _, planned in made.parts)
-        if zeros and not self._fault((), True):
-            return _noted(self.seen.plan(self.policy.plan, solid=True), {}, True)
-        names = list(dict.fromkeys(bn.name for bn in made.plan.batch_norms if bn.verdict != "kept"))
-        search = Search(names, lambda kept: self._fault(kept, zeros), self._kin, self.raised.__contains__)
-        culprits = search.culprits()
-        if not culprits:
+
+def _kinds(check: Check) -> tuple[str, ...]:
+    """The kinds of inputs on which a module did not pass: by its numbers, or since it could not be run."""
+    from .equivalence.inputs import KINDS
+
+    failed = {output.kind for output in check.outputs if not output.passed}
+    found = tuple(kind for kind in KINDS if kind in failed or f"on {kind} inputs" in check.message)
+    return found[:2] or QUICK
+
+
+def _gone(plan: Plan) -> list[str]:
+    """The norms that do not stay, by name."""
+    return list(dict.fromkeys(bn.name for bn in plan.batch_norms if bn.verdict != "kept"))
+
+
+class _Blaming:
+    """Why a folded module did not pass: our fault, which the trace alone shows, or the code of the network."""
+
+    def __init__(self, folding: _Folding, made: ModulePlan, kinds: tuple[str, ...], budget: Budget) -> None:
+        """`kinds`: of inputs on which it was refused."""
+        self.folding, self.kinds, self.budget = folding, kinds, budget
+        self.names = _gone(made.plan)
+        self.ours: str | None = None
+        """What is wrong with our own result, "" where it is right, None where that is not known."""
+        self.nothing = False
+        """Whether the search was over before it found anything."""
+        self.zeros = any(planned.vanished for _, planned in made.parts)
+
+    def plan(self, error: VerificationError) -> ModulePlan | None:
+        """A plan that leaves alone what does not go; None where that is not found.
+
+        InternalError where the plan is wrong in the trace too, and not for some norms only.
+        """
+        self.folding.judging.progress("looking for norms that do not go")
+        if self.zeros and self._passes({}, True):
+            return _noted(self._planned({}, True), [], True)
+        ours = self.ours = self._replayed(())
+        if ours is None:
             return None
-        solid = zeros and bool(self._fault(culprits, False))
-        kept = {name: uncooperative(name, message) for name, message in culprits.items()}
-        return _noted(self.seen.plan(self.policy.plan, kept, solid), culprits, solid)
+        fault = self._replayed if ours else partial(self._fault, solid=self.zeros)
+        search = Search(self.names, lambda kept: fault(kept) or "", self._kin, self.budget, self._raised)
+        culprits = search.culprits()
+        self.nothing = len(search.undecided) == len(self.names)
+        if not culprits and not search.undecided:
+            if ours:
+                raise _internal(error, ours)
+            return None
+        found = {name: (internal if ours else uncooperative)(name, message) for name, message in culprits.items()}
+        kept = {**found, **{name: undecided(name) for name in search.undecided}}
+        solid = self.zeros and not self._passes(kept, False)
+        return _noted(self._planned(kept, solid), _said(culprits, search.undecided, bool(ours)), solid)
+
+    def _planned(self, kept: Mapping[str, Reason], solid: bool) -> ModulePlan:
+        return self.folding.seen.plan(self.folding.policy.plan, kept, solid)
+
+    def _passes(self, kept: Collection[str], solid: bool) -> bool:
+        """Whether the fold that keeps these norms passes; False where it is too late to see."""
+        try:
+            return not self.budget.spend(lambda: self._fault(kept, solid))
+        except SpentError:
+            return False
+
+    def _tried(self, kept: Collection[str], solid: bool) -> tuple[ModulePlan, nn.Module]:
+        """The fold that keeps these norms."""
+        made = self._planned({name: uncooperative(name) for name in kept}, solid)
+        return made, made.apply(copied(self.folding.seen.module))
 
     def _fault(self, kept: Collection[str], solid: bool) -> str:
         """What is wrong with the fold that keeps these norms, on few inputs; "" where nothing is."""
+        folding = self.folding
         try:
-            made = self.seen.plan(self.policy.plan, {name: uncooperative(name) for name in kept}, solid)
-            folded = made.apply(copied(self.seen.module))
-            check = judgement(self.seen.module, folded, self.call, self.judging, QUICK)
-            if check.message and not check.outputs:
-                self.raised.add(check.message)
-            return check.message or self._elsewhere(folded)
+            _, folded = self._tried(kept, solid)
+            check = judgement(folding.seen.module, folded, folding.call, folding.judging, self.kinds)
         except BnfoldError as error:
             return one_line(error)
+        if check.message and not check.outputs:
+            folding.raised.add(check.message)
+        return check.message or folding.elsewhere(folded)
+
+    def _replayed(self, kept: Collection[str]) -> str | None:
+        """What is wrong with that fold in the trace, where no code of the network runs; None where nothing runs it."""
+        try:
+            made, folded = self._tried(kept, self.zeros)
+            pairs = [(planned, replay.after(planned, folded.get_submodule(path))) for path, planned in made.parts]
+        except BnfoldError as error:
+            return one_line(error)
+        for planned, after in pairs:
+            try:
+                before, call = replay.before(planned.modules), Call(replay.given(planned.modules))
+                check = judgement(before, after, call, self.folding.judging, self.kinds)
+            except BnfoldError:  # the trace itself does not run
+                return None
+            if check.message:
+                return check.message
+        return ""
+
+    def _raised(self, message: str) -> bool:
+        return message in self.folding.raised
 
     def _kin(self, name: str) -> Hashable:
         """The classes of a norm and of the module around it, and its name there."""
         around, _, leaf = name.rpartition(".")
-        modules = dict(self.seen.module.named_modules(remove_duplicate=False))
+        modules = dict(self.folding.seen.module.named_modules(remove_duplicate=False))
         return type(modules.get(around)), leaf, type(modules.get(name))
 
 
-def _noted(made: ModulePlan, culprits: dict[str, str], solid: bool) -> ModulePlan:
-    """The plan, saying what was found by trial."""
+def _internal(error: VerificationError, message: str) -> InternalError:
+    """The same error, as a fault of ours."""
+    found = InternalError(
+        f"{error} (internal: the plan is wrong in the trace of the network, too, where none of its code runs: "
+        f"{message}). This is a fault of bnfold; please report it with {TO_SEND}"
+    )
+    found.check, found.plan = error.check, error.plan
+    return found
+
+
+def _said(culprits: Mapping[str, str], open_: Collection[str], ours: bool) -> list[str]:
+    """What was found by trial, in sentences."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name, message in culprits.items():
         groups[message].append(name)
-    notes = [f"kept, because the network did not pass without: {', '.join(names)} ({message})"
-             for message, names in groups.items()]  # fmt: skip
-    if solid:
-        notes.append("norms that layers beside them took up leave zeros of full shape, which the code works on")
-    return replace(made, plan=replace(made.plan, notes=(*made.plan.notes, *notes)))
+    why = "bnfold's own fold is wrong" if ours else "the network did not pass"
+    notes = [f"kept, because {why} without: {', '.join(names)} ({message})" for message, names in groups.items()]
+    if ours:
+        notes.append(f"a norm kept so shows a fault of bnfold: please report it with {TO_SEND}")
+    if open_:
+        notes.append(f"kept undecided, because the search for norms to blame has a bound: {', '.join(open_)}")
+    return notes
+
+
+def _noted(made: ModulePlan, notes: Collection[str], solid: bool) -> ModulePlan:
+    """The plan, saying what was found by trial."""
+    zeros = "norms that layers beside them took up leave zeros of full shape, which the code works on"
+    notes = (*made.plan.notes, *notes, *([zeros] if solid else []))
+    return replace(made, plan=replace(made.plan, notes=notes))

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 import bnfold
 from benchmarks.precision import hostile
 from tests import test_faults as faults
+from tests import test_norm_act as norm_act
 from tests import test_torch_traps as traps
 from tests.test_rules import CASES, Net
 
@@ -130,23 +132,25 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 }
 
 
-MODULES: dict[str, Callable[[], None]] = {
+MODULES: dict[str, Callable[..., None]] = {
     "hook": traps.test_a_forward_pre_hook_of_a_norm,
     "in-code": traps.test_a_norm_with_an_activation_in_its_code_stays,
     "autocast": traps.test_norms_under_autocast_stay,
     "shared": traps.test_a_norm_called_twice_behind_different_convs_stays_whole_or_goes_whole,
     "in-place": traps.test_an_in_place_function_behind_a_removed_norm_gets_a_copy,
+    "internal": faults.test_norms_that_cannot_be_handled,
+    "undecided": norm_act.test_norms_that_the_search_did_not_reach_stay_undecided,
     "uncooperative-code": traps.test_one_norm_that_the_code_does_not_let_go_stays_and_others_fold,
     "untraced": traps.test_parts_are_folded_where_the_whole_cannot_be_traced,
-    "internal": faults.test_norms_that_cannot_be_handled,
 }
 """Codes of PyTorch, and of faults, and the tests that reach them."""
 
 
 @pytest.mark.parametrize("code", sorted(MODULES))
-def test_the_code_of_pytorch_is_reached(code: str) -> None:
-    assert f'"{code}"' in inspect.getsource(MODULES[code])
-    MODULES[code]()
+def test_the_code_of_pytorch_is_reached(code: str, request: pytest.FixtureRequest) -> None:
+    test: Any = MODULES[code]
+    assert f'"{code}"' in inspect.getsource(test)
+    test(**{name: request.getfixturevalue(name) for name in inspect.signature(test).parameters})
 
 
 @pytest.mark.parametrize("code", sorted(MODELS))

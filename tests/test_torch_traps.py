@@ -1065,25 +1065,6 @@ def test_wrong_weights_are_not_blamed_on_norms(monkeypatch: pytest.MonkeyPatch) 
         bnfold.fold(alive(nn.Sequential(*(nn.Sequential(conv(), nn.BatchNorm2d(8)) for _ in range(5)))), (X,))
 
 
-def test_the_search_ends_after_so_many_trials() -> None:
-    from bnfold.frontends.torch.blame import TRIALS, Search
-
-    names = [str(i) for i in range(200)]
-    trials: list[int] = []
-
-    def fault(kept: Any, guilty: set[str]) -> str:
-        trials.append(len(kept))
-        return "no" if guilty - set(kept) else ""
-
-    assert Search(names, lambda kept: fault(kept, {"3", "77", "199"}), str).culprits().keys() == {"3", "77", "199"}
-    assert len(trials) <= 2 * 8 * 3
-    trials.clear()
-    assert Search(names, lambda kept: fault(kept, set(names[::7])), str).culprits() == {}
-    assert len(trials) == TRIALS
-    assert Search(names, lambda kept: fault(kept, set(names)), lambda name: "").culprits() == {}
-    assert Search(names, lambda kept: fault(kept, {"elsewhere"}), str).culprits() == {}
-
-
 def test_norms_that_do_not_run_are_named() -> None:
     """One is never called, of one nothing depends on what comes out."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -99,24 +101,24 @@ class _Work:
         """A norm with other numbers, or a cheaper op in its place."""
         inner = self.target.get_submodule(at.path)
         if edit.form == "bn" and self._holds(inner, at):
-            self._statistics(edit, at.path, inner)
+            self._statistics(edit, at.path, inner, at.eps)
             return
         offset = None if edit.form == "mul" else edit.offset
         scale = None if edit.form == "add" and (edit.scale == 1).all() else edit.scale
         self._exchange(at, ChannelAffine(*(self._along(v, edit.axis, at, inner) for v in (scale, offset))))
 
     def _holds(self, inner: nn.Module, at: AffineBinding) -> bool:
-        """Whether a batch norm has four vectors of its own that can take any numbers."""
+        """Whether a batch norm has four vectors of its own that can take any numbers, and does no more with them."""
         known = isinstance(inner, nn.modules.batchnorm._BatchNorm) and inner.affine and inner.bias is not None
-        return known and self.planned.modules.alone(self.planned.modules.paths[at.path])
+        modules = self.planned.modules
+        return known and modules.plain(at) and modules.alone(modules.paths[at.path])
 
-    def _statistics(self, edit: Replace, path: str, inner: nn.Module) -> None:
+    def _statistics(self, edit: Replace, path: str, inner: nn.Module, eps: float) -> None:
         """`(x - centre) / sqrt(1) * scale + bias`, with 1 - eps as the variance."""
         mean = torch.from_numpy(np.zeros_like(edit.scale) if edit.centre is None else edit.centre)
         held: torch.Tensor = inner.running_mean  # type: ignore[assignment]
         mean = mean.to(held.dtype).to(torch.float64)
         bias = edit.offset + mean.numpy() * edit.scale
-        eps = float(inner.eps)  # type: ignore[arg-type]
         for name, value in (("weight", edit.scale), ("bias", bias), ("running_mean", mean.numpy()),
                             ("running_var", np.full_like(edit.scale, 1.0 - eps))):  # fmt: skip
             self.values[f"{path}.{name}"] = value
@@ -143,18 +145,20 @@ class _Work:
         return tensor.reshape(-1, *[1] * (value.dim() - 1 - axis))
 
     def _exchange(self, at: AffineBinding, new: nn.Module | None) -> None:
-        """Another module for the one at a path; what runs inside it behind the norm stays."""
+        """Another module for the one at a path; what runs inside it around the norm stays."""
         modules = self.planned.modules
-        inner = modules.paths[at.path]
-        key = next(iter(sorted(modules.calls[id(inner)])))
-        rest = () if isinstance(new, ChannelClamp) else modules.then(key) or ()
-        parts = OrderedDict[str, nn.Module]()
-        if new is not None:
-            parts["norm"] = new
-        for path in rest:
-            parts[path[len(at.path) + 1 :].replace(".", "_")] = self.target.get_submodule(path)
-        made = nn.Sequential(parts) if rest else new or nn.Identity()
-        made.train(self.target.get_submodule(at.path).training)
+        key = min(modules.calls[id(modules.paths[at.path])])
+        before, behind = modules.around(key) or ((), ())
+        made = new or nn.Identity()
+        made.training = training = self.target.get_submodule(at.path).training
+        if before or behind:
+            parts = OrderedDict[str, nn.Module]()
+            for path in (*before, *([""] if new is not None else []), *behind):
+                leaf = path.rpartition(".")[2]
+                name = _free(leaf, parts) if path else _free("norm", {p.rpartition(".")[2] for p in (*before, *behind)})
+                parts[name] = self.target.get_submodule(path) if path else made
+            made = nn.Sequential(parts)
+            made.training = training
         self.modules[at.path] = made
 
     def merge(self, edit: Merge) -> None:
@@ -175,7 +179,7 @@ class _Work:
         for name, value in rounded.items():
             self._assign(name, value)
         exchanged = {id(self.target.get_submodule(path)): made for path, made in self.modules.items()}
-        for parent in list(self.target.modules()):
+        for parent in [*self.target.modules(), *(inner for made in exchanged.values() for inner in made.modules())]:
             for name, inner in list(parent._modules.items()):
                 if id(inner) in exchanged:
                     setattr(parent, name, exchanged[id(inner)])
@@ -203,6 +207,11 @@ class _Work:
             owner.register_parameter(leaf, nn.Parameter(value.clone(), own(owner).requires_grad))
         else:
             write(getattr(owner, leaf), value)
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name, or with a number behind it where another has it."""
+    return next(n for n in chain([name], (f"{name}_{i}" for i in count(2))) if n not in taken)
 
 
 def write(tensor: torch.Tensor, value: torch.Tensor) -> None:

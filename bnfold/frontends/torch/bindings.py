@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ...absorb import Layout
 
@@ -35,8 +35,6 @@ class AffineBinding:
     data: str
     parameters: tuple[str, ...] = ()
     eps: float = 0.0
-    then: tuple[str, ...] = field(default=())
-    """Modules inside it that run behind the norm, in order: they stay."""
 
 
 @dataclass(frozen=True)

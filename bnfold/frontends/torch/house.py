@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from ...graph import Statistics
+from .bindings import AffineBinding
 from .capture import Capture
 from .constants import Constants, to_numpy
 from .memory import Key
@@ -31,12 +32,14 @@ class Modules:
         self.paths = dict(module.named_modules(remove_duplicate=False))
         self.calls: dict[int, set[str]] = defaultdict(set)
         """The keys of the calls of each module, by its identity."""
-        self.groups: dict[str, list[fx.Node]] = defaultdict(list)
         for node in capture.program.graph.nodes:
             for key, path in calls_of(node).items():
                 self.calls[id(self.paths.get(path))].add(key)
+        self.within: dict[str, list[fx.Node]] = defaultdict(list)
+        """The nodes of each call by its key, those of inner calls among them."""
         for node in self.nodes:
-            self.groups[module_call(node)[0]].append(node)
+            for key in calls_of(node):
+                self.within[key].append(node)
         self.owners: dict[Key, set[int]] = defaultdict(set)
         for inner in module.modules():
             for tensor in (*inner.parameters(False), *inner.buffers(False)):
@@ -74,7 +77,13 @@ class Modules:
             return False
         if isinstance(inner, EXCHANGED):
             return len(self.calls[id(inner)]) == 1 and type(inner) in EXCHANGED
-        return self._private(inner) and all(self.then(key) is not None for key in self.calls[id(inner)])
+        ways = {self._way(key) for key in self.calls[id(inner)]}
+        return self._private(inner) and len(ways) == 1 and None not in ways
+
+    def _way(self, key: str) -> tuple[tuple[int, ...], ...] | None:
+        """What runs around the own ops of a call: which modules, whatever they are called there."""
+        found = self.around(key)
+        return None if found is None else tuple(tuple(id(self.paths[path]) for path in side) for side in found)
 
     def _names(self, inner: nn.Module) -> Iterator[str]:
         return (name for name, other in self.paths.items() if other is inner)
@@ -95,23 +104,42 @@ class Modules:
         keys = {self._key(tensor) for tensor in tensors}
         return all(len(self.owners[key]) == 1 for key in keys) and not keys & self.capture.memory.frozen
 
+    def plain(self, at: AffineBinding) -> bool:
+        """Whether a norm is one batch norm op, with the four vectors that its module holds as they are."""
+        inner = self.paths[at.path]
+        held = [getattr(inner, name, None) for name in ("weight", "bias", "running_mean", "running_var")]
+        read = [self.constants.tensors.get(name) for name in at.parameters]
+        pairs = list(zip(held, read, strict=False))
+        return len(read) == len(held) and all(
+            a is not None and b is not None and self._key(a) == self._key(b) for a, b in pairs
+        )
+
     def _key(self, tensor: torch.Tensor) -> Key:
         return self.capture.memory.key(tensor)
 
-    def then(self, key: str) -> tuple[str, ...] | None:
-        """The modules that run inside a call behind its own ops, one after another; None where it is not so."""
-        own = self.groups.get(key, [])
+    def around(self, key: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """The modules that run inside a call in front of its own ops, and behind them.
+
+        None where these and the own ops are no chain, in which each takes one value and hands one to the next.
+        """
         stages: dict[str, tuple[str, list[fx.Node]]] = {}
-        for node in self.nodes:
+        for node in self.within.get(key, []):
             calls = list(calls_of(node).items())
-            place = next((i for i, (name, _) in enumerate(calls) if name == key), None)
-            if place is not None and place + 1 < len(calls):
-                stages.setdefault(calls[place + 1][0], (calls[place + 1][1], []))[1].append(node)
-        runs = [own, *(nodes for _, nodes in stages.values())]
+            place = [name for name, _ in calls].index(key) + 1
+            inner, path = calls[place] if place < len(calls) else ("", "")
+            stages.setdefault(inner, (path, []))[1].append(node)
+        runs = [nodes for _, nodes in stages.values()]
+        if "" not in stages or len(self._taken(runs[0])) != 1:
+            return None
         for before, after in zip(runs, [*runs[1:], None], strict=True):
-            if not before or not _flows(before, after):
+            if not _flows(before, after) or (after and not self._taken(after) <= set(before)):
                 return None
-        return tuple(path for path, _ in stages.values())
+        paths, own = [path for path, _ in stages.values()], list(stages).index("")
+        return tuple(paths[:own]), tuple(paths[own + 1 :])
+
+    def _taken(self, run: list[fx.Node]) -> set[fx.Node]:
+        """The values that a run of ops reads, constants left out."""
+        return {source for node in run for source in node.all_input_nodes if source not in self.constants} - set(run)
 
     def _frozen(self) -> set[Key]:
         """Memory that modules share of which some are not in the graph: nobody knows what reads it."""

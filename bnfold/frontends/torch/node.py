@@ -52,6 +52,8 @@ class Node:
     type: str
     label: str
     context: Context = field(repr=False)
+    whole: str = ""
+    """The path of the module whose own code is this op and no more."""
 
     @cached_property
     def args(self) -> dict[str, Any]:

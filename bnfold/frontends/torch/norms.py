@@ -27,6 +27,7 @@ MAYBE = frozenset({"batch_norm", "native_batch_norm", "_native_batch_norm_legit"
 NORMS = INFERENCE | MAYBE | {
     "_native_batch_norm_legit_functional", "_batch_norm_with_update", "_batch_norm_with_update_functional",
 }  # fmt: skip
+ROLES = "weight", "bias", "running_mean", "running_var"
 ARITHMETIC = frozenset({"add", "sub", "mul", "div", "rsub"})
 
 
@@ -43,7 +44,7 @@ def norm(node: Node) -> Reading:
     outputs = (out, *(user.name for user in node.fx.users if user.target is getitem and user.args[1] != 0))
     source = node.shape(node.fx.args[0])
     channels = source[1] if source is not None and len(source) > 1 and isinstance(source[1], int) else 0
-    vectors = {name: vector(node, args.get(name)) for name in ("weight", "bias", "running_mean", "running_var")}
+    vectors = {name: vector(node, args.get(name)) for name in ROLES}
     reason = _reason(node, vectors)
     affine = None
     mean, var = vectors["running_mean"], vectors["running_var"]
@@ -59,9 +60,13 @@ def norm(node: Node) -> Reading:
         node.label, (node.input,), (out,), "BatchNormalization", "bn", 1, affine.inv, affine.shift, statistics,
         layer=node.context.layers and (node.rank or 0) > 2 and _single(node),
     )  # fmt: skip
-    names = tuple(node.context.constants.direct(args.get(n)) for n in vectors)
-    binding = AffineBinding("", (node.name, out), node.input, names, float(args["eps"]))
+    binding = AffineBinding("", (node.name, out), node.input, _names(node), float(args["eps"]))
     return [one], {0: binding}
+
+
+def _names(node: Node) -> tuple[str, ...]:
+    """The parameters that a batch norm op reads as they are."""
+    return tuple(node.context.constants.direct(node.args.get(role)) for role in ROLES)
 
 
 def _single(node: Node) -> bool:
@@ -127,6 +132,15 @@ def affine_call(path: str, nodes: list[fx.Node], node_of: dict[fx.Node, Node]) -
         data = data or source
         chain.append(node)
     return Call(path, tuple(chain), data) if data is not None else None
+
+
+def bound(call: Call, node_of: dict[fx.Node, Node]) -> AffineBinding:
+    """The binding of a call. Where it is one batch norm op and no more, with the parameters that this reads."""
+    ops = [node_of[node] for node in call.nodes if node.target is not getitem]
+    names = tuple(node.name for node in call.nodes)
+    if len(ops) != 1 or ops[0].type not in NORMS:
+        return AffineBinding(call.path, names, call.data.name)
+    return AffineBinding(call.path, names, call.data.name, _names(ops[0]), float(ops[0].args["eps"]))
 
 
 def _data(node: Node) -> fx.Node | None:

@@ -16,7 +16,7 @@ from .norms import first_output
 
 def relu(node: Node) -> Reading:
     """relu; where a module of ours can take its place it may become a maximum with a constant per channel."""
-    path = node.label if node.context.exchangeable(node.label) else ""
+    path = node.whole if node.context.exchangeable(node.whole) else ""
     takes = bool(path) or node.context.program
     op = Homogeneous(node.label, (node.input,), (node.name,), np.array(0.0), takes)
     return [op], {0: ActivationBinding(path, node.name)}
@@ -56,10 +56,10 @@ def clamp(node: Node) -> Reading | Ops | None:
         return relu(node)
     if bounds == (-np.inf, np.inf):
         return same(node)
-    if not node.context.program and not node.context.exchangeable(node.label):
+    if not node.context.program and not node.context.exchangeable(node.whole):
         return None
     op = Clipped(node.label, (node.input,), (node.name,), *bounds)
-    return [op], {0: ActivationBinding("" if node.context.program else node.label, node.name, *bounds)}
+    return [op], {0: ActivationBinding("" if node.context.program else node.whole, node.name, *bounds)}
 
 
 def extremum(node: Node) -> Ops | None:

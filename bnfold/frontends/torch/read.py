@@ -11,7 +11,7 @@ from torch import fx
 
 from ...graph import Affine, Graph, Op, Opaque, Reason, Statistics
 from . import arithmetic, linear, movement, norms, pointwise
-from .bindings import AffineBinding, Binding
+from .bindings import Binding
 from .capture import SEEN, Capture
 from .constants import Constants, op_name
 from .memory import Key
@@ -163,7 +163,8 @@ class _Reader:
         key, path = module_call(node)
         kind = op_name(node)
         alone = kind in NAMED and sum(op_name(other) in NAMED for other in self.groups[key]) == 1
-        return Node(node, kind, (path if path and alone else self._owner(node)) or node.name, self.context)
+        whole = path if len(self.groups[key]) == 1 else ""
+        return Node(node, kind, (path if path and alone else self._owner(node)) or node.name, self.context, whole)
 
     def _owner(self, node: fx.Node) -> str:
         """The module that holds the weight of a layer or norm, by the name of the weight; "" for other ops."""
@@ -207,7 +208,7 @@ class _Reader:
                 known = self._statistics(nodes)
             op = norms.composed(call, self.views, known, kind)
             if op is not None:
-                yield call, op, AffineBinding(path, tuple(node.name for node in call.nodes), call.data.name)
+                yield call, op, norms.bound(call, self.views)
 
     def _statistics(self, nodes: list[fx.Node]) -> Statistics | None:
         made = [norms.norm(self.views[node])[0][0] for node in nodes if op_name(node) in norms.NORMS]
