@@ -81,24 +81,48 @@ def multiply(array: Weights, factor: Vector) -> Weights:
         return (array.astype(np.float64) * factor).astype(array.dtype)
 
 
-def rounding(weight: Weights, layout: Layout, edit: Rescale) -> float:
+REACH = 2.0**8
+"""How large values that a layer reads are taken to be where its weights fall below what their type holds."""
+WIDE = -100
+"""Types whose exponents go below this hold numbers that are nothing beside any channel that carries something."""
+
+
+def rounding(weight: Weights, layout: Layout, edit: Rescale, bias: Vector | None = None) -> float:
     """What rounding the new weights to their type costs: the largest error of an output channel, relative to its norm.
 
     In the units of the old weights: an input whose values grow as its weights shrink counts as before. Infinite where
-    a weight overflows. `weight`: as `tapped` gives it, in the type in which it is stored.
+    a weight overflows. An error that is lost in what its channel holds costs nothing: one that rounding the new bias
+    hides, or, where the type reaches as low as float32, rounding the weights of the layer's largest channel. That is
+    how channels with a gamma near 0 go. `weight`: as `tapped` gives it, in the type in which it is stored. `bias`: the
+    new one, (out,).
     """
+    kind = np.finfo(weight.dtype)
     view = layout.view(weight).astype(np.float64)
     factor: Vector = np.ones((1,) * view.ndim)
     for vector, side in ((edit.p_out, "o"), (edit.u_in, "i")):
         if vector is not None:
             factor = factor * layout.spread(vector, side, weight.ndim)
+    axes = tuple(axis for axis in range(view.ndim) if axis not in (0, 1 + layout.axes.index("o")))
     with np.errstate(all="ignore"):
         exact = view * factor
-        error = np.where(exact == 0, 0.0, (exact.astype(weight.dtype).astype(np.float64) - exact) / factor)
-        axes = tuple(axis for axis in range(view.ndim) if axis not in (0, 1 + layout.axes.index("o")))
-        norm = np.sqrt((np.where(factor == 0, 0.0, view) ** 2).sum(axes))
-        lost = np.sqrt((error**2).sum(axes)) / np.where(norm > 0, norm, 1.0)
+        error = exact.astype(weight.dtype).astype(np.float64) - exact
+        norm = _norm(np.where(factor == 0, 0.0, view), axes)
+        lost = _norm(np.where(error == 0, 0.0, error / factor), axes) / np.where(norm > 0, norm, 1.0)
+        held = np.zeros(norm.shape) if bias is None else np.abs(bias).reshape(norm.shape)
+        if kind.minexp < WIDE:
+            held = np.maximum(held, _norm(exact, axes).max(initial=0.0))
+        elif edit.u_in is not None:  # values may have grown as weights shrank, and a narrow type shows it
+            held = np.zeros(norm.shape)
+        lost[_norm(error, axes) * REACH <= held * float(kind.eps) / 2] = 0.0
     return float(np.nan_to_num(lost, nan=np.inf).max(initial=0.0))
+
+
+def _norm(view: Weights, axes: tuple[int, ...]) -> Vector:
+    """Root of the sum of squares over `axes`; squares of the smallest numbers would vanish."""
+    size = np.abs(view).max(initial=0.0)
+    unit = size if 0 < size < np.inf else 1.0
+    total: Vector = np.sqrt(np.square(view / unit).sum(axes)) * unit
+    return total
 
 
 def response(weight: Weights, layout: Layout, t_in: Vector) -> Vector:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .absorb import Layout, rounding, tapped
+from .absorb import Layout, new_bias, rounding, tapped
 from .plan import Rescale
 
 Array = npt.NDArray[Any]
@@ -17,16 +17,25 @@ SAFE = 2.0**40
 
 
 def strains(
-    weight: Callable[[], Array], dtype: npt.DTypeLike, layout: Layout, edit: Rescale, alpha: float = 1.0
-) -> bool:
-    """Whether new weights overflow, or are rounded with more than twice the usual error, which happens in float16.
+    weight: Callable[[], Array], dtype: npt.DTypeLike, layout: Layout, edit: Rescale, alpha: float = 1.0,
+    bias: Callable[[], Array | None] = lambda: None,
+) -> bool:  # fmt: skip
+    """Whether new weights overflow, or are rounded with more than twice the usual error where that tells.
 
-    `weight`: reads the old one, in the shape that the layout says; asked only where this can be. `alpha`: Gemm's.
+    `weight`, `bias`: read the old ones, the weight in the shape that the layout says; asked only where this can be.
+    `alpha`: Gemm's.
     """
     kind = np.dtype(dtype)
     if kind.kind != "f" or (kind != np.float16 and _mild(edit)):
         return False
-    return rounding(tapped(weight(), layout, edit, alpha).astype(kind), layout, edit) > float(np.finfo(kind).eps) / 2
+    old, vector = tapped(weight(), layout, edit, alpha), bias()
+    new = None if vector is None and edit.q_out is None else new_bias(vector, old, layout, edit, _outputs(old, layout))
+    return rounding(old.astype(kind), layout, edit, new) > float(np.finfo(kind).eps) / 2
+
+
+def _outputs(weight: Array, layout: Layout) -> int:
+    """How many output channels a weight has."""
+    return int(weight.shape[0] if layout.axes == "oi" else weight.shape[1] * layout.groups)
 
 
 def _mild(edit: Rescale) -> bool:

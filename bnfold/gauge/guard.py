@@ -24,6 +24,8 @@ from .scale import Conflict
 from .solve import Outcome, Solution, solve
 
 GONE = ("gone", "max", "clip")
+FAINT = 2.0**-40
+"""A channel that holds so much less than the norm's largest carries nothing, whatever digits it loses."""
 WEIGHTS = -1
 """In place of a channel: the weights beside a norm are why it stays."""
 
@@ -82,7 +84,8 @@ def off_centre(op: Affine, limit: float, beside: Vector | float = 0.0) -> npt.ND
         return np.zeros(op.scale.size, bool)
     size = np.sqrt(op.scale**2 * (known.var + known.eps) + np.square(beside))
     cost, behind = np.abs(known.mean * op.scale), np.abs(known.mean * op.scale + op.offset)
-    off: npt.NDArray[np.bool_] = (cost > limit * size) & (cost > 3 * behind)
+    tells = cost > FAINT * size.max(initial=0.0)
+    off: npt.NDArray[np.bool_] = (cost > limit * size) & (cost > 3 * behind) & tells
     return off
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ...plan import Plan, Rescale
 from ...strain import strains
 from .bindings import LinearBinding
@@ -23,6 +25,13 @@ def strained(source: Source, plan: Plan) -> list[str]:
                 weight = constants.value(name)
                 return weight.reshape(at.matrix or weight.shape)
 
-            if strains(value, scope.constants.dtype(name), binding.layout, edit, binding.alpha):
+            def bias(at: LinearBinding = binding, scope: Any = scope) -> Any:
+                inputs = scope.graph.node[at.bias_node].input
+                held = inputs[at.bias] if at.bias is not None and at.bias < len(inputs) else ""
+                plain = held in scope.constants and at.beta == 1.0 and not at.halves
+                old = scope.constants.value(held) if plain else np.zeros(0)
+                return old.ravel() if old.size == at.out_channels else None
+
+            if strains(value, scope.constants.dtype(name), binding.layout, edit, binding.alpha, bias):
                 found.append(edit.name)
     return found

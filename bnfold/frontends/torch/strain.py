@@ -28,7 +28,9 @@ def strained(source: Source, plan: Plan) -> list[str]:
         at = source.bindings.get(edit.op)
         if isinstance(edit, Rescale) and isinstance(at, LinearBinding) and at.weight:
             dtype, value = _weight(source, at, nodes)
-            if dtype in TYPES and strains(value, TYPES[dtype], at.layout, edit):
+            kept = at.bias in source.constants.tensors and at.bias not in source.capture.added
+            bias = partial(source.constants.of, at.bias) if kept else (lambda: None)
+            if dtype in TYPES and strains(value, TYPES[dtype], at.layout, edit, bias=bias):
                 found.append(edit.name)
     return found
 
