@@ -6,6 +6,7 @@ most expensive first is optimal (the greedy algorithm on a matroid).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -151,7 +152,8 @@ class _Search:
         self.held_ids = _concatenate([d.ids for d in equations.still if id(d) not in fallen])
         self.scale = Scale(equations.count)
         self._tie_scales()
-        self.shift = Shift(self.scale)
+        self.derived = _concatenate([left for left, _ in equations.sums])
+        self.shift = Shift(self.scale, self._uses())
         self._tie_shifts()
         self.candidates = [p for p in equations.affines if p.op.candidate and p.op not in held]
         self.order = {port.op: i for i, port in enumerate(equations.affines)}
@@ -181,19 +183,22 @@ class _Search:
         self.base = scale.parent.copy()
 
     def _tie_shifts(self) -> None:
+        """Those that hold a shift at 0 first, then those between two, which leaves the sums with fewer terms."""
         eqs = self.equations
-        for left, parts in eqs.sums:
-            self.shift.define(left, parts)
-        for a, b, _ in eqs.equal:
-            self.shift.require([(a, 1.0), (b, -1.0)])
-        for port in eqs.affines:
-            if port.op in self.held and _number(port):
-                self.shift.require([(port.y, 1.0), (port.x, -float(port.scale[0]))])
-            elif port.op in self.held and port.op.kind == "mul":
-                self.shift.hold(np.concatenate([port.x, port.y]))
-        for bend in self.released:
-            self.shift.require([(bend.x, 1.0), (bend.y, -1.0)])
-        self.shift.hold(self.held_ids)
+        muls = [p for p in eqs.affines if p.op in self.held and p.op.kind == "mul"]
+        still = [x for p in muls if not _number(p) for x in (p.x, p.y)]
+        self.shift.hold(np.unique(_concatenate([self.held_ids, *still])))
+        rows = [(a, [(b, -1.0)]) for a, b, _ in eqs.equal]
+        rows += [(p.y, [(p.x, -float(p.scale[0]))]) for p in muls if _number(p)]
+        rows += [(bend.x, [(bend.y, -1.0)]) for bend in self.released]
+        for some in (rows, [(left, [(part, -c) for part, c in parts]) for left, parts in eqs.sums]):
+            conflict = self.shift.add(*_entries(some))
+            assert conflict is None, "homogeneous equations conflict"
+
+    def _uses(self) -> Ids:
+        """In how many sums each variable stands."""
+        parts = [part for _, parts in self.equations.sums for part, _ in parts]
+        return np.bincount(_concatenate([self.derived, *parts]), minlength=self.equations.count)
 
     def run(self, gauges: dict[str, Ids | None]) -> Solution:
         """Decide about every candidate, then read off the gauges."""
@@ -329,7 +334,7 @@ class _Search:
         unit = self._units(root, ratio, gauges)
         killed, constant = self.scale.killed, ~np.isnan(self.scale.constant)
         p = np.where(killed, 0.0, np.where(constant, 1.0, ratio / unit[root]))
-        q = np.where(constant, 0.0, self.shift.values() / unit[root])
+        q = np.where(constant, 0.0, self.shift.values(self._order()) / unit[root])
         p[self.pinned_ids] = 1.0  # what holds in real numbers holds to the last bit
         q[self.held_ids] = 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -337,6 +342,12 @@ class _Search:
             t = np.where(constant, self.scale.constant, -q / p)
         t[q == 0] = np.where(constant, self.scale.constant, 0.0)[q == 0]
         return Solution(self.equations, gauges, outcomes, p, q, u, t, constant, thresholds, self.base)
+
+    def _order(self) -> Iterator[Ids]:
+        """The variables whose shifts are set to 0 where nothing decides them: late ones first, and no sums of others."""
+        derived = np.zeros(self.equations.count, bool)
+        derived[self.derived] = True
+        return (block[::-1] for block in reversed(self.equations.blocks) if block.size and not derived[block[0]])
 
     def _units(self, root: Ids, ratio: Vector, gauges: dict[str, Ids | None]) -> Vector:
         """For each root the ratio that becomes p = 1: it leaves most tensors as they were; the last of equals.
@@ -363,6 +374,17 @@ class _Search:
         unit[wrong] *= -1
         unit[0] = 1.0
         return unit
+
+
+def _entries(equations: list[tuple[Ids, list[tuple[Ids, float]]]]) -> tuple[Ids, Ids, Vector, Vector]:
+    """Rows, variables and coefficients of `q_left + sum coef * q_part = 0`, and the right sides."""
+    size = [left.size for left, _ in equations]
+    first = np.cumsum([0, *size])
+    row = [np.tile(np.arange(a, b), 1 + len(e[1])) for a, b, e in zip(first, first[1:], equations, strict=False)]
+    parts = [(left.ravel(), [1.0, *(c for _, c in more)]) for left, more in equations]
+    coef = [np.repeat(c, left.size) for left, c in parts]
+    var = [ids for left, more in equations for ids in (left, *(part for part, _ in more))]
+    return _concatenate(row), _concatenate(var), np.concatenate([np.zeros(0), *coef]), np.zeros(first[-1])
 
 
 def _concatenate(parts: list[Ids]) -> Ids:
