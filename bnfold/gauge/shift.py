@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -133,8 +134,9 @@ class Shift:
             row, var, coef = np.repeat(at, length), self._var[entry], np.repeat(weight, length) * self._coef[entry]
             if var.size > limit:  # sums of sums of the same tensors multiply
                 row, var, coef = _collect(row, var, coef, self.solved.size)
-        joined = [np.concatenate([np.zeros(0, part[0].dtype), *part]) for part in zip(*free, strict=True)]
-        row, var, coef = _collect(*joined, self.solved.size) if joined else (row, var, coef)
+        if free:
+            row, var, coef = (np.concatenate([entries[i] for entries in free]) for i in range(3))
+            row, var, coef = _collect(row, var, coef, self.solved.size)
         const[np.abs(const) <= TOLERANCE * size] = 0.0  # what cancels in real numbers is nothing
         return Terms(row, var, coef, const, size)
 
@@ -286,7 +288,7 @@ def _rows(terms: Terms) -> list[Row]:
     n = terms.const.size
     ends = np.searchsorted(terms.row, np.arange(n + 1)).tolist()
     var, coef = terms.var.tolist(), terms.coef.tolist()
-    entries = [dict(zip(var[a:b], coef[a:b], strict=True)) for a, b in zip(ends, ends[1:], strict=False)]
+    entries = [dict(zip(var[a:b], coef[a:b], strict=True)) for a, b in pairwise(ends)]
     return list(zip(entries, terms.const.tolist(), terms.size.tolist(), strict=True))
 
 

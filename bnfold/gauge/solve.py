@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -344,7 +345,7 @@ class _Search:
         return Solution(self.equations, gauges, outcomes, p, q, u, t, constant, thresholds, self.base)
 
     def _order(self) -> Iterator[Ids]:
-        """The variables whose shifts are set to 0 where nothing decides them: late ones first, and no sums of others."""
+        """The variables whose shifts are set to 0 where nothing decides them, late ones first; no sums of others."""
         derived = np.zeros(self.equations.count, bool)
         derived[self.derived] = True
         return (block[::-1] for block in reversed(self.equations.blocks) if block.size and not derived[block[0]])
@@ -380,7 +381,7 @@ def _entries(equations: list[tuple[Ids, list[tuple[Ids, float]]]]) -> tuple[Ids,
     """Rows, variables and coefficients of `q_left + sum coef * q_part = 0`, and the right sides."""
     size = [left.size for left, _ in equations]
     first = np.cumsum([0, *size])
-    row = [np.tile(np.arange(a, b), 1 + len(e[1])) for a, b, e in zip(first, first[1:], equations, strict=False)]
+    row = [np.tile(np.arange(a, b), 1 + len(e[1])) for (a, b), e in zip(pairwise(first), equations, strict=True)]
     parts = [(left.ravel(), [1.0, *(c for _, c in more)]) for left, more in equations]
     coef = [np.repeat(c, left.size) for left, c in parts]
     var = [ids for left, more in equations for ids in (left, *(part for part, _ in more))]
