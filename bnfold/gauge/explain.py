@@ -25,6 +25,7 @@ class Explainer:
         self.producer = {t: op for op in graph.ops for t in op.outputs}
         self._edges: tuple[Ids, Ids, Ids, list[Op]] | None = None
         self._owners: dict[int, Ids] = {}
+        self._norms: Ids | None = None
 
     def reason(self, outcome: Outcome) -> Reason | None:
         """The reason of an affine that is not gone; None for one that is."""
@@ -137,8 +138,12 @@ class Explainer:
     def _shared(self, port: AffinePort, row: int) -> bool:
         """Whether another norm reads the channel too, on its own or as a part of another tensor."""
         label = self.solution.base[port.x[row]]
-        norms = [other for other in self.eqs.affines if other is not port and other.op.candidate]
-        return any((self.solution.base[other.x] == label).any() for other in norms)
+        if self._norms is None:
+            self._norms = np.zeros(self.eqs.count, np.int64)
+            for other in self.eqs.affines:
+                if other.op.candidate:
+                    self._norms[self.solution.base[other.x]] += 1  # once for each norm
+        return bool(self._norms[label] > int(port.op.candidate))
 
     def _holder(self, start: int, port: AffinePort) -> str:
         """What pins the scale on one side of a norm, walking from `start` without crossing the norm; "" if nothing."""

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .equations import Ids, Vector
-from .scale import TOLERANCE, Conflict, Scale
+from .scale import TOLERANCE, Conflict, Scale, chained
 
 STUCK = 4
 """Where fewer than one in so many rows can be solved at once, they are solved one after the other."""
@@ -130,7 +130,7 @@ class Shift:
             const += np.bincount(at, unit * self.const[known], n)
             size += np.bincount(at, np.abs(unit) * self.size[known], n)
             length = self.length[known]
-            entry = _ranges(self.start[known], length)
+            entry = ranges(self.start[known], length)
             row, var, coef = np.repeat(at, length), self._var[entry], np.repeat(weight, length) * self._coef[entry]
             if var.size > limit:  # sums of sums of the same tensors multiply
                 row, var, coef = _collect(row, var, coef, self.solved.size)
@@ -197,12 +197,7 @@ class Shift:
         child, parent, rows = child[order], parent[order], rows[order]
         factor = -other[order] / lead[order]
         const, size = -terms.const[rows] / lead[order], terms.size[rows] / np.abs(lead[order])
-        while True:  # links to links become links to their ends, twice as long each time
-            at = np.minimum(np.searchsorted(child, parent), child.size - 1)
-            on = np.flatnonzero(child[at] == parent)
-            if not on.size:
-                break
-            at = at[on]
+        for on, at in chained(child, parent):
             const[on], size[on] = const[on] + factor[on] * const[at], size[on] + np.abs(factor[on]) * size[at]
             factor[on], parent[on] = factor[on] * factor[at], parent[at]
         ends, which = np.unique(parent, return_inverse=True)
@@ -314,7 +309,7 @@ def _substituted(row: Row, solved: dict[int, Row]) -> Row:
     return entries, const, size
 
 
-def _ranges(start: Ids, length: Ids) -> Ids:
+def ranges(start: Ids, length: Ids) -> Ids:
     """start[0], start[0]+1, .. (length[0] of them), start[1], .."""
     offset = np.repeat(start - np.cumsum(length) + length, length)
     return offset + np.arange(offset.size)

@@ -18,7 +18,7 @@ from ..limits import LEFTOVERS
 from .equations import AffinePort, Bend, Equations, Ids, Vector
 from .leftovers import allowed
 from .scale import Conflict, Scale
-from .shift import Shift
+from .shift import Shift, ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,8 +158,13 @@ class _Search:
         self._tie_shifts()
         self.candidates = [p for p in equations.affines if p.op.candidate and p.op not in held]
         self.order = {port.op: i for i, port in enumerate(equations.affines)}
-        self.border_ids = _concatenate([d.ids for d in equations.borders])
-        self.factor_ids = _concatenate([p.x for p in equations.affines if p.op.kind == "mul"])
+        factors = [p.x for p in equations.affines if p.op.kind == "mul"]
+        self.must_be_zero = np.zeros(equations.count, bool)
+        self.must_be_zero[_concatenate([*(d.ids for d in equations.borders), *factors])] = True
+        source = _concatenate([unary.x for unary in equations.unary])
+        order = np.argsort(source, kind="stable")
+        target, slope = _concatenate([u.y for u in equations.unary]), [u.slope for u in equations.unary]
+        self.unary = source[order], target[order], np.concatenate([np.zeros(0), *slope])[order]
 
     def _tie_scales(self) -> None:
         eqs, scale = self.equations, self.scale
@@ -283,7 +288,9 @@ class _Search:
         """Those of `rows` whose input channels nobody misses any more; their scale is 0 from now on."""
         if not rows.size:
             return rows
-        busy = np.flatnonzero(self.shift.solved & (self.shift.const != 0))
+        root = np.unique(self.scale.find(port.x[rows])[0])
+        mine = self.scale.members(root[(root != 0) & (self.scale.readers[root] == 0)])
+        busy = mine[self.shift.solved[mine] & (self.shift.const[mine] != 0)]
         killed: Ids = rows[self.scale.kill(port.x[rows], port.y[rows], busy)]
         return killed
 
@@ -294,18 +301,22 @@ class _Search:
         roots = self.scale.find(ids)[0]
         if (roots == 0).any() or self.scale.sources[roots].any() or np.unique(roots).size < roots.size:
             return False
-        members = self.scale.members(roots)
-        known = np.full(self.equations.count, np.nan)
-        known[ids] = values
-        for unary in self.equations.unary:  # in topological order
-            x = known[unary.x]
-            fill = np.isnan(known[unary.y]) & ~np.isnan(x)
-            known[unary.y[fill]] = np.where(x < 0, unary.slope * x, x)[fill]
-        must_be_zero = known[np.concatenate([self.border_ids, self.factor_ids])]
-        if np.isnan(known[members]).any() or (np.nan_to_num(must_be_zero) != 0).any():
+        known, value = self._behind(ids, values)
+        if known.size < self.scale.size[roots].sum() or (value[self.must_be_zero[known]] != 0).any():
             return False
-        self.scale.fix(members, known[members])
+        self.scale.fix(known, value)
         return True
+
+    def _behind(self, ids: Ids, values: Vector) -> tuple[Ids, Vector]:
+        """Channels that are constant, and those that ops make of them alone."""
+        known, found, (source, target, slope) = [ids], [values], self.unary
+        while ids.size:
+            first, end = (np.searchsorted(source, ids, side) for side in ("left", "right"))
+            row, x = ranges(first, end - first), np.repeat(values, end - first)
+            ids, values = target[row], np.where(x < 0, slope[row] * x, x)
+            known.append(ids)
+            found.append(values)
+        return np.concatenate(known), np.concatenate(found)
 
     def _hold(self, port: AffinePort) -> Conflict | None:
         """A constant Mul that stays has no room for an offset."""
