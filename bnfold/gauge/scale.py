@@ -186,16 +186,15 @@ class Scale:
             at = self.next[at]
         return np.sort(np.concatenate(found))
 
-    def kill(self, ids: Ids, units: Ids, busy: Ids) -> Mask:
+    def kill(self, ids: Ids, units: Ids) -> Mask:
         """Set p = 0 in the components of `ids` where nobody would miss the values; tells where that was possible.
 
-        `units` are variables to whose scale the shifts of the killed components are held from now on; a component that
-        holds one of the `busy` variables is left alone.
+        `units` are variables to whose scale the shifts of the killed components are held from now on.
         """
         root = self.find(ids)[0]
         alone: Mask = (root != 0) & (self.readers[root] == 0) & ~self._marked(ids)
         unit_root = self.find(units)[0]
-        alone &= (root != unit_root) & ~np.isin(root, self.find(busy)[0])
+        alone &= root != unit_root
         _, first, group = np.unique(root, return_index=True, return_inverse=True)
         mixed = unit_root != unit_root[first][group]  # one component cannot be held to two scales
         alone &= ~np.isin(root, root[mixed])

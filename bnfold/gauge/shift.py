@@ -3,7 +3,7 @@
 With the ratios of the scales known, every equation between shifts is linear, and all of its variables lie in one scale
 component. Shifts are measured in units of the component's root, where all coefficients are those of the original sums
 (+1 and -1 nearly always). A variable is free, or solved: `q = sum_k c_k q_k + const`. The constant is stored over the
-variable's own scale, a number that does not change when components merge.
+variable's own scale, a number that does not change when components merge; where that scale becomes 0, so does it.
 
 What keeps it near-linear is which variable an equation is solved for. Of two, the one that fewer others refer to, as a
 union-find links by size: chains of equal shifts stay as short as the logarithm of their length. Of several, one that no
@@ -14,7 +14,7 @@ of sums is not written as the sum of all the layers before it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -60,7 +60,7 @@ class Shift:
         self._var: Ids = np.zeros(1024, np.int64)
         self._coef: Vector = np.zeros(1024)
         self._used = 0
-        self._log: list[tuple[Ids, int, Ids, Ids]] = []
+        self._log: list[Callable[[], None]] = []
         self.solved[0] = True
         self.weight[0] = np.iinfo(np.int64).max // 2
 
@@ -71,9 +71,17 @@ class Shift:
     def undo(self, mark: int) -> None:
         """Take back everything since `mark`."""
         while len(self._log) > mark:
-            ids, self._used, heavier, weight = self._log.pop()
-            self.solved[ids] = False
-            self.weight[heavier] = weight
+            self._log.pop()()
+
+    def kill(self, ids: Ids) -> None:
+        """Drop the constants of whole components whose scale, which they are proportional to, becomes 0."""
+        const, size = self.const[ids], self.size[ids]
+
+        def back() -> None:
+            self.const[ids], self.size[ids] = const, size
+
+        self._log.append(back)
+        self.const[ids] = self.size[ids] = 0.0
 
     def define(self, ids: Ids, parts: list[tuple[Ids, float]]) -> None:
         """Add `q_ids = sum coef * q_part`, which conflicts with nothing that is homogeneous."""
@@ -246,8 +254,14 @@ class Shift:
     ) -> None:
         """Note `q_ids = sum coef * q_var + const`, the entries of `ids[0]` first; the weight of some will change."""
         heavier = ids[:0] if heavier is None else heavier
-        self._log.append((ids, self._used, heavier, self.weight[heavier]))
-        end = self._used + var.size
+        used, weight = self._used, self.weight[heavier]
+
+        def back() -> None:
+            self.solved[ids], self._used = False, used
+            self.weight[heavier] = weight
+
+        self._log.append(back)
+        end = used + var.size
         while end > self._var.size:
             self._var, self._coef = np.resize(self._var, 2 * self._var.size), np.resize(self._coef, 2 * self._var.size)
         self._var[self._used : end], self._coef[self._used : end] = var, coef

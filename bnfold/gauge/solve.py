@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ..graph import Graph, Op
+from ..graph import Affine, Graph, Op
 from ..limits import LEFTOVERS
 from .equations import AffinePort, Bend, Equations, Ids, Vector
 from .leftovers import allowed
@@ -135,6 +135,36 @@ def _number(port: AffinePort) -> bool:
     return port.op.kind == "mul" and not port.op.listed
 
 
+@dataclass(frozen=True, eq=False)
+class _Maps:
+    """What elementwise ops make of constants: `(below if x < 0 else above) * x + offset`, sorted by `source`.
+
+    `owner`: the position of the affine that does so once it is gone, or -1.
+    """
+
+    source: Ids
+    target: Ids
+    below: Vector
+    above: Vector
+    offset: Vector
+    owner: Ids
+
+    @classmethod
+    def of(cls, eqs: Equations) -> _Maps:
+        """Those of all activations and affines."""
+        ports, none = eqs.affines, np.zeros(0)
+        count = sum(unary.x.size for unary in eqs.unary)
+        scale = [port.scale for port in ports]
+        source = _concatenate([*(unary.x for unary in eqs.unary), *(port.x for port in ports)])
+        target = _concatenate([*(unary.y for unary in eqs.unary), *(port.y for port in ports)])
+        below = np.concatenate([none, *(unary.slope for unary in eqs.unary), *scale])
+        above, offset = np.concatenate([np.ones(count), *scale]), np.zeros(source.size)
+        offset[count:] = np.concatenate([none, *(port.offset for port in ports)])
+        owner = np.concatenate([np.full(count, -1), np.repeat(np.arange(len(ports)), [p.x.size for p in ports])])
+        order = np.argsort(source, kind="stable")
+        return cls(source[order], target[order], below[order], above[order], offset[order], owner[order])
+
+
 class _Search:
     def __init__(
         self,
@@ -158,13 +188,14 @@ class _Search:
         self._tie_shifts()
         self.candidates = [p for p in equations.affines if p.op.candidate and p.op not in held]
         self.order = {port.op: i for i, port in enumerate(equations.affines)}
-        factors = [p.x for p in equations.affines if p.op.kind == "mul"]
-        self.must_be_zero = np.zeros(equations.count, bool)
-        self.must_be_zero[_concatenate([*(d.ids for d in equations.borders), *factors])] = True
-        source = _concatenate([unary.x for unary in equations.unary])
-        order = np.argsort(source, kind="stable")
-        target, slope = _concatenate([u.y for u in equations.unary]), [u.slope for u in equations.unary]
-        self.unary = source[order], target[order], np.concatenate([np.zeros(0), *slope])[order]
+        self.gone = np.zeros(len(equations.affines) + 1, bool)
+        self.gone[-1] = True  # stands for ops that are no affines
+        self.must_be_zero = np.zeros(equations.count, np.int64)
+        self.must_be_zero[_concatenate([d.ids for d in equations.borders])] = 1
+        for port in equations.affines:
+            if port.op.kind == "mul":
+                np.add.at(self.must_be_zero, port.x, 1)
+        self.maps = _Maps.of(equations)
 
     def _tie_scales(self) -> None:
         eqs, scale = self.equations, self.scale
@@ -220,12 +251,41 @@ class _Search:
                     break
         if found:
             raise _Held(found)
+        self._again(ranked, outcomes)
         for port in ranked:
             outcome = outcomes[port.op]
             if outcome.form == "stays" and port.op.kind == "bn":
                 outcomes[port.op] = Outcome(port, self._reduce(port), outcome.conflict)
         thresholds = [bend for bend in self.released if not self._straighten(bend)]
-        return self._solution(gauges, list(outcomes.values()), thresholds)
+        while True:
+            solution = self._solution(gauges, list(outcomes.values()), thresholds)
+            fresh = [port for port in self.equations.affines if self._grows(port, outcomes[port.op], solution)]
+            gone = [port for port in fresh if self._remove(port) is None]
+            if not gone:
+                return solution
+            outcomes.update((port.op, Outcome(port, "gone")) for port in gone)
+
+    def _again(self, ranked: list[AffinePort], outcomes: dict[Affine, Outcome]) -> None:
+        """Channels that are 0 or constant go once their other readers are gone, or as soon as their own are dead."""
+        grown = True
+        while grown:
+            grown = False
+            for port in ranked:
+                if outcomes[port.op].form != "stays" or port.op in self.refused or not self._lifeless(port):
+                    continue
+                if self._remove(port) is None:
+                    outcomes[port.op], grown = Outcome(port, "gone"), True
+
+    def _lifeless(self, port: AffinePort) -> bool:
+        """Whether some channel of it is 0 or constant, in front of it or behind."""
+        return bool((port.scale == 0).any()) or self.scale.special(port.x) or self.scale.special(port.y)
+
+    def _grows(self, port: AffinePort, outcome: Outcome, s: Solution) -> bool:
+        """Whether a number that is added, which nobody wanted removed, would become one for each channel."""
+        if port.op.candidate or port.op.kind != "add" or outcome.form == "gone" or port.op in self.held:
+            return False
+        offset = s.q[port.y] - s.q[port.x]
+        return not port.op.reversed and bool((offset != offset[:1]).any())
 
     def _straighten(self, bend: Bend) -> bool:
         """Let a Relu or a Clip be one still, where nothing needs it to carry more."""
@@ -247,7 +307,11 @@ class _Search:
         """Remove the affine, or (without `shift`) its scale only; nothing changes where that conflicts."""
         conflict = self._try(port, shift, kill=True)
         if conflict and (port.scale == 0).any() and self._try(port, shift, kill=False) is None:
-            return None
+            conflict = None
+        if conflict is None and shift:
+            self.gone[self.order[port.op]] = True
+            if port.op.kind == "mul":
+                np.add.at(self.must_be_zero, port.x, -1)
         return conflict
 
     def _try(self, port: AffinePort, shift: bool, kill: bool) -> Conflict | None:
@@ -290,8 +354,9 @@ class _Search:
             return rows
         root = np.unique(self.scale.find(port.x[rows])[0])
         mine = self.scale.members(root[(root != 0) & (self.scale.readers[root] == 0)])
-        busy = mine[self.shift.solved[mine] & (self.shift.const[mine] != 0)]
-        killed: Ids = rows[self.scale.kill(port.x[rows], port.y[rows], busy)]
+        fresh = mine[~self.scale.killed[mine]]
+        killed: Ids = rows[self.scale.kill(port.x[rows], port.y[rows])]
+        self.shift.kill(fresh[self.scale.killed[fresh]])
         return killed
 
     def _constant(self, ids: Ids, values: Vector) -> bool:
@@ -302,18 +367,19 @@ class _Search:
         if (roots == 0).any() or self.scale.sources[roots].any() or np.unique(roots).size < roots.size:
             return False
         known, value = self._behind(ids, values)
-        if known.size < self.scale.size[roots].sum() or (value[self.must_be_zero[known]] != 0).any():
+        if known.size < self.scale.size[roots].sum() or (value[self.must_be_zero[known] > 0] != 0).any():
             return False
         self.scale.fix(known, value)
         return True
 
     def _behind(self, ids: Ids, values: Vector) -> tuple[Ids, Vector]:
         """Channels that are constant, and those that ops make of them alone."""
-        known, found, (source, target, slope) = [ids], [values], self.unary
+        known, found, maps = [ids], [values], self.maps
         while ids.size:
-            first, end = (np.searchsorted(source, ids, side) for side in ("left", "right"))
+            first, end = (np.searchsorted(maps.source, ids, side) for side in ("left", "right"))
             row, x = ranges(first, end - first), np.repeat(values, end - first)
-            ids, values = target[row], np.where(x < 0, slope[row] * x, x)
+            row, x = row[self.gone[maps.owner[row]]], x[self.gone[maps.owner[row]]]
+            ids, values = maps.target[row], np.where(x < 0, maps.below[row], maps.above[row]) * x + maps.offset[row]
             known.append(ids)
             found.append(values)
         return np.concatenate(known), np.concatenate(found)
@@ -331,11 +397,11 @@ class _Search:
             return "add"
         if not allowed(self.leftovers, "mul", port.x.size, shape):
             return "stays"
-        if self.scale.special(port.x) or self.scale.special(port.y):
+        if self.scale.special(port.x):
             return "stays"
-        mark = self.shift.mark()
-        offset = port.offset * self.scale.find(port.y)[1]
-        if self.shift.require([(port.x, 1.0)]) or self.shift.require([(port.y, 1.0)], offset):
+        mark, free = self.shift.mark(), np.isnan(self.scale.constant[port.y])
+        offset = np.where(self.scale.killed[port.y], 0.0, port.offset) * self.scale.find(port.y)[1]
+        if self.shift.require([(port.x, 1.0)]) or self.shift.require([(port.y[free], 1.0)], offset[free]):
             self.shift.undo(mark)
             return "stays"
         return "mul"
