@@ -213,7 +213,19 @@ def _load(
         with _sound(model, name):
             return read(model, bare, name, folder, freeze_inputs, skipped)
 
-    return _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
+    return _inlined(_decided(_Loaded(proto, load_source(proto, bare), path, name), load_source), load_source)
+
+
+def _decided(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Source]) -> _Loaded:
+    """The model with the branch that is taken in the place of each If whose condition is constant."""
+    from .frontends.onnx.decided import decide
+    from .frontends.onnx.skeleton import skeleton
+
+    folder = loaded.path.parent if loaded.path else None
+    while decide(loaded.model, loaded.source.constants):
+        source = load_source(loaded.model, skeleton(loaded.model, folder))
+        loaded = _Loaded(loaded.model, source, loaded.path, loaded.name)
+    return loaded
 
 
 def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Source]) -> _Loaded:
