@@ -271,6 +271,13 @@ class Shift:
         self.const[ids], self.size[ids] = const / unit, size / np.abs(unit)
         self._used = end
 
+    def decided(self, ids: Ids) -> tuple[Vector, Mask]:
+        """Shifts over the scales of their variables, which no later equation changes, and where they are decided."""
+        rows = np.arange(ids.size)
+        terms, decided = self.expand(rows, ids, np.ones(ids.size), np.zeros(ids.size)), np.ones(ids.size, bool)
+        decided[terms.row] = False
+        return terms.const / self.scale.find(ids)[1], decided
+
     def values(self, order: Iterable[Ids] | None = None) -> Vector:
         """Every shift in units of its root, with free ones set to 0.
 

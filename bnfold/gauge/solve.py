@@ -6,7 +6,7 @@ most expensive first is optimal (the greedy algorithm on a matroid).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -92,13 +92,18 @@ def _settle(
     refused: dict[Op, Conflict],
     leftovers: str,
 ) -> Solution:
-    """Search until no constant Mul that stays is in the way of a shift that was already used."""
+    """Search until no constant Mul that stays is in the way of a shift that was already used, and every `c - x` that
+    would grow was tried.
+    """
     held: dict[Op, Conflict] = {}
+    wanted: set[Op] = set()
     while True:
         try:
-            return _Search(graph, equations, held, released, refused, leftovers).run(gauges)
+            return _Search(graph, equations, held, released, refused, leftovers, wanted).run(gauges)
         except _Held as more:
             held.update(more.found)
+        except _Wanted as also:
+            wanted.update(also.found)
 
 
 def _may_bend(bend: Bend, graph: Graph, leftovers: str) -> bool:
@@ -127,6 +132,16 @@ class _Held(Exception):
     """
 
     def __init__(self, found: dict[Op, Conflict]) -> None:
+        self.found = found
+
+
+class _Wanted(Exception):
+    """Numbers from which something is subtracted would become vectors, which one wants removed: start again with that.
+
+    Until then they let no change of scale through.
+    """
+
+    def __init__(self, found: Sequence[Op]) -> None:
         self.found = found
 
 
@@ -174,8 +189,9 @@ class _Search:
         released: list[Bend],
         refused: dict[Op, Conflict],
         leftovers: str,
+        wanted: set[Op],
     ) -> None:
-        self.leftovers = leftovers
+        self.leftovers, self.wanted = leftovers, wanted
         self.graph, self.equations, self.held, self.released = graph, equations, held, released
         self.refused = refused
         fallen = {id(demand) for bend in released for demand in bend.holds}
@@ -186,7 +202,7 @@ class _Search:
         self.derived = _concatenate([left for left, _ in equations.sums])
         self.shift = Shift(self.scale, self._uses())
         self._tie_shifts()
-        self.candidates = [p for p in equations.affines if p.op.candidate and p.op not in held]
+        self.candidates = [p for p in equations.affines if self._is_candidate(p) and p.op not in held]
         self.order = {port.op: i for i, port in enumerate(equations.affines)}
         self.gone = np.zeros(len(equations.affines) + 1, bool)
         self.gone[-1] = True  # stands for ops that are no affines
@@ -197,12 +213,15 @@ class _Search:
                 np.add.at(self.must_be_zero, port.x, 1)
         self.maps = _Maps.of(equations)
 
+    def _is_candidate(self, port: AffinePort) -> bool:
+        return port.op.candidate or port.op in self.wanted
+
     def _tie_scales(self) -> None:
         eqs, scale = self.equations, self.scale
         conflicts = [scale.join(_concatenate([a for a, _, _ in eqs.ties]), _concatenate([b for _, b, _ in eqs.ties]))]
         pins = self.pinned_ids
         conflicts.append(scale.join(pins, np.zeros_like(pins)))
-        tied = [p for p in eqs.affines if p.op.reversed and (p.op in self.held or not p.op.candidate)]
+        tied = [p for p in eqs.affines if p.op.reversed and (p.op in self.held or not self._is_candidate(p))]
         tied += [p for p in eqs.affines if p.op in self.held and _number(p)]
         conflicts.append(scale.join(_concatenate([p.x for p in tied]), _concatenate([p.y for p in tied])))
         conflicts.append(scale.positive(_concatenate([d.ids for d in eqs.positive])))
@@ -260,7 +279,9 @@ class _Search:
         while True:
             solution = self._solution(gauges, list(outcomes.values()), thresholds)
             fresh = [port for port in self.equations.affines if self._grows(port, outcomes[port.op], solution)]
-            gone = [port for port in fresh if self._remove(port) is None]
+            gone = [port for port in fresh if not port.op.reversed and self._remove(port) is None]
+            if not gone and any(port.op.reversed for port in fresh):
+                raise _Wanted([port.op for port in fresh if port.op.reversed])
             if not gone:
                 return solution
             outcomes.update((port.op, Outcome(port, "gone")) for port in gone)
@@ -282,10 +303,10 @@ class _Search:
 
     def _grows(self, port: AffinePort, outcome: Outcome, s: Solution) -> bool:
         """Whether a number that is added, which nobody wanted removed, would become one for each channel."""
-        if port.op.candidate or port.op.kind != "add" or outcome.form == "gone" or port.op in self.held:
+        if self._is_candidate(port) or port.op.kind != "add" or outcome.form == "gone" or port.op in self.held:
             return False
-        offset = s.q[port.y] - s.q[port.x]
-        return not port.op.reversed and bool((offset != offset[:1]).any())
+        offset = s.p[port.y] * port.offset + s.q[port.y] - port.scale * s.q[port.x]
+        return port.x.size > 1 and not np.array_equal(offset, port.offset)
 
     def _straighten(self, bend: Bend) -> bool:
         """Let a Relu or a Clip be one still, where nothing needs it to carry more."""
@@ -397,11 +418,18 @@ class _Search:
             return "add"
         if not allowed(self.leftovers, "mul", port.x.size, shape):
             return "stays"
-        if self.scale.special(port.x):
+        value = self.scale.constant[port.x]
+        known, free = ~np.isnan(value), np.isnan(self.scale.constant[port.y])
+        if self.scale.killed[port.x].any():
             return "stays"
-        mark, free = self.shift.mark(), np.isnan(self.scale.constant[port.y])
-        offset = np.where(self.scale.killed[port.y], 0.0, port.offset) * self.scale.find(port.y)[1]
-        if self.shift.require([(port.x, 1.0)]) or self.shift.require([(port.y[free], 1.0)], offset[free]):
+        mark, (moved, decided) = self.shift.mark(), self.shift.decided(port.x)
+        value = np.where(
+            known, value, np.where(decided, -moved, 0.0)
+        )  # what the input holds where the original holds 0
+        offset = port.offset + port.scale * value
+        offset = np.where(self.scale.killed[port.y], 0.0, offset) * self.scale.find(port.y)[1]
+        still = port.x[~known & ~decided]
+        if self.shift.require([(still, 1.0)]) or self.shift.require([(port.y[free], 1.0)], offset[free]):
             self.shift.undo(mark)
             return "stays"
         return "mul"
