@@ -213,7 +213,7 @@ def _load(
         with _sound(model, name):
             return read(model, bare, name, folder, freeze_inputs, skipped)
 
-    return _inlined(_decided(_Loaded(proto, load_source(proto, bare), path, name), load_source), load_source)
+    return _decided(_inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source), load_source)
 
 
 def _decided(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Source]) -> _Loaded:
