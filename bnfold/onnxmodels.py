@@ -224,10 +224,23 @@ def _load(
         _vouch(model, source, name)
         return source
 
-    loaded = _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
+    inlined = _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
+    loaded = _decided(inlined, load_source)
     rest = unmatched(skipped.patterns, skipped.names)
     if rest:
         demand_match(rest, [norm.name for norm in make_plan(loaded.source.graph).batch_norms], name)
+    return loaded
+
+
+def _decided(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Source]) -> _Loaded:
+    """The model with the branch that is taken in the place of each If whose condition is constant."""
+    from .frontends.onnx.decided import decide
+    from .frontends.onnx.skeleton import skeleton
+
+    folder = loaded.path.parent if loaded.path else None
+    while decide(loaded.model, loaded.source.constants):
+        source = load_source(loaded.model, skeleton(loaded.model, folder))
+        loaded = _Loaded(loaded.model, source, loaded.path, loaded.name)
     return loaded
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from .gauge.equations import AffinePort, Bend, BoundPort, Ids, LinearPort, Vecto
 from .gauge.explain import Explainer
 from .gauge.guard import GONE, off_centre, solve_within
 from .gauge.scale import Conflict
+from .gauge.shift import ranges
 from .gauge.solve import Outcome, Solution
 from .graph import Affine, Fault, Graph, Op, Opaque, Reason, internal
 from .limits import LEFTOVERS, PRECISION_LIMIT
@@ -283,8 +285,16 @@ class _Into:
         for label, number in zip(labels, token, strict=True):
             self.key[label] += number  # once for each linear op, however often it repeats a channel
         self.key[0] = 0
-        self.labels = [set(label.tolist()) for label in labels]
-        self.gone = [outcome.port for outcome in self.solution.outcomes if outcome.form in GONE]
+        each = [np.unique(label) for label in labels]
+        channel = np.concatenate([np.zeros(0, np.int64), *each])
+        order = np.argsort(channel, kind="stable")
+        self.channel = channel[order]
+        self.linear = np.repeat(np.arange(len(each)), [label.size for label in each])[order]
+        self.gone: dict[str, list[AffinePort]] = defaultdict(list)
+        for outcome in self.solution.outcomes:
+            if outcome.form in GONE:
+                for name in {*outcome.port.op.inputs, *outcome.port.op.outputs}:
+                    self.gone[name].append(outcome.port)
 
     def __call__(self, port: AffinePort) -> tuple[str, ...]:
         near = self._near(np.concatenate([port.x, port.y]))
@@ -293,25 +303,23 @@ class _Into:
 
     def _neighbours(self, port: AffinePort) -> list[Ids]:
         """The far sides of the norms that stood in a row with this one and are gone too."""
-        row = {port.op}
-        names = set(port.op.inputs) | set(port.op.outputs)
-        grown = True
-        while grown:
-            more = [p for p in self.gone if p.op not in row and names & {*p.op.inputs, *p.op.outputs}]
-            row.update(p.op for p in more)
-            names.update(name for p in more for name in (*p.op.inputs, *p.op.outputs))
-            grown = bool(more)
-        return [ids for p in self.gone if p.op in row for ids in (p.x, p.y)]
+        row, wanted = dict[Op, AffinePort](), [*port.op.inputs, *port.op.outputs]
+        seen = set(wanted)
+        while wanted:
+            for other in self.gone[wanted.pop()]:
+                row[other.op] = other
+                more = {*other.op.inputs, *other.op.outputs} - seen
+                wanted += more
+                seen |= more
+        return [ids for other in row.values() for ids in (other.x, other.y)]
 
     def _near(self, ids: Ids) -> tuple[str, ...]:
         mine = self.solution.base[ids]
         key, first = np.unique(self.key[mine], return_index=True)
-        channels = mine[first[key != 0]].tolist()
-        return tuple(
-            linear.op.name
-            for linear, labels in zip(self.ports, self.labels, strict=True)
-            if any(channel in labels for channel in channels)
-        )
+        channels = mine[first[key != 0]]
+        begin, end = (np.searchsorted(self.channel, channels, side) for side in ("left", "right"))
+        linears = np.unique(self.linear[ranges(begin, end - begin)]).tolist()
+        return tuple(self.ports[linear].op.name for linear in linears)
 
 
 def _scramble(number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

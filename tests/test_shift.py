@@ -126,3 +126,79 @@ def test_undo_forgets_and_the_same_equation_can_be_asked_again() -> None:
     shift.undo(mark)
     assert shift.require([(np.array([1]), 1.0)], np.array([-5.0])) is None
     assert shift.values()[1] == 5.0
+
+
+# --- against dense linear algebra
+
+
+class Dense:
+    """The equations that were taken, as a matrix: consistency by rank, values by the rule for those that are free."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.rows: list[np.ndarray[tuple[int], np.dtype[np.float64]]] = [np.eye(n + 1)[0]]
+
+    def add(self, more: list[np.ndarray[tuple[int], np.dtype[np.float64]]]) -> bool:
+        """Take rows `coef, rhs` of `coef * q + rhs = 0`, unless that leaves no solution."""
+        system = np.array([*self.rows, *more])
+        if np.linalg.matrix_rank(system[:, :-1], 1e-9) < np.linalg.matrix_rank(system, 1e-9):
+            return False
+        self.rows += more
+        return True
+
+    def values(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """The last variable that is free is 0, then the last of those that are still free, and so on."""
+        rows = list(self.rows)
+        for i in reversed(range(self.n)):
+            row = np.eye(self.n + 1)[i]
+            matrix = np.array([*rows, row])[:, :-1]
+            if np.linalg.matrix_rank(matrix, 1e-9) > np.linalg.matrix_rank(matrix[:-1], 1e-9):
+                rows.append(row)
+        system = np.array(rows)
+        found = np.linalg.lstsq(system[:, :-1], -system[:, -1], rcond=None)[0]
+        return np.asarray(found, np.float64)
+
+
+@relaxed
+@given(st.integers(0, 2**32 - 1), st.integers(3, 14), st.integers(1, 12))
+def test_blocks_of_rows_agree_with_dense_linear_algebra_through_undo(seed: int, n: int, steps: int) -> None:
+    """Chains, stars and sums in one call, each now and then taken back; the values are those of the same rule."""
+    rng = np.random.default_rng(seed)
+    scale = Scale(n)
+    scale.join(np.arange(1, n), np.zeros(n - 1, np.int64))
+    shift, dense = Shift(scale, rng.integers(0, 3, n)), Dense(n)
+    for _ in range(steps):
+        m, width = int(rng.integers(1, 7)), int(rng.integers(1, 5))
+        kind = rng.choice(["any", "chain", "star"])
+        first = {"any": rng.integers(0, n, m), "chain": np.arange(m) % n, "star": np.zeros(m, np.int64) + n - 1}[kind]
+        vars_ = [first, *((first + k) % n if kind == "chain" else rng.integers(0, n, m) for k in range(1, width))]
+        coefs = [float(c) for c in rng.choice([1, -1, 1, -1, 2], width)]
+        rhs = rng.integers(-2, 3, m).astype(float) if rng.random() < 0.6 else np.zeros(m)
+        rows = np.zeros((m, n + 1))
+        for ids, c in zip(vars_, coefs, strict=True):
+            np.add.at(rows, (np.arange(m), ids), c)
+        rows[:, -1] = rhs
+        before, mark = list(dense.rows), shift.mark()
+        conflict = shift.require(list(zip(vars_, coefs, strict=True)), rhs)
+        assert (conflict is None) == dense.add(list(rows))
+        if conflict is not None or rng.random() < 0.3:
+            shift.undo(mark)
+            dense.rows = before
+    np.testing.assert_allclose(shift.values(), dense.values(), rtol=0, atol=1e-8)
+
+
+def test_a_long_chain_and_a_long_row_of_sums_stay_short() -> None:
+    """Every variable of a chain of 3,000 is one step from its end; of a row of sums, each is two numbers."""
+    n = 3000
+    scale = Scale(2 * n)
+    scale.join(np.arange(1, 2 * n), np.zeros(2 * n - 1, np.int64))
+    shift = Shift(scale)
+    assert shift.require([(np.arange(1, n - 1), 1.0), (np.arange(2, n), -1.0)], np.ones(n - 2)) is None
+    assert (shift.length[shift.solved] <= 1).all()
+    assert not shift.solved[shift._var[: shift._used]].any()
+    x, c = np.arange(1, n), np.arange(n, 2 * n - 1)  # x[k + 1] = x[k] + c[k]
+    uses = np.bincount(np.concatenate([x[:-1], x[1:], c[:-1]]), minlength=2 * n)
+    shift = Shift(scale, uses)
+    assert shift.require([(x[1:], 1.0), (x[:-1], -1.0), (c[:-1], -1.0)]) is None
+    assert shift.solved[c[1:-2]].all()  # at the ends x stands in one sum only, too
+    assert (shift.length[shift.solved] <= 2).all()

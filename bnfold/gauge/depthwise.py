@@ -57,6 +57,7 @@ class _Flow:
         self.graph = graph
         self.maker = {name: op for op in graph.ops for name in op.outputs}
         self.readers: dict[str, list[Op]] = defaultdict(list)
+        self._feeds, self._made = _Walk(self._behind), _Walk(self._before)
         for op in graph.ops:
             for name in dict.fromkeys(op.inputs):
                 self.readers[name].append(op)
@@ -68,8 +69,7 @@ class _Flow:
         enough = op.scale.size >= (BLOCK if fuses or blocked else 2 * BLOCK)
         if self.graph.rank(op.inputs[0]) != 4 or not enough or op.scale.size % ALIGNED:
             return False
-        feeds = _everywhere(op.outputs[0], self._behind)
-        return feeds or (blocked and _everywhere(op.inputs[0], self._before))
+        return self._feeds(op.outputs[0]) or (blocked and self._made(op.inputs[0]))
 
     def _behind(self, name: str) -> list[str] | None:
         """Where to look on behind a tensor that convolutions should read, or what works element by element."""
@@ -89,13 +89,22 @@ class _Flow:
         return list(op.inputs) if isinstance(op, LAYOUT) else None
 
 
-def _everywhere(name: str, step: Callable[[str], list[str] | None]) -> bool:
-    """Whether a walk from a tensor, `step` by step, ends nowhere with None."""
-    wanted, seen = [name], {name}
-    while wanted:
-        more = step(wanted.pop())
-        if more is None:
-            return False
-        wanted += set(more) - seen
-        seen.update(more)
-    return True
+class _Walk:
+    """Whether a walk from a tensor, `step` by step, ends nowhere with None; remembered, since walks meet."""
+
+    def __init__(self, step: Callable[[str], list[str] | None]) -> None:
+        self.step = step
+        self.known: dict[str, bool] = {}
+
+    def __call__(self, name: str) -> bool:
+        wanted, steps = [name][: name not in self.known], dict[str, list[str] | None]()
+        while wanted:
+            at = wanted[-1]
+            if at not in steps:
+                steps[at] = self.step(at)
+                wanted += [other for other in steps[at] or () if other not in self.known]
+            else:
+                ahead = steps[at]
+                self.known[at] = ahead is not None and all(self.known[other] for other in ahead)
+                wanted.pop()
+        return self.known[name]

@@ -94,6 +94,8 @@ class Equations:
     """Everything that the ops of a graph demand of its gauges. All hold for p = 1, q = 0."""
 
     count: int = 1
+    blocks: list[Ids] = field(default_factory=list)
+    """The variables in the order in which they were made, each tensor's together."""
     ties: list[tuple[Ids, Ids, Op]] = field(default_factory=list)
     """Equal scale."""
     sums: list[tuple[Ids, list[tuple[Ids, float]]]] = field(default_factory=list)
@@ -141,6 +143,7 @@ class Equations:
         n = int(np.prod(shape, dtype=np.int64))
         ids = np.arange(self.count, self.count + n, dtype=np.int64).reshape(tuple(shape))
         self.count += n
+        self.blocks.append(ids.ravel())
         return ids
 
     def tie(self, a: Ids, b: Ids, op: Op) -> None:

@@ -6,13 +6,15 @@ from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from ..graph import Graph, Linear, Op, Opaque, Reason, Select, Sum
 from .equations import AffinePort, Demand, Ids
 from .guard import WEIGHTS
+from .shift import ranges
 from .solve import Outcome, Solution
 
-Edge = tuple[int, Op]
+Edge = tuple[int, Op | None]
 LEFTOVER = "--leftovers all leaves a single Add or Max in its place"
 
 
@@ -25,6 +27,9 @@ class Explainer:
         self.producer = {t: op for op in graph.ops for t in op.outputs}
         self._edges: tuple[Ids, Ids, Ids, list[Op]] | None = None
         self._owners: dict[int, Ids] = {}
+        self._norms: Ids | None = None
+        self._ends: dict[int, tuple[Ids, Ids]] = {}
+        self._crossed: set[Op] = set()
 
     def reason(self, outcome: Outcome) -> Reason | None:
         """The reason of an affine that is not gone; None for one that is."""
@@ -137,21 +142,23 @@ class Explainer:
     def _shared(self, port: AffinePort, row: int) -> bool:
         """Whether another norm reads the channel too, on its own or as a part of another tensor."""
         label = self.solution.base[port.x[row]]
-        norms = [other for other in self.eqs.affines if other is not port and other.op.candidate]
-        return any((self.solution.base[other.x] == label).any() for other in norms)
+        if self._norms is None:
+            self._norms = np.zeros(self.eqs.count, np.int64)
+            for other in self.eqs.affines:
+                if other.op.candidate:
+                    self._norms[self.solution.base[other.x]] += 1  # once for each norm
+        return bool(self._norms[label] > int(port.op.candidate))
 
     def _holder(self, start: int, port: AffinePort) -> str:
         """What pins the scale on one side of a norm, walking from `start` without crossing the norm; "" if nothing."""
-        owner = self._owner(self.eqs.pins)
-        for i, via in self._walk(start, port):
-            if owner[i] >= 0:
-                demand = self.eqs.pins[owner[i]]
-                return f"{demand.op.name} {demand.why}"
-            if i == 0 and via is not None:
-                return f"{via.name} joins it with a tensor that must stay as it is"
-            if i == 0:
-                return self._born(port)
-        return ""
+        end = self._first(start, self.eqs.pins, port, (0,))
+        if end is None:
+            return ""
+        (i, via), owner = end, self._owner(self.eqs.pins)
+        if owner[i] >= 0:
+            demand = self.eqs.pins[owner[i]]
+            return f"{demand.op.name} {demand.why}"
+        return self._born(port) if via is None else f"{via.name} joins it with a tensor that must stay as it is"
 
     def _owner(self, listed: list[Demand]) -> Ids:
         """For each variable the position of the first demand on it, or -1."""
@@ -169,8 +176,47 @@ class Explainer:
         return f"{op.name} ({op.type}) computes its input" if isinstance(op, Opaque) else "it reads a graph input"
 
     def _nearest(self, start: int, listed: list[Demand], port: AffinePort) -> Demand | None:
-        owner = self._owner(listed)
-        return next((listed[owner[i]] for i, _ in self._walk(start, port) if owner[i] >= 0), None)
+        end = self._first(start, listed, port)
+        return None if end is None else listed[self._owner(listed)[end[0]]]
+
+    def _first(self, start: int, listed: list[Demand], port: AffinePort, more: tuple[int, ...] = ()) -> Edge | None:
+        """Where a walk from `start` first meets a demand, or a variable of `more`, and the op that led there."""
+        self._adjacency()
+        if port.op in self._crossed:  # it must go another way
+            owner = self._owner(listed)
+            return next(((i, via) for i, via in self._walk(start, port) if owner[i] >= 0 or i in more), None)
+        if id(listed) not in self._ends:
+            ends = self._owner(listed) >= 0
+            ends[list(more)] = True
+            self._ends[id(listed)] = self._nearest_ends(ends)
+        last, edge = self._ends[id(listed)]
+        if last[start] < 0:
+            return None
+        _, targets, via, ops = self._adjacency()
+        k = edge[last[start]]
+        return (start, None) if k < 0 else (int(targets[k]), ops[via[k]])
+
+    def _nearest_ends(self, ends: npt.NDArray[np.bool_]) -> tuple[Ids, Ids]:
+        """The last variable on the way that a breadth-first walk finds to one of `ends` from each variable (-1 where
+        none is reached), and the edge that leads from there to the end (-1 from an end itself).
+        """
+        offsets, targets, _, _ = self._adjacency()
+        away, frontier, steps = np.where(ends, 0, -1), np.flatnonzero(ends), 0
+        while frontier.size:
+            steps += 1
+            frontier = np.unique(targets[ranges(offsets[frontier], np.diff(offsets)[frontier])])
+            frontier = frontier[(away[frontier] < 0) & (frontier != 0)]  # no walk goes on from variable 0
+            away[frontier] = steps
+        source = np.repeat(np.arange(self.eqs.count), np.diff(offsets))
+        nearer = np.flatnonzero((away[source] > 0) & (away[targets] == away[source] - 1))
+        which, first = np.unique(source[nearer], return_index=True)
+        edge = np.full(self.eqs.count, -1)
+        edge[which] = nearer[first]
+        last, far = np.where(away < 0, -1, np.arange(self.eqs.count)), np.flatnonzero(away > 1)
+        last[far] = targets[edge[far]]
+        while (far := far[away[last[far]] > 1]).size:
+            last[far] = last[last[far]]
+        return last, edge
 
     def _meeting(self, start: int, goal: int, port: AffinePort) -> Op | None:
         """The op at which two sides of a norm come together: the last merging op on the way from one to the other."""
@@ -210,4 +256,5 @@ class Explainer:
             order = np.argsort(source, kind="stable")
             offsets = np.searchsorted(source[order], np.arange(self.eqs.count + 1))
             self._edges = offsets, target[order], via[order], [op for _, _, op in links]
+            self._crossed = {op for _, _, op in links}
         return self._edges

@@ -7,7 +7,7 @@ would have to invert its scale, and how many ops compute its values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,19 @@ class Conflict:
     row: int
 
 
+def chained(child: Ids, parent: Ids) -> Iterator[tuple[Ids, Ids]]:
+    """Where links lead to links, which lead where: the caller puts the second in, and paths grow twice as long.
+
+    `child`: each once, in ascending order.
+    """
+    while True:
+        at = np.minimum(np.searchsorted(child, parent), child.size - 1)
+        on = np.flatnonzero(child[at] == parent)
+        if not on.size:
+            return
+        yield on, at[on]
+
+
 class Scale:
     """Scales of `count` variables; `join` adds an equation, `mark` and `undo` take additions back."""
 
@@ -35,6 +48,7 @@ class Scale:
         self.parent: Ids = np.arange(count, dtype=np.int64)
         self.ratio: Vector = np.ones(count)
         self.size: Ids = np.ones(count, np.int64)
+        self.next: Ids = np.arange(count, dtype=np.int64)  # each component is a ring
         self.sign: Ids = np.zeros(count, np.int64)
         self.readers: Ids = np.zeros(count, np.int64)
         self.sources: Ids = np.zeros(count, np.int64)
@@ -62,7 +76,7 @@ class Scale:
         root, factor = self.parent[ids], self.ratio[ids]
         while True:
             above = self.parent[root]
-            if np.array_equal(above, root):
+            if (above == root).all():
                 return root, factor
             factor = factor * self.ratio[root]
             root = above
@@ -112,13 +126,25 @@ class Scale:
         return below
 
     def _link(self, child: Ids, parent: Ids, factor: Vector, row: npt.NDArray[np.intp]) -> Conflict | None:
+        """Put roots, each once and in ascending order, under others."""
+        for on, at in chained(child, parent):
+            factor[on], parent[on] = factor[on] * factor[at], parent[at]
         self._set(self.parent, child, parent)
         self._set(self.ratio, child, factor)
-        root, above = self.find(child)
         for array in (self.size, self.readers, self.sources):
-            top, where = np.unique(root, return_inverse=True)
+            top, where = np.unique(parent, return_inverse=True)
             self._set(array, top, array[top] + np.bincount(where, array[child], top.size).astype(np.int64))
-        return self._demand(root, self.sign[child] * np.sign(above).astype(np.int64), row)
+        self._join_rings(child, parent)
+        return self._demand(parent, self.sign[child] * np.sign(factor).astype(np.int64), row)
+
+    def _join_rings(self, child: Ids, root: Ids) -> None:
+        """One ring of each root and its children: each leads on to the ring of the next, the last to the root's."""
+        order = np.argsort(root, kind="stable")
+        child, root = child[order], root[order]
+        first, last = (np.diff(root, **{side: -1}) != 0 for side in ("prepend", "append"))
+        follower = np.where(last, self.next[root], np.roll(self.next[child], -1))
+        top, begins = root[first], self.next[child[first]]
+        self._set(self.next, np.concatenate([top, child]), np.concatenate([begins, follower]))
 
     def positive(self, ids: Ids) -> Conflict | None:
         """Add `p > 0`."""
@@ -152,19 +178,23 @@ class Scale:
         self._set(array, top, array[top] + step * times)
 
     def members(self, roots: Ids) -> Ids:
-        """All variables in the components of `roots`."""
-        return np.flatnonzero(np.isin(self.find(np.arange(self.parent.size, dtype=np.int64))[0], roots))
+        """All variables in the components of `roots`, each of which is named once."""
+        found, at = [roots], self.next[roots]
+        while (on := at != roots).any():
+            at, roots = at[on], roots[on]
+            found.append(at)
+            at = self.next[at]
+        return np.sort(np.concatenate(found))
 
-    def kill(self, ids: Ids, units: Ids, busy: Ids) -> Mask:
+    def kill(self, ids: Ids, units: Ids) -> Mask:
         """Set p = 0 in the components of `ids` where nobody would miss the values; tells where that was possible.
 
-        `units` are variables to whose scale the shifts of the killed components are held from now on; a component that
-        holds one of the `busy` variables is left alone.
+        `units` are variables to whose scale the shifts of the killed components are held from now on.
         """
         root = self.find(ids)[0]
         alone: Mask = (root != 0) & (self.readers[root] == 0) & ~self._marked(ids)
         unit_root = self.find(units)[0]
-        alone &= (root != unit_root) & ~np.isin(root, self.find(busy)[0])
+        alone &= root != unit_root
         _, first, group = np.unique(root, return_index=True, return_inverse=True)
         mixed = unit_root != unit_root[first][group]  # one component cannot be held to two scales
         alone &= ~np.isin(root, root[mixed])
@@ -174,6 +204,9 @@ class Scale:
             unit_root, factor = self.find(units[alone][first])
             self._set(self.parent, top, unit_root)
             self._set(self.ratio, top, factor)
+            above, where = np.unique(unit_root, return_inverse=True)
+            self._set(self.size, above, self.size[above] + np.bincount(where, self.size[top]).astype(np.int64))
+            self._join_rings(top, unit_root)
         return alone
 
     def fix(self, ids: Ids, values: Vector) -> None:

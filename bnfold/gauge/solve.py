@@ -6,17 +6,19 @@ most expensive first is optimal (the greedy algorithm on a matroid).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from ..graph import Graph, Op
+from ..graph import Affine, Graph, Op
 from ..limits import LEFTOVERS
 from .equations import AffinePort, Bend, Equations, Ids, Vector
 from .leftovers import allowed
 from .scale import Conflict, Scale
-from .shift import Shift
+from .shift import Shift, ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +92,18 @@ def _settle(
     refused: dict[Op, Conflict],
     leftovers: str,
 ) -> Solution:
-    """Search until no constant Mul that stays is in the way of a shift that was already used."""
+    """Search until no constant Mul that stays is in the way of a shift that was already used, and every `c - x` that
+    would grow was tried.
+    """
     held: dict[Op, Conflict] = {}
+    wanted: set[Op] = set()
     while True:
         try:
-            return _Search(graph, equations, held, released, refused, leftovers).run(gauges)
+            return _Search(graph, equations, held, released, refused, leftovers, wanted).run(gauges)
         except _Held as more:
             held.update(more.found)
+        except _Wanted as also:
+            wanted.update(also.found)
 
 
 def _may_bend(bend: Bend, graph: Graph, leftovers: str) -> bool:
@@ -128,9 +135,49 @@ class _Held(Exception):
         self.found = found
 
 
+class _Wanted(Exception):
+    """Numbers from which something is subtracted would become vectors, which one wants removed: start again with that.
+
+    Until then they let no change of scale through.
+    """
+
+    def __init__(self, found: Sequence[Op]) -> None:
+        self.found = found
+
+
 def _number(port: AffinePort) -> bool:
     """Whether it is a factor that is one number."""
     return port.op.kind == "mul" and not port.op.listed
+
+
+@dataclass(frozen=True, eq=False)
+class _Maps:
+    """What elementwise ops make of constants: `(below if x < 0 else above) * x + offset`, sorted by `source`.
+
+    `owner`: the position of the affine that does so once it is gone, or -1.
+    """
+
+    source: Ids
+    target: Ids
+    below: Vector
+    above: Vector
+    offset: Vector
+    owner: Ids
+
+    @classmethod
+    def of(cls, eqs: Equations) -> _Maps:
+        """Those of all activations and affines."""
+        ports, none = eqs.affines, np.zeros(0)
+        count = sum(unary.x.size for unary in eqs.unary)
+        scale = [port.scale for port in ports]
+        source = _concatenate([*(unary.x for unary in eqs.unary), *(port.x for port in ports)])
+        target = _concatenate([*(unary.y for unary in eqs.unary), *(port.y for port in ports)])
+        below = np.concatenate([none, *(unary.slope for unary in eqs.unary), *scale])
+        above, offset = np.concatenate([np.ones(count), *scale]), np.zeros(source.size)
+        offset[count:] = np.concatenate([none, *(port.offset for port in ports)])
+        owner = np.concatenate([np.full(count, -1), np.repeat(np.arange(len(ports)), [p.x.size for p in ports])])
+        order = np.argsort(source, kind="stable")
+        return cls(source[order], target[order], below[order], above[order], offset[order], owner[order])
 
 
 class _Search:
@@ -142,8 +189,9 @@ class _Search:
         released: list[Bend],
         refused: dict[Op, Conflict],
         leftovers: str,
+        wanted: set[Op],
     ) -> None:
-        self.leftovers = leftovers
+        self.leftovers, self.wanted = leftovers, wanted
         self.graph, self.equations, self.held, self.released = graph, equations, held, released
         self.refused = refused
         fallen = {id(demand) for bend in released for demand in bend.holds}
@@ -151,19 +199,29 @@ class _Search:
         self.held_ids = _concatenate([d.ids for d in equations.still if id(d) not in fallen])
         self.scale = Scale(equations.count)
         self._tie_scales()
-        self.shift = Shift(self.scale)
+        self.derived = _concatenate([left for left, _ in equations.sums])
+        self.shift = Shift(self.scale, self._uses())
         self._tie_shifts()
-        self.candidates = [p for p in equations.affines if p.op.candidate and p.op not in held]
+        self.candidates = [p for p in equations.affines if self._is_candidate(p) and p.op not in held]
         self.order = {port.op: i for i, port in enumerate(equations.affines)}
-        self.border_ids = _concatenate([d.ids for d in equations.borders])
-        self.factor_ids = _concatenate([p.x for p in equations.affines if p.op.kind == "mul"])
+        self.gone = np.zeros(len(equations.affines) + 1, bool)
+        self.gone[-1] = True  # stands for ops that are no affines
+        self.must_be_zero = np.zeros(equations.count, np.int64)
+        self.must_be_zero[_concatenate([d.ids for d in equations.borders])] = 1
+        for port in equations.affines:
+            if port.op.kind == "mul":
+                np.add.at(self.must_be_zero, port.x, 1)
+        self.maps = _Maps.of(equations)
+
+    def _is_candidate(self, port: AffinePort) -> bool:
+        return port.op.candidate or port.op in self.wanted
 
     def _tie_scales(self) -> None:
         eqs, scale = self.equations, self.scale
         conflicts = [scale.join(_concatenate([a for a, _, _ in eqs.ties]), _concatenate([b for _, b, _ in eqs.ties]))]
         pins = self.pinned_ids
         conflicts.append(scale.join(pins, np.zeros_like(pins)))
-        tied = [p for p in eqs.affines if p.op.reversed and (p.op in self.held or not p.op.candidate)]
+        tied = [p for p in eqs.affines if p.op.reversed and (p.op in self.held or not self._is_candidate(p))]
         tied += [p for p in eqs.affines if p.op in self.held and _number(p)]
         conflicts.append(scale.join(_concatenate([p.x for p in tied]), _concatenate([p.y for p in tied])))
         conflicts.append(scale.positive(_concatenate([d.ids for d in eqs.positive])))
@@ -181,19 +239,22 @@ class _Search:
         self.base = scale.parent.copy()
 
     def _tie_shifts(self) -> None:
+        """Those that hold a shift at 0 first, then those between two, which leaves the sums with fewer terms."""
         eqs = self.equations
-        for left, parts in eqs.sums:
-            self.shift.define(left, parts)
-        for a, b, _ in eqs.equal:
-            self.shift.require([(a, 1.0), (b, -1.0)])
-        for port in eqs.affines:
-            if port.op in self.held and _number(port):
-                self.shift.require([(port.y, 1.0), (port.x, -float(port.scale[0]))])
-            elif port.op in self.held and port.op.kind == "mul":
-                self.shift.hold(np.concatenate([port.x, port.y]))
-        for bend in self.released:
-            self.shift.require([(bend.x, 1.0), (bend.y, -1.0)])
-        self.shift.hold(self.held_ids)
+        muls = [p for p in eqs.affines if p.op in self.held and p.op.kind == "mul"]
+        still = [x for p in muls if not _number(p) for x in (p.x, p.y)]
+        self.shift.hold(np.unique(_concatenate([self.held_ids, *still])))
+        rows = [(a, [(b, -1.0)]) for a, b, _ in eqs.equal]
+        rows += [(p.y, [(p.x, -float(p.scale[0]))]) for p in muls if _number(p)]
+        rows += [(bend.x, [(bend.y, -1.0)]) for bend in self.released]
+        for some in (rows, [(left, [(part, -c) for part, c in parts]) for left, parts in eqs.sums]):
+            conflict = self.shift.add(*_entries(some))
+            assert conflict is None, "homogeneous equations conflict"
+
+    def _uses(self) -> Ids:
+        """In how many sums each variable stands."""
+        parts = [part for _, parts in self.equations.sums for part, _ in parts]
+        return np.bincount(_concatenate([self.derived, *parts]), minlength=self.equations.count)
 
     def run(self, gauges: dict[str, Ids | None]) -> Solution:
         """Decide about every candidate, then read off the gauges."""
@@ -209,12 +270,43 @@ class _Search:
                     break
         if found:
             raise _Held(found)
+        self._again(ranked, outcomes)
         for port in ranked:
             outcome = outcomes[port.op]
             if outcome.form == "stays" and port.op.kind == "bn":
                 outcomes[port.op] = Outcome(port, self._reduce(port), outcome.conflict)
         thresholds = [bend for bend in self.released if not self._straighten(bend)]
-        return self._solution(gauges, list(outcomes.values()), thresholds)
+        while True:
+            solution = self._solution(gauges, list(outcomes.values()), thresholds)
+            fresh = [port for port in self.equations.affines if self._grows(port, outcomes[port.op], solution)]
+            gone = [port for port in fresh if not port.op.reversed and self._remove(port) is None]
+            if not gone and any(port.op.reversed for port in fresh):
+                raise _Wanted([port.op for port in fresh if port.op.reversed])
+            if not gone:
+                return solution
+            outcomes.update((port.op, Outcome(port, "gone")) for port in gone)
+
+    def _again(self, ranked: list[AffinePort], outcomes: dict[Affine, Outcome]) -> None:
+        """Channels that are 0 or constant go once their other readers are gone, or as soon as their own are dead."""
+        grown = True
+        while grown:
+            grown = False
+            for port in ranked:
+                if outcomes[port.op].form != "stays" or port.op in self.refused or not self._lifeless(port):
+                    continue
+                if self._remove(port) is None:
+                    outcomes[port.op], grown = Outcome(port, "gone"), True
+
+    def _lifeless(self, port: AffinePort) -> bool:
+        """Whether some channel of it is 0 or constant, in front of it or behind."""
+        return bool((port.scale == 0).any()) or self.scale.special(port.x) or self.scale.special(port.y)
+
+    def _grows(self, port: AffinePort, outcome: Outcome, s: Solution) -> bool:
+        """Whether a number that is added, which nobody wanted removed, would become one for each channel."""
+        if self._is_candidate(port) or port.op.kind != "add" or outcome.form == "gone" or port.op in self.held:
+            return False
+        offset = s.p[port.y] * port.offset + s.q[port.y] - port.scale * s.q[port.x]
+        return port.x.size > 1 and not np.array_equal(offset, port.offset)
 
     def _straighten(self, bend: Bend) -> bool:
         """Let a Relu or a Clip be one still, where nothing needs it to carry more."""
@@ -236,7 +328,11 @@ class _Search:
         """Remove the affine, or (without `shift`) its scale only; nothing changes where that conflicts."""
         conflict = self._try(port, shift, kill=True)
         if conflict and (port.scale == 0).any() and self._try(port, shift, kill=False) is None:
-            return None
+            conflict = None
+        if conflict is None and shift:
+            self.gone[self.order[port.op]] = True
+            if port.op.kind == "mul":
+                np.add.at(self.must_be_zero, port.x, -1)
         return conflict
 
     def _try(self, port: AffinePort, shift: bool, kill: bool) -> Conflict | None:
@@ -277,8 +373,11 @@ class _Search:
         """Those of `rows` whose input channels nobody misses any more; their scale is 0 from now on."""
         if not rows.size:
             return rows
-        busy = np.flatnonzero(self.shift.solved & (self.shift.const != 0))
-        killed: Ids = rows[self.scale.kill(port.x[rows], port.y[rows], busy)]
+        root = np.unique(self.scale.find(port.x[rows])[0])
+        mine = self.scale.members(root[(root != 0) & (self.scale.readers[root] == 0)])
+        fresh = mine[~self.scale.killed[mine]]
+        killed: Ids = rows[self.scale.kill(port.x[rows], port.y[rows])]
+        self.shift.kill(fresh[self.scale.killed[fresh]])
         return killed
 
     def _constant(self, ids: Ids, values: Vector) -> bool:
@@ -288,18 +387,23 @@ class _Search:
         roots = self.scale.find(ids)[0]
         if (roots == 0).any() or self.scale.sources[roots].any() or np.unique(roots).size < roots.size:
             return False
-        members = self.scale.members(roots)
-        known = np.full(self.equations.count, np.nan)
-        known[ids] = values
-        for unary in self.equations.unary:  # in topological order
-            x = known[unary.x]
-            fill = np.isnan(known[unary.y]) & ~np.isnan(x)
-            known[unary.y[fill]] = np.where(x < 0, unary.slope * x, x)[fill]
-        must_be_zero = known[np.concatenate([self.border_ids, self.factor_ids])]
-        if np.isnan(known[members]).any() or (np.nan_to_num(must_be_zero) != 0).any():
+        known, value = self._behind(ids, values)
+        if known.size < self.scale.size[roots].sum() or (value[self.must_be_zero[known] > 0] != 0).any():
             return False
-        self.scale.fix(members, known[members])
+        self.scale.fix(known, value)
         return True
+
+    def _behind(self, ids: Ids, values: Vector) -> tuple[Ids, Vector]:
+        """Channels that are constant, and those that ops make of them alone."""
+        known, found, maps = [ids], [values], self.maps
+        while ids.size:
+            first, end = (np.searchsorted(maps.source, ids, side) for side in ("left", "right"))
+            row, x = ranges(first, end - first), np.repeat(values, end - first)
+            row, x = row[self.gone[maps.owner[row]]], x[self.gone[maps.owner[row]]]
+            ids, values = maps.target[row], np.where(x < 0, maps.below[row], maps.above[row]) * x + maps.offset[row]
+            known.append(ids)
+            found.append(values)
+        return np.concatenate(known), np.concatenate(found)
 
     def _hold(self, port: AffinePort) -> Conflict | None:
         """A constant Mul that stays has no room for an offset."""
@@ -314,11 +418,18 @@ class _Search:
             return "add"
         if not allowed(self.leftovers, "mul", port.x.size, shape):
             return "stays"
-        if self.scale.special(port.x) or self.scale.special(port.y):
+        value = self.scale.constant[port.x]
+        known, free = ~np.isnan(value), np.isnan(self.scale.constant[port.y])
+        if self.scale.killed[port.x].any():
             return "stays"
-        mark = self.shift.mark()
-        offset = port.offset * self.scale.find(port.y)[1]
-        if self.shift.require([(port.x, 1.0)]) or self.shift.require([(port.y, 1.0)], offset):
+        mark, (moved, decided) = self.shift.mark(), self.shift.decided(port.x)
+        value = np.where(
+            known, value, np.where(decided, -moved, 0.0)
+        )  # what the input holds where the original holds 0
+        offset = port.offset + port.scale * value
+        offset = np.where(self.scale.killed[port.y], 0.0, offset) * self.scale.find(port.y)[1]
+        still = port.x[~known & ~decided]
+        if self.shift.require([(still, 1.0)]) or self.shift.require([(port.y[free], 1.0)], offset[free]):
             self.shift.undo(mark)
             return "stays"
         return "mul"
@@ -329,7 +440,7 @@ class _Search:
         unit = self._units(root, ratio, gauges)
         killed, constant = self.scale.killed, ~np.isnan(self.scale.constant)
         p = np.where(killed, 0.0, np.where(constant, 1.0, ratio / unit[root]))
-        q = np.where(constant, 0.0, self.shift.values() / unit[root])
+        q = np.where(constant, 0.0, self.shift.values(self._order()) / unit[root])
         p[self.pinned_ids] = 1.0  # what holds in real numbers holds to the last bit
         q[self.held_ids] = 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -337,6 +448,12 @@ class _Search:
             t = np.where(constant, self.scale.constant, -q / p)
         t[q == 0] = np.where(constant, self.scale.constant, 0.0)[q == 0]
         return Solution(self.equations, gauges, outcomes, p, q, u, t, constant, thresholds, self.base)
+
+    def _order(self) -> Iterator[Ids]:
+        """The variables whose shifts are set to 0 where nothing decides them, late ones first; no sums of others."""
+        derived = np.zeros(self.equations.count, bool)
+        derived[self.derived] = True
+        return (block[::-1] for block in reversed(self.equations.blocks) if block.size and not derived[block[0]])
 
     def _units(self, root: Ids, ratio: Vector, gauges: dict[str, Ids | None]) -> Vector:
         """For each root the ratio that becomes p = 1: it leaves most tensors as they were; the last of equals.
@@ -363,6 +480,17 @@ class _Search:
         unit[wrong] *= -1
         unit[0] = 1.0
         return unit
+
+
+def _entries(equations: list[tuple[Ids, list[tuple[Ids, float]]]]) -> tuple[Ids, Ids, Vector, Vector]:
+    """Rows, variables and coefficients of `q_left + sum coef * q_part = 0`, and the right sides."""
+    size = [left.size for left, _ in equations]
+    first = np.cumsum([0, *size])
+    row = [np.tile(np.arange(a, b), 1 + len(e[1])) for (a, b), e in zip(pairwise(first), equations, strict=True)]
+    parts = [(left.ravel(), [1.0, *(c for _, c in more)]) for left, more in equations]
+    coef = [np.repeat(c, left.size) for left, c in parts]
+    var = [ids for left, more in equations for ids in (left, *(part for part, _ in more))]
+    return _concatenate(row), _concatenate(var), np.concatenate([np.zeros(0), *coef]), np.zeros(first[-1])
 
 
 def _concatenate(parts: list[Ids]) -> Ids:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper
 
-from ...graph import Affine, Bound, Carry, Clipped, Homogeneous, Opaque, Select, Shape, Sum
+from ...graph import Affine, Bound, Broadcast, Carry, Clipped, Homogeneous, Opaque, Select, Shape, Sum
 from .arithmetic import arithmetic
 from .bindings import AffineBinding, BoundBinding, ClipBinding, Reading
 from .node import FLOATS, Node, Ops, to_floats
@@ -106,8 +106,15 @@ def _of_several(node: Node, constants: list[int]) -> Reading | None:
 
 
 def where(node: Node) -> Ops | Reading | None:
-    """Where: of two tensors, or of one and a constant; the condition is no part of it."""
+    """Where: of two tensors, or of one and a constant; a condition that is computed is no part of it, and one that is
+    constant and everywhere the same leaves one of the two, broadcast to the shape of both.
+    """
     constants = [i for i in (1, 2) if node.constant(i)]
+    if node.constant(0) and node.shape(node.outputs[0]) is not None:
+        taken = node.value(0).astype(bool)
+        chosen = 1 if taken.all() else 2
+        if (taken.all() or not taken.any()) and taken.size and chosen not in constants:
+            return [Broadcast(node.label, (node.input(chosen),), node.outputs)]
     if not constants:
         shapes = [node.shape(name) for name in node.inputs]
         rank = max((len(s) for s in shapes[1:] if s is not None), default=0)

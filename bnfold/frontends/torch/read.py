@@ -136,6 +136,7 @@ class _Reader:
         graph = Graph([], shapes, {}, name, self._octaves())
         self.source = Source(graph, {}, self.constants, capture)
         self.groups = self._groups()
+        self.named = {key: sum(op_name(node) in NAMED for node in nodes) for key, nodes in self.groups.items()}
         self.views = {node: self._view(node) for node in self.nodes if node.op == "call_function"}
 
     def _kept(self, label: str) -> Reason | None:
@@ -162,7 +163,7 @@ class _Reader:
     def _view(self, node: fx.Node) -> Node:
         key, path = module_call(node)
         kind = op_name(node)
-        alone = kind in NAMED and sum(op_name(other) in NAMED for other in self.groups[key]) == 1
+        alone = kind in NAMED and self.named[key] == 1
         whole = path if len(self.groups[key]) == 1 else ""
         return Node(node, kind, (path if path and alone else self._owner(node)) or node.name, self.context, whole)
 
