@@ -881,7 +881,7 @@ def test_every_error_says_its_exit_code() -> None:
 
     assert {cls.__name__: cls.exit_code for cls in tree(BnfoldError)} == {
         "BnfoldError": 1, "UsageError": 2, "ModelError": 1, "OutputError": 1, "VerificationError": 1, "PlanError": 1,
-        "DataError": 1, "TrainingError": 1,
+        "DataError": 1, "TrainingError": 1, "InternalError": 1,
     }  # fmt: skip
 
 
