@@ -40,6 +40,8 @@ class Context:
     """Layers that cannot take up a copy of their input, because the code adds it all the same."""
     exchangeable: Callable[[str], bool] = lambda path: False
     """Whether another module can take the place of the one at a path."""
+    alone: Callable[[fx.Node], bool] = lambda node: False
+    """Whether nothing else runs in the module that a node runs in."""
     layers: bool = False
     """Whether depthwise convolutions may take the place of norms."""
 
@@ -92,20 +94,36 @@ class Node:
         return shape_of(value.meta.get("val")) if isinstance(value, fx.Node) else None
 
     @property
+    def first(self) -> Any:
+        """The first argument, given by place or by name."""
+        return next(iter(self.args.values()), None)
+
+    @property
     def input(self) -> str:
         """The name of the first argument."""
-        return str(self.fx.args[0].name) if self.fx.args and isinstance(self.fx.args[0], fx.Node) else ""
+        return str(self.first.name) if isinstance(self.first, fx.Node) else ""
 
     @property
     def rank(self) -> int | None:
         """The rank of the first argument."""
-        shape = self.shape(self.fx.args[0]) if self.fx.args else None
+        shape = self.shape(self.first)
         return None if shape is None else len(shape)
+
+    @property
+    def keeps_type(self) -> bool:
+        """Whether the output has the element type of every data tensor among the arguments."""
+        data = [node for node in self.fx.all_input_nodes if node not in self.context.constants]
+        return len({getattr(node.meta.get("val"), "dtype", None) for node in (self.fx, *data)}) == 1
 
     @property
     def out_shape(self) -> Shape | None:
         """The shape of the output."""
         return self.shape(self.fx)
+
+    @property
+    def place(self) -> str:
+        """The path of the module that is this op and no more, where another may take its place; else ""."""
+        return self.label if self.context.alone(self.fx) and self.context.exchangeable(self.label) else ""
 
     def inside(self, package: str) -> bool:
         """Whether the op runs in a module of a package of torch: its arguments are no computed ones."""

@@ -39,9 +39,9 @@ def first_output(node: fx.Node) -> str:
 def norm(node: Node) -> Reading:
     """A batch norm op."""
     args, out = node.args, first_output(node.fx)
-    node.context.shapes.setdefault(out, node.shape(node.fx.args[0]))
+    node.context.shapes.setdefault(out, node.shape(node.first))
     outputs = (out, *(user.name for user in node.fx.users if user.target is getitem and user.args[1] != 0))
-    source = node.shape(node.fx.args[0])
+    source = node.shape(node.first)
     channels = source[1] if source is not None and len(source) > 1 and isinstance(source[1], int) else 0
     vectors = {name: vector(node, args.get(name)) for name in ("weight", "bias", "running_mean", "running_var")}
     reason = _reason(node, vectors)
@@ -140,7 +140,7 @@ def _data(node: Node) -> fx.Node | None:
         return source if isinstance(source, fx.Node) and isinstance(made[0], Affine) else None
     if node.type not in ARITHMETIC or argument(node.fx, "alpha") not in (None, 1) or node.args.get("rounding_mode"):
         return None
-    first, second = node.fx.args[0], node.fx.args[1]
+    first, second = node.args["self"], node.args["other"]
     if node.number(second) is not None and isinstance(first, fx.Node) and not node.constant(first):
         return first
     swapped = node.number(first) is not None and isinstance(second, fx.Node) and not node.constant(second)
@@ -180,7 +180,7 @@ def _step(node: Node, rank: int) -> tuple[ChannelAffine, int | None] | None:
     if node.type in NORMS:
         made, _ = norm(node)
         return (ChannelAffine(made[0].scale, made[0].offset), 1) if isinstance(made[0], Affine) else None
-    first, second = node.fx.args[0], node.fx.args[1]
+    first, second = node.args["self"], node.args["other"]
     backward = node.number(second) is None
     number = node.number(first if backward else second)
     if number is None or number.ndim > rank or not np.isfinite(number).all():
