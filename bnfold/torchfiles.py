@@ -20,7 +20,7 @@ from .frontends.torch import save
 from .frontends.torch.capture import one_line
 from .frontends.torch.checkpoint import Checkpoint
 from .frontends.torch.fold import Options, copied, evaluated
-from .frontends.torch.script import grown, save_scripted
+from .frontends.torch.script import completed, grown, save_scripted
 from .frontends.torch.specs import dtype_of, examples, named
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .lrn.find import find_lrn
@@ -237,6 +237,6 @@ def _ready(model: TorchModel, given: TorchOptions) -> TorchModel:
         script = model.model
         if model.call.kwargs:
             raise UsageError("inputs of TorchScript go by place: --input 1x3x224x224, without a name")
-        model.call = replace(model.call, args=grown(script, model.call.args))
+        model.call = replace(model.call, args=grown(script, completed(script, model.call.args)))
         model.model, model.kind, model.script = program_of_script(script, model.call), "script", script
     return model

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unfla
 
 from ..errors import VerificationError
 from ..frontends.torch.apply import write
+from ..frontends.torch.capture import computed
 from ..frontends.torch.leaves import tensors_in
 from .device import Device
 from .inputs import Array, Feed, InputSpec
@@ -108,7 +109,7 @@ class ModuleRunner:
     def __init__(self, subject: ModuleSubject, wide: bool) -> None:
         self.subject, self.wide = subject, wide
         try:
-            self.module = copy.deepcopy(subject.module, _computed(subject.module))
+            self.module = copy.deepcopy(subject.module, dict(computed(subject.module)))
         except Exception:  # a module that cannot be copied is run itself
             if wide:
                 raise
@@ -168,14 +169,19 @@ def unchanged(module: nn.Module) -> Iterator[None]:
     holders = [inner._buffers for inner in module.modules() if not isinstance(inner, torch.jit.ScriptModule)]
     before = [dict(held) for held in holders]
     values = [(buffer, buffer.detach().clone()) for held in before for buffer in held.values() if buffer is not None]
+    versions = {id(buffer): buffer._version for buffer, _ in values if buffer.layout is not torch.strided}
     try:
         yield
     finally:
         for held, names in zip(holders, before, strict=True):
+            held.clear()
             held.update(names)
         for buffer, value in values:
-            if not torch.equal(buffer, value):
-                write(buffer, value)
+            if id(buffer) not in versions:
+                if not torch.equal(buffer, value):
+                    write(buffer, value)
+            elif buffer._version != versions[id(buffer)]:  # sparse ones cannot be compared
+                buffer.copy_(value)
 
 
 @contextmanager
@@ -190,12 +196,6 @@ def _multiplying(device: Device | None) -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.allow_tf32 = value
-
-
-def _computed(module: nn.Module) -> dict[int, Any]:
-    """A memo for deepcopy, which refuses tensors that carry gradients."""
-    held = [value for inner in module.modules() for value in vars(inner).values() if isinstance(value, torch.Tensor)]
-    return {id(value): value.detach().clone() for value in held if not value.is_leaf}
 
 
 def _name(path: Sequence[Any], parameters: Sequence[str]) -> str:
