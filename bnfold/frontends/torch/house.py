@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -11,7 +13,7 @@ from torch import fx, nn
 from ...graph import Statistics
 from .capture import Capture
 from .constants import Constants, to_numpy
-from .memory import Key
+from .memory import Key, named_tensors
 from .read import House, calls_of, module_call
 
 EXCHANGED = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
@@ -45,7 +47,38 @@ class Modules:
 
     def house(self, skipped: Callable[[str], bool]) -> House:
         """What the reader of the graph asks for."""
-        return House(self.exchangeable, self.hooked, self.statistics, self._frozen(), skipped)
+        return House(self.exchangeable, self.hooked, self.statistics, self._frozen(), skipped, self.rivals)
+
+    @cached_property
+    def rivals(self) -> dict[str, str]:
+        """Modules that run, by path, and a twin of each that does not: code may choose the other, by an attribute.
+
+        Twins hold norms, are of one class, have tensors of the same shapes and lie in the same module.
+        """
+        found: dict[str, str] = {}
+        for path, inner in self.paths.items():
+            around, _, name = path.rpartition(".")
+            parent = self.paths.get(around)
+            if not path or parent is None or self._runs(inner) or not self._runs(parent) or not _shapes(inner):
+                continue
+            for other, sibling in parent.named_children():
+                if other != name and self._runs(sibling) and _shapes(sibling) == _shapes(inner):
+                    found.update(self._called(f"{around}.{other}".lstrip("."), path))
+        return found
+
+    def _runs(self, module: nn.Module) -> bool:
+        """Whether a module or one inside it is called."""
+        return any(self.calls.get(id(inner)) for inner in module.modules())
+
+    def _called(self, path: str, twin: str) -> Iterator[tuple[str, str]]:
+        """The outermost modules at a path that are called, each with its twin."""
+        inner = self.paths[path]
+        if self.calls.get(id(inner)):
+            yield path, twin
+            return
+        for name, child in inner.named_children():
+            if self._runs(child):
+                yield from self._called(f"{path}.{name}", f"{twin}.{name}")
 
     def hooked(self, path: str) -> str:
         """The kind of a hook of the module at a path, "" where it has none."""
@@ -118,6 +151,14 @@ class Modules:
         called = {inner for inner, keys in self.calls.items() if keys} | {id(self.module)}
         unseen = {key for key, owners in self.owners.items() if len(owners) > 1 and owners - called}
         return unseen | self.capture.memory.frozen | set(self.memory)
+
+
+def _shapes(module: nn.Module) -> tuple[Any, ...]:
+    """The class of a module that holds norms, and the shapes of all its tensors; () where it holds none."""
+    if not any(isinstance(getattr(inner, "running_var", None), torch.Tensor) for inner in module.modules()):
+        return ()
+    shapes = tuple((name, tuple(tensor.shape)) for name, tensor in named_tensors(module).items())
+    return type(module), shapes
 
 
 def _flows(before: list[fx.Node], after: list[fx.Node] | None) -> bool:

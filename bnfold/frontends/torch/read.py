@@ -83,6 +83,7 @@ class House:
 
     `exchangeable`: whether another module may take the place of the one at a path. `hooked`: for a path, which hook
     sees what its module takes and gives. `statistics`: the running statistics of a module with others' names for them.
+    `rivals`: modules that run, and twins of them that do not: what they take and give stays as it is.
     """
 
     exchangeable: Callable[[str], bool] = lambda path: False
@@ -90,6 +91,7 @@ class House:
     statistics: Callable[[str], Statistics | None] = lambda path: None
     frozen: Collection[Key] = ()
     skipped: Callable[[str], bool] = lambda label: False
+    rivals: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -145,6 +147,10 @@ class _Reader:
     def _kept(self, label: str) -> Reason | None:
         if self.house.skipped(label):
             return Reason("skipped", "it was to be left alone (--skip)", label)
+        if label in self.house.rivals and label not in self.kept:
+            twin = self.house.rivals[label]
+            text = f"the examples do not run through {twin}, which the code may choose instead, with the same layers around"
+            return Reason("untraced", text, label, "give each its own layers, or leave only the one that is used")
         return self.kept.get(label)
 
     def _octaves(self) -> float:
@@ -273,6 +279,12 @@ class _Reader:
                 pinned[node.name] = "it is an input of the model"
             elif node.op == "output":
                 pinned.update((inner.name, "it is an output of the model") for inner in node.all_input_nodes)
+            for key, path in calls_of(node).items():
+                if path in self.house.rivals:
+                    text = f"{self.house.rivals[path]}, which the examples do not run through, may take the place of {path}"
+                    border = [inner for inner in node.all_input_nodes if key not in calls_of(inner)]
+                    border += [] if all(key in calls_of(user) for user in node.users) else [node]
+                    pinned.update((inner.name, text) for inner in border if inner not in self.constants)
 
 
 def _writes(node: fx.Node) -> bool:
