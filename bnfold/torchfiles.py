@@ -198,7 +198,11 @@ def _lost(script: nn.Module | None) -> list[str]:
     """What the new archive has not, in a sentence."""
     held: Any = script
     methods = set() if held is None else {method for method in held._c._method_names() if method != "forward"}
-    return [f"the archive's methods {', '.join(sorted(methods))} are not in the result"] if methods else []
+    fixed = [] if held is None else [a.name for a in held.forward.schema.arguments[1:] if a.has_default_value()]
+    return [
+        *([f"the archive's methods {', '.join(sorted(methods))} are not in the result"] if methods else []),
+        *([f"the archive's {', '.join(fixed)} had defaults, which are fixed in the result"] if fixed else []),
+    ]
 
 
 def _evaluating(options: Options) -> Options:

@@ -61,11 +61,11 @@ def save_scripted(program: ExportedProgram, original: nn.Module | None, args: Se
         module = program.module(check_guards=False)
         try:
             spec = program.call_spec.out_spec if original is None else tree_structure(original(*_copied(args)))
-            made = torch.jit.script(_flat(module, spec))
+            made = torch.jit.script(_flat(module, spec, args))
         except Exception:
             made = traced(module, args)
         if original is not None:
-            compare(original, made, args, program)
+            compare(original, lambda *given: made(*(value for value in given if not _constant(value))), args, program)
         torch.jit.save(made, str(out))
 
 
@@ -77,11 +77,22 @@ def traced(module: nn.Module, args: Sequence[Any]) -> Any:
         raise ModelError(f"torch.jit cannot trace the result, a .pt2 file may do: {one_line(error)}") from error
 
 
-def _flat(module: nn.Module, spec: TreeSpec) -> fx.GraphModule:
-    """A program as plain calls, with tensors as arguments: what TorchScript understands. `spec`: of its outputs."""
+def _constant(value: Any) -> bool:
+    """Whether torch makes a constant of an argument."""
+    return value is None or isinstance(value, int | float | str)
+
+
+def _flat(module: nn.Module, spec: TreeSpec, args: Sequence[Any]) -> fx.GraphModule:
+    """A program as plain calls, with tensors as arguments: what TorchScript understands. `spec`: of its outputs.
+
+    Other arguments, which torch has made constant, are taken out.
+    """
     assert isinstance(module, fx.GraphModule)
     graph = module.graph
     graph.set_codegen(fx.graph.CodeGen())
+    for node, value in zip(graph.find_nodes(op="placeholder"), args, strict=True):
+        if _constant(value):
+            graph.erase_node(node)
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.sym_size.int:
             node.op, node.target = "call_method", "size"
