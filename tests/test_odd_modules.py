@@ -242,12 +242,12 @@ class Domains(nn.Module):
 
 
 @pytest.mark.parametrize("make", [
-    lambda: nn.BatchNorm2d(8), lambda: nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)),
-    lambda: nn.ModuleList([nn.BatchNorm2d(8)])[0],
+    lambda: nn.BatchNorm2d(8),
+    lambda: nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)),
 ])  # fmt: skip
 def test_what_other_domains_read_stays_as_it_is(make: Any) -> None:
-    net = alive(Domains(make), zeros=False)
-    result = bnfold.fold(net, (X,))
+    net: Any = alive(Domains(make), zeros=False)
+    result: Any = bnfold.fold(net, (X,))
     assert next(norm for norm in result.plan.batch_norms if norm.name == "before").verdict == "folded"
     for domain in "ab":
         net.domain = result.model.domain = domain
@@ -273,7 +273,10 @@ def test_norms_that_run_beside_others_that_run_are_folded() -> None:
 
 
 class Streaming(nn.Module):
-    """Buffers that a call replaces, changes in place, and adds."""
+    """Buffers that a call replaces, and changes in place."""
+
+    state: torch.Tensor
+    calls: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -284,7 +287,7 @@ class Streaming(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.state = 0.5 * self.state + self.norm(self.conv(x))
         self.calls.add_(1)
-        return self.state * 2
+        return torch.mul(self.state, 2)
 
 
 def test_buffers_are_as_they_were_when_a_module_was_folded_in_place() -> None:
@@ -368,6 +371,8 @@ def test_sparse_buffers(layout: str, inplace: bool, used: bool) -> None:
 class Scalars(nn.Module):
     """Tensors of rank 0 beside a network."""
 
+    seen: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.body = network()
@@ -400,7 +405,9 @@ def test_norms_that_are_no_modules_are_not_passed_over_in_silence() -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             inv = torch.multiply(torch.rsqrt(torch.add(self.moving_variance, 1e-3)), self.gamma)
-            shifted = torch.add(torch.multiply(x, inv), torch.subtract(self.beta, torch.multiply(self.moving_mean, inv)))
+            shifted = torch.add(
+                torch.multiply(x, inv), torch.subtract(self.beta, torch.multiply(self.moving_mean, inv))
+            )
             return shifted.relu()
 
     net = nn.Sequential(nn.Conv2d(3, 8, 3), Layer(), nn.Conv2d(8, 4, 1)).eval()

@@ -271,7 +271,7 @@ class Scaled(nn.Module):
         self.body = alive(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
 
     def forward(self, x: torch.Tensor, scale: float = 2.0, shifted: bool = False) -> torch.Tensor:
-        y = self.body(x) * scale
+        y: torch.Tensor = self.body(x) * scale
         if shifted:
             y = y + 1
         return y
@@ -279,7 +279,7 @@ class Scaled(nn.Module):
 
 def test_torchscript_with_defaults(here: Path) -> None:
     net = Scaled().eval()
-    torch.jit.script(net).save("in.ts")
+    torch.jit.script(net).save("in.ts")  # type: ignore[no-untyped-call]
     done("fold", "in.ts", "-o", "out.pt2", "--input", "2x3x8x8")
     program = torch.export.load("out.pt2").module()
     assert error(net(X), program(X, 2.0, False)) < 1e-5
@@ -294,7 +294,7 @@ def test_torchscript_without_an_input_that_it_needs(here: Path) -> None:
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return x + y
 
-    torch.jit.script(Two()).save("in.ts")
+    torch.jit.script(Two()).save("in.ts")  # type: ignore[no-untyped-call]
     assert "also needs y" in refused(1, "fold", "in.ts", "-o", "out.ts", "--input", "2x3x8x8")
 
 

@@ -40,7 +40,9 @@ class Constants:
         self.targets: dict[str, str] = {
             spec.arg.name: spec.target
             for spec in signature.input_specs
-            if spec.kind in KINDS and spec.target in self.tensors and spec.target not in changed
+            if spec.kind in KINDS
+            and spec.target in self.tensors
+            and spec.target not in changed
             and self.tensors[spec.target].layout is torch.strided
         }
         self.keys = {name: capture.memory.key(tensor) for name, tensor in self.tensors.items()}

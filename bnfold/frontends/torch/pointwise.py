@@ -13,7 +13,6 @@ from .bindings import ActivationBinding
 from .node import Node, Ops, Reading
 from .norms import first_output
 
-
 DROPOUTS = ("dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
 
@@ -87,8 +86,9 @@ def extremum(node: Node) -> Ops | None:
 
 def where(node: Node) -> Ops | None:
     """where of two tensors."""
-    values = [node.args.get("self"), node.args.get("other")]
-    if any(not isinstance(value, fx.Node) or node.constant(value) for value in values):
+    given = (node.args.get("self"), node.args.get("other"))
+    values = [value for value in given if isinstance(value, fx.Node) and not node.constant(value)]
+    if len(values) < 2:
         return None
     shapes = [node.shape(value) for value in (node.args["condition"], *values)]
     if any(shape is None for shape in shapes) or len(shapes[0] or ()) > max(len(s or ()) for s in shapes[1:]):

@@ -149,7 +149,7 @@ class _Reader:
             return Reason("skipped", "it was to be left alone (--skip)", label)
         if label in self.house.rivals and label not in self.kept:
             twin = self.house.rivals[label]
-            text = f"the examples do not run through {twin}, which the code may choose instead, with the same layers around"
+            text = f"the examples do not run through {twin}, which the code may choose instead, between the same layers"
             return Reason("untraced", text, label, "give each its own layers, or leave only the one that is used")
         return self.kept.get(label)
 
@@ -281,7 +281,8 @@ class _Reader:
                 pinned.update((inner.name, "it is an output of the model") for inner in node.all_input_nodes)
             for key, path in calls_of(node).items():
                 if path in self.house.rivals:
-                    text = f"{self.house.rivals[path]}, which the examples do not run through, may take the place of {path}"
+                    twin = self.house.rivals[path]
+                    text = f"{twin}, which the examples do not run through, may take the place of {path}"
                     border = [inner for inner in node.all_input_nodes if key not in calls_of(inner)]
                     border += [] if all(key in calls_of(user) for user in node.users) else [node]
                     pinned.update((inner.name, text) for inner in border if inner not in self.constants)
