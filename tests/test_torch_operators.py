@@ -7,6 +7,7 @@ A norm stands before or behind the operator. The gauges of its plan must carry a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from operator import getitem
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 import bnfold
 from bnfold.absorb import new_bias, scale_weight, tapped
+from bnfold.frontends.torch.aliases import _shares
 from bnfold.frontends.torch.bindings import ActivationBinding, LinearBinding
 from bnfold.frontends.torch.capture import Capture
 from bnfold.frontends.torch.constants import ALIASES
@@ -583,28 +585,30 @@ def _norm(kind: str, before: bool, law: Law) -> Affine | None:
     return Affine("norm", *names, axis=axis, scale=scale, offset=shift)
 
 
-@pytest.mark.parametrize("program", [True, False], ids=("program", "code"))
+PLACES = [(True, True, "+"), (True, True, "-"), (True, True, "s"), (True, False, "s"), (False, True, "+"),
+          (False, True, "s")]  # fmt: skip
+"""In a program or in a module's code, a norm before the operator or behind it, and of which kind."""
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_is_read_is_what_torch_computes(case: Case, program: bool) -> None:
+def test_what_is_read_is_what_torch_computes(case: Case) -> None:
     law = Law(case)
-    source = law.read(program)
-    assert not source.graph.faults
+    sources = {program: law.read(program) for program in (True, False)}
     carried = ""
-    for before in (True, False):
-        for kind in KINDS:
-            norm = _norm(kind, before, law)
-            if norm is None:
-                continue
-            graph = law.around(source, norm)
-            made = plan(graph, leftovers="all")
-            fault = law.fault(source, graph, made)
-            assert not fault, f"{'before' if before else 'behind'}, {kind}: {fault}"
-            assert not graph.faults
-            entry = next(bn for bn in made.batch_norms if bn.name == "norm")
-            gone = entry.verdict == "folded" or entry.form in ("max", "clip")
-            carried += kind if before and gone else ""
-    if program:
-        assert carried == case.carries
+    for program, before, kind in PLACES:
+        norm = _norm(kind, before, law)
+        if norm is None:
+            continue
+        graph = law.around(sources[program], norm)
+        made = plan(graph, leftovers="all")
+        fault = law.fault(sources[program], graph, made)
+        assert not fault, f"{'before' if before else 'behind'}, {kind}: {fault}"
+        assert not graph.faults
+        assert not sources[program].graph.faults
+        entry = next(bn for bn in made.batch_norms if bn.name == "norm")
+        gone = entry.verdict == "folded" or entry.form in ("max", "clip")
+        carried += kind if program and before and gone else ""
+    assert carried == case.carries
 
 
 NO_DATA = {"_assert_tensor_metadata", "numel", "size", "sym_numel", "sym_size", "sym_stride"}
@@ -638,6 +642,39 @@ def test_every_overload_of_every_operator_that_is_read_is_in_the_table() -> None
     assert not missing
 
 
+def test_what_shares_memory_is_known_to() -> None:
+    for case in CASES:
+        law = Law(case)
+        known = {**law.weights, **law.values}
+        args, kwargs = fx.map_arg((law.node.args, law.node.kwargs), lambda node, known=known: known[node.name])
+        found = case.overload(*args, **kwargs)
+        outputs = found if isinstance(found, list | tuple) else [found]
+        memory = {value.untyped_storage().data_ptr() for value in outputs if value.numel()}
+        shared = {node for node in law.node.all_input_nodes if known[node.name].untyped_storage().data_ptr() in memory}
+        assert shared <= {node for node, _ in _shares(law.node)}, str(case)
+
+
+RANDOM: dict[str, Callable[[], torch.Tensor]] = {
+    "rand": lambda: torch.rand([8, 1, 1]),
+    "exponential": lambda: torch.ones(8, 1, 1).exponential_(),
+    "uniform": lambda: torch.ones(8, 1, 1).uniform_(0.5, 1),
+    "poisson": lambda: torch.poisson(torch.full((8, 1, 1), 5.0)),
+    "cauchy": lambda: torch.Tensor.cauchy_(torch.zeros(8, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_what_is_drawn_is_no_constant(name: str) -> None:
+    module = alive(Named(lambda x: x + RANDOM[name]()))
+    x = torch.randn(2, 3, 9, 9, generator=RNG)
+    made = bnfold.fold(torch.export.export(module, (x,)), verify=False).model.module()
+    found = []
+    for model in (module, made):
+        torch.manual_seed(3)
+        found.append(model(x))
+    assert torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
 def test_what_writes_into_its_arguments_is_not_read() -> None:
     case = Case("add.out", (X, 3.0), "")
     graph = fx.Graph()
@@ -661,7 +698,7 @@ class Named(nn.Module):
         return self.last(self.run(self.norm(self.run(self.first(x) * 4))))  # type: ignore[no-any-return]
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu6": F.relu6,
     "subtract": lambda x: torch.subtract(x, 2.0, alpha=3),
     "multiply": lambda x: torch.multiply(x, torch.linspace(0.5, 2, 8, dtype=x.dtype).reshape(8, 1, 1)),

@@ -55,6 +55,8 @@ class Constants:
 
     def _computed(self, node: fx.Node) -> bool:
         """Whether a node makes the same tensor on every run."""
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            return False
         if any(part in str(node.target) for part in RANDOM) or not isinstance(node.meta.get("val"), torch.Tensor):
             return False
         if any(isinstance(dim, torch.SymInt) for dim in node.meta["val"].shape):

@@ -63,9 +63,9 @@ def _with_hidden(plan: Plan, program: Plan) -> Plan:
     if not found:
         return plan
     text = (
-        f"no module here is a norm that could be taken out, but {len(found)} ops in the code scale or shift each channel "
-        f"by constants, as norms do ({', '.join(found[:3])}{' and others' if found[3:] else ''}), in a Keras model on "
-        "the torch backend say; fold the exported program instead: bnfold.fold(torch.export.export(module, args))"
+        f"no module here is a norm that could be taken out, but {len(found)} ops in its code scale or shift channels "
+        f"by constants, as norms do ({', '.join(found[:3])}{' and others' if found[3:] else ''}): a Keras model on the "
+        "torch backend, say; fold the exported program instead: bnfold.fold(torch.export.export(module, args))"
     )
     return replace(plan, notes=(*plan.notes, text))
 
