@@ -464,6 +464,11 @@ class Law:
         return node
 
     @property
+    def given(self) -> dict[str, torch.Tensor]:
+        """Data and constants."""
+        return {**self.weights, **self.values}
+
+    @property
     def x(self) -> str:
         """The name of the data."""
         return self.data[self.case.x].name
@@ -643,15 +648,14 @@ def test_every_overload_of_every_operator_that_is_read_is_in_the_table() -> None
 
 
 def test_what_shares_memory_is_known_to() -> None:
-    for case in CASES:
-        law = Law(case)
-        known = {**law.weights, **law.values}
-        args, kwargs = fx.map_arg((law.node.args, law.node.kwargs), lambda node, known=known: known[node.name])
-        found = case.overload(*args, **kwargs)
+    for law in map(Law, CASES):
+        given = law.given
+        args, kwargs = fx.map_arg((law.node.args, law.node.kwargs), lambda node: given[node.name])  # noqa: B023
+        found = law.case.overload(*args, **kwargs)
         outputs = found if isinstance(found, list | tuple) else [found]
         memory = {value.untyped_storage().data_ptr() for value in outputs if value.numel()}
-        shared = {node for node in law.node.all_input_nodes if known[node.name].untyped_storage().data_ptr() in memory}
-        assert shared <= {node for node, _ in _shares(law.node)}, str(case)
+        shared = {node for node in law.node.all_input_nodes if given[node.name].untyped_storage().data_ptr() in memory}
+        assert shared <= {node for node, _ in _shares(law.node)}, str(law.case)
 
 
 RANDOM: dict[str, Callable[[], torch.Tensor]] = {
