@@ -256,6 +256,28 @@ def test_what_other_domains_read_stays_as_it_is(make: Any) -> None:
     assert all("do not run through" in norm.reason.text for norm in kept if norm.reason)
 
 
+class Either(nn.Module):
+    """The same, each under a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.head, self.other = nn.Conv2d(8, 4, 1), False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        found: torch.Tensor = self.head((self.second(y) if self.other else self.first(y)).relu())
+        return found
+
+
+def test_a_choice_of_two_attributes() -> None:
+    net: Any = alive(Either(), zeros=False)
+    result: Any = bnfold.fold(net, (X,))
+    assert [norm.verdict for norm in result.plan.batch_norms] == ["kept", "kept"]
+    net.other = result.model.other = True
+    assert torch.allclose(result.model(X), net(X), atol=1e-5)
+
+
 def test_norms_that_run_beside_others_that_run_are_folded() -> None:
     """Twins that both run, and a norm that nothing runs, of another shape, keep none from folding."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
+from types import CodeType
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from .read import House, calls_of, module_call
 
 EXCHANGED = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 """Activations that a maximum or a clamp with bounds for each channel can take the place of."""
+
+
+LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL"})
 
 
 class Modules:
@@ -53,13 +58,18 @@ class Modules:
     def rivals(self) -> dict[str, str]:
         """Modules that run, by path, and a twin of each that does not: code may choose the other, by an attribute.
 
-        Twins hold norms, are of one class, have tensors of the same shapes and lie in the same module.
+        Twins hold norms, are of one class, have tensors of the same shapes and lie in the same module, whose code can
+        reach them.
         """
         found: dict[str, str] = {}
+        used = {path for node in self.capture.raw.nodes for path in calls_of(node).values()} if self.capture.raw else ()
+        self._used = {id(self.paths.get(path)) for path in used} | {inner for inner, keys in self.calls.items() if keys}
         for path, inner in self.paths.items():
             around, _, name = path.rpartition(".")
             parent = self.paths.get(around)
-            if not path or parent is None or self._runs(inner) or not self._runs(parent) or not _shapes(inner):
+            if not path or parent is None or self._runs(inner) or not self._runs(parent):
+                continue
+            if not _shapes(inner) or not _reaches(parent, name):
                 continue
             for other, sibling in parent.named_children():
                 if other != name and self._runs(sibling) and _shapes(sibling) == _shapes(inner):
@@ -67,8 +77,8 @@ class Modules:
         return found
 
     def _runs(self, module: nn.Module) -> bool:
-        """Whether a module or one inside it is called."""
-        return any(self.calls.get(id(inner)) for inner in module.modules())
+        """Whether a module or one inside it is called, also where nothing depends on what comes out."""
+        return any(id(inner) in self._used for inner in module.modules())
 
     def _called(self, path: str, twin: str) -> Iterator[tuple[str, str]]:
         """The outermost modules at a path that are called, each with its twin."""
@@ -159,6 +169,22 @@ def _shapes(module: nn.Module) -> tuple[Any, ...]:
         return ()
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in named_tensors(module).items())
     return type(module), shapes
+
+
+def _reaches(parent: nn.Module, name: str) -> bool:
+    """Whether the code of a module may read the module that it has under a name: by its attribute, or by any index."""
+    if isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+        return True
+    held = [value for kind in type(parent).__mro__ if kind is not nn.Module for value in vars(kind).items()]
+    codes = [getattr(value, "__code__", None) for key, value in held if key != "__init__"]
+    while codes:
+        code = codes.pop()
+        if isinstance(code, CodeType):
+            codes += code.co_consts
+            loads = ((step.opname, step.argval) for step in dis.get_instructions(code))
+            if any(value == ("getattr" if op == "LOAD_GLOBAL" else name) for op, value in loads if op in LOADS):
+                return True
+    return False
 
 
 def _flows(before: list[fx.Node], after: list[fx.Node] | None) -> bool:
