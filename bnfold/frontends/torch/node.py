@@ -40,8 +40,6 @@ class Context:
     """Layers that cannot take up a copy of their input, because the code adds it all the same."""
     exchangeable: Callable[[str], bool] = lambda path: False
     """Whether another module can take the place of the one at a path."""
-    alone: Callable[[fx.Node], bool] = lambda node: False
-    """Whether nothing else runs in the module that a node runs in."""
     layers: bool = False
     """Whether depthwise convolutions may take the place of norms."""
 
@@ -54,6 +52,8 @@ class Node:
     type: str
     label: str
     context: Context = field(repr=False)
+    whole: str = ""
+    """The path of the module whose own code is this op and no more."""
 
     @cached_property
     def args(self) -> dict[str, Any]:
@@ -119,11 +119,6 @@ class Node:
     def out_shape(self) -> Shape | None:
         """The shape of the output."""
         return self.shape(self.fx)
-
-    @property
-    def place(self) -> str:
-        """The path of the module that is this op and no more, where another may take its place; else ""."""
-        return self.label if self.context.alone(self.fx) and self.context.exchangeable(self.label) else ""
 
     def inside(self, package: str) -> bool:
         """Whether the op runs in a module of a package of torch: its arguments are no computed ones."""

@@ -18,9 +18,10 @@ DROPOUTS = ("dropout", "native_dropout", "feature_dropout", "alpha_dropout", "fe
 
 def relu(node: Node) -> Reading:
     """relu; where a module of ours can take its place it may become a maximum with a constant per channel."""
-    takes = bool(node.place) or node.context.program
+    path = node.whole if node.context.exchangeable(node.whole) else ""
+    takes = bool(path) or node.context.program
     op = Homogeneous(node.label, (node.input,), (node.name,), np.array(0.0), takes)
-    return [op], {0: ActivationBinding(node.place, node.name)}
+    return [op], {0: ActivationBinding(path, node.name)}
 
 
 def leaky_relu(node: Node) -> Ops:
@@ -57,10 +58,10 @@ def clamp(node: Node) -> Reading | Ops | None:
         return relu(node)
     if bounds == (-np.inf, np.inf):
         return same(node)
-    if not node.context.program and not node.place:
+    if not node.context.program and not node.context.exchangeable(node.whole):
         return None
     op = Clipped(node.label, (node.input,), (node.name,), *bounds)
-    return [op], {0: ActivationBinding(node.place, node.name, *bounds)}
+    return [op], {0: ActivationBinding("" if node.context.program else node.whole, node.name, *bounds)}
 
 
 def greatest(node: Node) -> Ops | None:

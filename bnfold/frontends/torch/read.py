@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from operator import getitem
@@ -140,8 +139,6 @@ class _Reader:
         graph = Graph([], shapes, {}, name, self._octaves())
         self.source = Source(graph, {}, self.constants, capture)
         self.groups = self._groups()
-        inside = Counter(key for node in self.nodes if node.op == "call_function" for key in calls_of(node))
-        self.context.alone = lambda node: inside[module_call(node)[0]] == 1
         self.views = {node: self._view(node) for node in self.nodes if node.op == "call_function"}
 
     def _kept(self, label: str) -> Reason | None:
@@ -173,7 +170,8 @@ class _Reader:
         key, path = module_call(node)
         kind = op_name(node)
         alone = kind in NAMED and sum(op_name(other) in NAMED for other in self.groups[key]) == 1
-        return Node(node, kind, (path if path and alone else self._owner(node)) or node.name, self.context)
+        whole = path if len(self.groups[key]) == 1 else ""
+        return Node(node, kind, (path if path and alone else self._owner(node)) or node.name, self.context, whole)
 
     def _owner(self, node: fx.Node) -> str:
         """The module that holds the weight of a layer or norm, by the name of the weight; "" for other ops."""
