@@ -138,9 +138,10 @@ def judgement(
     """The verdict on a folded module. `kinds`: on these inputs and those given, without looking for the place."""
     from .equivalence.inputs import Inputs
     from .equivalence.judge import judge
-    from .equivalence.modules import ModuleSubject
+    from .equivalence.modules import ModuleSubject, single
 
-    first, second = (ModuleSubject(m, call.args, call.kwargs) for m in (reference, folded))
+    short = single(reference)
+    first, second = (ModuleSubject(m, call.args, call.kwargs, single=short) for m in (reference, folded))
     with quiet():
         return judge(first, second, Inputs(judging.seed, kinds=kinds), None, judging.progress, not kinds)
 

@@ -338,11 +338,30 @@ def test_norms_of_another_type_than_the_layers(dtype: torch.dtype, norm: Any) ->
     net[1] = norm(8)
     alive(net)
     x = X.to(dtype)
-    result = bnfold.fold(net, (x,), verify=dtype is not torch.float64)
+    result = bnfold.fold(net, (x,))
     assert result.plan.counts()["folded"] == 1
+    assert result.check is not None
+    assert not any("in float64" in warning for warning in result.check.warnings)
     expected = net(x)
     limit = {torch.float16: 2e-2, torch.bfloat16: 1e-1}.get(dtype, 1e-5)
     assert (result.model(x) - expected).abs().max() <= limit * expected.abs().max()
+
+
+def test_a_network_of_float32_that_gives_float64() -> None:
+    class Longer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.body(x)
+            return found.double()
+
+    net = Longer().eval()
+    assert bnfold.fold(net, (X,)).plan.counts()["folded"] == 1
+    wrong: Any = copy.deepcopy(net)
+    wrong.body[3].bias.data[1] += 1e-3
+    assert not bnfold.verify(net, wrong, inputs=(X,)).passed
 
 
 class Output(dict):  # type: ignore[type-arg]
