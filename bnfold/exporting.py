@@ -21,7 +21,7 @@ from .equivalence.scopes import SCOPES, noted
 from .errors import ModelError, UsageError, VerificationError
 from .files import check_target, written
 from .frontends.onnx.external import side_name
-from .frontends.torch.capture import one_line
+from .frontends.torch.capture import one_line, without_autocast
 from .frontends.torch.fold import prepared
 from .plan import Plan
 from .pytorch import Call, Judging, fold_program
@@ -46,6 +46,7 @@ class Settings:
     external_data: bool = False
 
 
+@without_autocast()
 def export_model(
     model: TorchModel, out: Path, settings: Settings, judging: Judging
 ) -> tuple[Plan | None, Check | None]:
@@ -268,6 +269,7 @@ def _digest(source: TorchModel) -> str:
     )
     for name, value in state.items():
         if isinstance(value, torch.Tensor):
+            value = value if value.layout is torch.strided else value.to_dense()
             total.update(name.encode())
             total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return f"sha256:{total.hexdigest()}"

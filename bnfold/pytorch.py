@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_unflatten
 
 from .errors import ModelError, UsageError, VerificationError
 from .frontends.torch import program as programs
-from .frontends.torch.capture import capture_program, one_line
+from .frontends.torch.capture import capture_program, one_line, without_autocast
 from .frontends.torch.fold import Options, prepared, survey
 from .frontends.torch.read import Source, read
 from .frontends.torch.strain import strained
@@ -138,9 +138,10 @@ def judgement(
     """The verdict on a folded module. `kinds`: on these inputs and those given, without looking for the place."""
     from .equivalence.inputs import Inputs
     from .equivalence.judge import judge
-    from .equivalence.modules import ModuleSubject
+    from .equivalence.modules import ModuleSubject, single
 
-    first, second = (ModuleSubject(m, call.args, call.kwargs) for m in (reference, folded))
+    short = single(reference)
+    first, second = (ModuleSubject(m, call.args, call.kwargs, single=short) for m in (reference, folded))
     with quiet():
         return judge(first, second, Inputs(judging.seed, kinds=kinds), None, judging.progress, not kinds)
 
@@ -150,7 +151,7 @@ def program_of_script(module: torch.jit.ScriptModule, call: Call) -> ExportedPro
     from torch._export.converter import TS2EPConverter
 
     try:
-        with quiet():
+        with quiet(), without_autocast():
             return TS2EPConverter(module, call.args, dict(call.kwargs)).convert()
     except Exception as error:
         raise ModelError(

@@ -20,7 +20,7 @@ from .frontends.torch import save
 from .frontends.torch.capture import one_line
 from .frontends.torch.checkpoint import Checkpoint
 from .frontends.torch.fold import Options, copied, evaluated
-from .frontends.torch.script import grown, save_scripted
+from .frontends.torch.script import completed, grown, save_scripted
 from .frontends.torch.specs import dtype_of, examples, named
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .lrn.find import find_lrn
@@ -207,7 +207,11 @@ def _lost(script: nn.Module | None) -> list[str]:
     """What the new archive has not, in a sentence."""
     held: Any = script
     methods = set() if held is None else {method for method in held._c._method_names() if method != "forward"}
-    return [f"the archive's methods {', '.join(sorted(methods))} are not in the result"] if methods else []
+    fixed = [] if held is None else [a.name for a in held.forward.schema.arguments[1:] if a.has_default_value()]
+    return [
+        *([f"the archive's methods {', '.join(sorted(methods))} are not in the result"] if methods else []),
+        *([f"the archive's {', '.join(fixed)} had defaults, which are fixed in the result"] if fixed else []),
+    ]
 
 
 def _evaluating(options: Options) -> Options:
@@ -246,6 +250,6 @@ def _ready(model: TorchModel, given: TorchOptions) -> TorchModel:
         script = model.model
         if model.call.kwargs:
             raise UsageError("inputs of TorchScript go by place: --input 1x3x224x224, without a name")
-        model.call = replace(model.call, args=grown(script, model.call.args))
+        model.call = replace(model.call, args=grown(script, completed(script, model.call.args)))
         model.model, model.kind, model.script = program_of_script(script, model.call), "script", script
     return model

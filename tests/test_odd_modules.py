@@ -209,3 +209,250 @@ def test_modules_that_count_their_calls_are_compared_from_the_same_state() -> No
     assert net.calls.item() == result.model.calls.item() == 0
     for _ in range(2):
         assert error(net(X.double()), result.model(X.double())) < 1e-12
+
+
+def network(layer: torch.dtype = torch.float32) -> nn.Sequential:
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    made[0].to(layer)
+    return alive(made, zeros=False)  # type: ignore[return-value]
+
+
+def test_modules_are_folded_in_their_own_types_whatever_the_caller_switched_on() -> None:
+    net = network()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = bnfold.fold(net, (X,))
+        assert torch.is_autocast_enabled("cpu")
+    assert result.plan.counts()["folded"] == 1
+    assert torch.allclose(result.model(X), net(X), atol=1e-5)
+
+
+class Domains(nn.Module):
+    """A norm, or a block with one, for each domain, chosen by an attribute."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.conv, self.before, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        self.own = nn.ModuleDict({name: make() for name in "ab"})
+        self.domain = "a"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.own[self.domain](self.before(self.conv(x))).relu())
+        return found
+
+
+@pytest.mark.parametrize("make", [
+    lambda: nn.BatchNorm2d(8),
+    lambda: nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)),
+])  # fmt: skip
+def test_what_other_domains_read_stays_as_it_is(make: Any) -> None:
+    net: Any = alive(Domains(make), zeros=False)
+    result: Any = bnfold.fold(net, (X,))
+    assert next(norm for norm in result.plan.batch_norms if norm.name == "before").verdict == "folded"
+    for domain in "ab":
+        net.domain = result.model.domain = domain
+        assert torch.allclose(result.model(X), net(X), atol=1e-5)
+    kept = [norm for norm in result.plan.batch_norms if norm.name in ("own.a", "own.b")]
+    assert all("do not run through" in norm.reason.text for norm in kept if norm.reason)
+
+
+class Either(nn.Module):
+    """The same, each under a name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.head, self.other = nn.Conv2d(8, 4, 1), False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        found: torch.Tensor = self.head((self.second(y) if self.other else self.first(y)).relu())
+        return found
+
+
+def test_a_choice_of_two_attributes() -> None:
+    net: Any = alive(Either(), zeros=False)
+    result: Any = bnfold.fold(net, (X,))
+    assert [norm.verdict for norm in result.plan.batch_norms] == ["kept", "kept"]
+    net.other = result.model.other = True
+    assert torch.allclose(result.model(X), net(X), atol=1e-5)
+
+
+def test_norms_that_run_beside_others_that_run_are_folded() -> None:
+    """Twins that both run, and a norm that nothing runs, of another shape, keep none from folding."""
+
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.spare = nn.Sequential(*list(network()), nn.BatchNorm2d(4)), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.body(x)
+            return found
+
+    counts = bnfold.fold(alive(Spare()), (X,)).plan.counts()
+    assert (counts["folded"], counts["kept"]) == (2, 1)
+
+
+class Streaming(nn.Module):
+    """Buffers that a call replaces, and changes in place."""
+
+    state: torch.Tensor
+    calls: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.register_buffer("state", torch.zeros(2, 8, 6, 6))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.state = 0.5 * self.state + self.norm(self.conv(x))
+        self.calls.add_(1)
+        return torch.mul(self.state, 2)
+
+
+def test_buffers_are_as_they_were_when_a_module_was_folded_in_place() -> None:
+    net: Any = alive(Streaming())
+    held = net.state
+    result = bnfold.fold(net, (X,), inplace=True)
+    assert result.plan.counts()["folded"] == 1
+    assert result.model.state is held
+    assert not held.any()
+    assert net.calls.item() == 0
+
+
+class Wide(nn.BatchNorm2d):
+    """A norm that computes in float32, whatever it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float()).type_as(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("norm", [Wide, nn.BatchNorm2d])
+def test_norms_of_another_type_than_the_layers(dtype: torch.dtype, norm: Any) -> None:
+    if (dtype, norm) == (torch.float64, nn.BatchNorm2d):
+        pytest.skip("torch itself refuses it")
+    net = network().to(dtype)
+    net[1] = norm(8)
+    alive(net)
+    x = X.to(dtype)
+    result = bnfold.fold(net, (x,))
+    assert result.plan.counts()["folded"] == 1
+    assert result.check is not None
+    assert not any("in float64" in warning for warning in result.check.warnings)
+    expected = net(x)
+    limit = {torch.float16: 2e-2, torch.bfloat16: 1e-1}.get(dtype, 1e-5)
+    assert (result.model(x) - expected).abs().max() <= limit * expected.abs().max()
+
+
+def test_a_network_of_float32_that_gives_float64() -> None:
+    class Longer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.body(x)
+            return found.double()
+
+    net = Longer().eval()
+    assert bnfold.fold(net, (X,)).plan.counts()["folded"] == 1
+    wrong: Any = copy.deepcopy(net)
+    wrong.body[3].bias.data[1] += 1e-3
+    assert not bnfold.verify(net, wrong, inputs=(X,)).passed
+
+
+class Output(dict):  # type: ignore[type-arg]
+    """As model libraries give it."""
+
+
+class Listed(list):  # type: ignore[type-arg]
+    """Of a class that torch does not know."""
+
+
+@pytest.mark.parametrize("kind", [lambda y: Output(out=y, all=Output(aux=[y.mean()])), lambda y: Listed([y, y * 2])])
+def test_outputs_in_classes_of_containers(kind: Any) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return kind(self.body(x))
+
+    result = bnfold.fold(Named().eval(), (X,))
+    assert result.plan.counts()["folded"] == 1
+    assert result.check is not None
+    assert len(result.check.outputs) >= 2
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+def test_sparse_buffers(layout: str, inplace: bool, used: bool) -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+            self.register_buffer("adjacency", getattr(torch.eye(4) * 2, layout)())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.body(x).mean((2, 3))
+            return torch.sparse.mm(self.adjacency, found.t()) if used else found
+
+    net = Graph().eval()
+    expected = net(X)
+    result = bnfold.fold(net, (X,), inplace=inplace)
+    assert result.plan.counts()["folded"] == 1
+    assert torch.allclose(result.model(X), expected, atol=1e-5)
+
+
+class Scalars(nn.Module):
+    """Tensors of rank 0 beside a network."""
+
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        most = x.max()
+        self.seen.add_(1)
+        return self.body(x), most * 2 + 1, most.mean(0), most.transpose(0, -1), (most / 3).sum(0)
+
+
+@pytest.mark.parametrize("form", ["module", "program", "training"])
+def test_tensors_of_rank_0(form: str) -> None:
+    net: Any = Scalars().eval()
+    if form != "module":
+        net = torch.export.export(net.train(form == "training"), (X,))
+    result = bnfold.fold(net, (X,))
+    assert result.plan.counts()["folded"] == (form != "training")
+    assert not result.plan.notes
+
+
+def test_norms_that_are_no_modules_are_not_passed_over_in_silence() -> None:
+    """As a Keras model has them: variables, and arithmetic in the code of the layer."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, value in (("gamma", 1.5), ("beta", -0.3), ("moving_mean", 0.4), ("moving_variance", 2.0)):
+                self.register_parameter(name, nn.Parameter(torch.rand(8, 1, 1) + value))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gamma, beta, mean, variance = self.parameters()
+            inv = torch.multiply(torch.rsqrt(torch.add(variance, 1e-3)), gamma)
+            return torch.add(torch.multiply(x, inv), torch.subtract(beta, torch.multiply(mean, inv))).relu()
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), Layer(), nn.Conv2d(8, 4, 1)).eval()
+    result = bnfold.fold(net, (X,))
+    assert not result.plan.batch_norms
+    assert any("exported program" in note for note in result.plan.notes)
+    program = bnfold.fold(torch.export.export(net, (X,)))
+    assert program.plan.counts()["folded"] == 2
+    assert not bnfold.fold(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), (X,)).plan.notes

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import fx, nn
 
 import bnfold
 from bnfold.cli import main
@@ -238,6 +240,83 @@ def test_a_whole_module_only_where_the_file_is_trusted(here: Path) -> None:
     assert "torch.nn.modules" in said
     done("fold", "in.pt", "-o", "out.pt", "--input", "2x3x8x8", "--trust-pickle")
     assert set(torch.load("out.pt", weights_only=True)) == {"0.weight", "0.bias"}
+
+
+def test_a_class_that_is_not_there_is_named(here: Path) -> None:
+    source = "from torch import nn\nclass Net(nn.Sequential):\n    pass\n"
+    Path("gone_away.py").write_text(source)
+    sys.path.insert(0, str(here))
+    try:
+        net = importlib.import_module("gone_away").Net(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        torch.save(net, "in.pt")
+        Path("gone_away.py").write_text("")
+        sys.modules.pop("gone_away")
+        importlib.invalidate_caches()
+        arguments = ("fold", "in.pt", "-o", "out.pt", "--input", "2x3x8x8", "--trust-pickle")
+        said = [refused(1, *arguments)]
+        Path("gone_away.py").unlink()
+        sys.modules.pop("gone_away", None)
+        importlib.invalidate_caches()
+        said.append(refused(1, *arguments))
+    finally:
+        sys.path.remove(str(here))
+    assert all("gone_away" in text and "PYTHONPATH" in text and "damaged" not in text for text in said)
+
+
+class Scaled(nn.Module):
+    """A forward with arguments that have defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = alive(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
+
+    def forward(self, x: torch.Tensor, scale: float = 2.0, shifted: bool = False) -> torch.Tensor:
+        y: torch.Tensor = self.body(x) * scale
+        if shifted:
+            y = y + 1
+        return y
+
+
+def test_torchscript_with_defaults(here: Path) -> None:
+    net = Scaled().eval()
+    torch.jit.script(net).save("in.ts")  # type: ignore[no-untyped-call]
+    done("fold", "in.ts", "-o", "out.pt2", "--input", "2x3x8x8")
+    program = torch.export.load("out.pt2").module()
+    assert error(net(X), program(X, 2.0, False)) < 1e-5
+    result = bnfold.fold("in.ts", (X,), out="out.ts")
+    assert result.plan.counts()["folded"] == 1
+    assert any("scale, shifted" in note for note in result.plan.notes)
+    assert error(net(X), torch.jit.load("out.ts")(X)) < 1e-5  # type: ignore[no-untyped-call]
+
+
+def test_torchscript_without_an_input_that_it_needs(here: Path) -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x + y
+
+    torch.jit.script(Two()).save("in.ts")  # type: ignore[no-untyped-call]
+    assert "also needs y" in refused(1, "fold", "in.ts", "-o", "out.ts", "--input", "2x3x8x8")
+
+
+class Outer(nn.Module):
+    """A graph of torch.fx inside a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = fx.symbolic_trace(network()), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.last(self.inner(x))
+        return found
+
+
+@pytest.mark.parametrize("make", [lambda: fx.symbolic_trace(network()), Outer])
+def test_restore_of_graphs_of_torch_fx(here: Path, make: Callable[[], nn.Module]) -> None:
+    net = make().eval()
+    result = bnfold.fold(net, (X,), out="out.pt")
+    assert result.plan.counts()["folded"] == 1
+    found = bnfold.restore(make().eval(), "out.pt")
+    assert error(net(X), found(X)) < 1e-5
 
 
 # --- hostile files
@@ -479,6 +558,30 @@ def test_export_with_the_weights_beside_it(here: Path) -> None:
     bnfold.export(network(), (X,), out="out.onnx", external_data=True)
     assert {path.name for path in Path().iterdir() if path.name.startswith("out")} == {"out.onnx", "out.onnx.data"}
     assert bnfold.inspect("out.onnx").batch_norms == ()
+
+
+class Alike(nn.Module):
+    """Modules whose names make the same word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.ModuleList([nn.Conv2d(3, 8, 3, bias=False)])
+        self.a_0, self.a_0_bias = nn.Conv2d(8, 8, 3, bias=False), nn.Conv2d(8, 8, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8) for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer, norm in zip((self.a[0], self.a_0, self.a_0_bias), self.norms, strict=True):
+            x = norm(layer(x)).relu()
+        return x
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_export_of_modules_whose_names_make_the_same_word(here: Path, autocast: bool) -> None:
+    """Also where autocast is on: what is written is the network itself."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        result = bnfold.export(alive(Alike()), (X,), out="out.onnx")
+    assert result.plan.counts()["folded"] == 3
+    assert {t.data_type for t in onnx.load("out.onnx").graph.initializer} == {onnx.TensorProto.FLOAT}
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from ..frontends.torch.leaves import tensors_in
 from .check import OutputError
 from .criterion import EMPTY, LIMITS, SKIPPED, facts
-from .modules import to_array
+from .modules import to_array, unchanged
 
 
 def difference(
@@ -41,11 +41,6 @@ def _near(entry: OutputError, value: torch.Tensor) -> bool:
 def outputs(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
     """What a call gives, on copies of the arguments, with the same random numbers each time. Buffers are put back."""
     given, named = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), (tuple(args), dict(kwargs)))
-    before = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), unchanged(module):
         torch.manual_seed(0)
-        found = [tensor.detach().clone() for tensor in tensors_in(module(*given, **named))]
-        for buffer, value in before:
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
-    return found
+        return [tensor.detach().clone() for tensor in tensors_in(module(*given, **named))]

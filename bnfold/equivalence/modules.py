@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ml_dtypes
@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
 from ..errors import VerificationError
 from ..frontends.torch.apply import write
+from ..frontends.torch.capture import computed
 from ..frontends.torch.leaves import tensors_in
 from .device import Device
 from .inputs import Array, Feed, InputSpec
@@ -34,15 +36,16 @@ class ModuleSubject:
 
     def __init__(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None,
-        device: Device | None = None, program: ExportedProgram | None = None,
+        device: Device | None = None, program: ExportedProgram | None = None, single: bool = False,
     ) -> None:  # fmt: skip
-        """`device`: run a copy there; where the module is, by default. `program`: what it is the module of."""
+        """`device`: run a copy there; where the module is, by default. `program`: what it is the module of. `single`:
+        whether what it gives in float64 has the digits of float32 only (see `single`)."""
         if device is not None and device.name == "tensorrt":
             raise VerificationError("device tensorrt: torch modules do not run there; export them to ONNX first")
         if device is not None and device.name == "cuda" and not torch.cuda.is_available():
             raise VerificationError("device cuda: torch finds no card, or is built without CUDA")
         self.module, self.name, self.device = module, type(module).__name__, device
-        self.program = program
+        self.program, self.single = program, single
         leaves, self.layout = tree_flatten((tuple(args), dict(kwargs or {})))
         paths = [path for path, _ in tree_flatten_with_path((tuple(args), dict(kwargs or {})))[0]]
         parameters = list(inspect.signature(module.forward).parameters)
@@ -108,7 +111,7 @@ class ModuleRunner:
     def __init__(self, subject: ModuleSubject, wide: bool) -> None:
         self.subject, self.wide = subject, wide
         try:
-            self.module = copy.deepcopy(subject.module, _computed(subject.module))
+            self.module = copy.deepcopy(subject.module, dict(computed(subject.module)))
         except Exception:  # a module that cannot be copied is run itself
             if wide:
                 raise
@@ -123,7 +126,11 @@ class ModuleRunner:
         """The tensors in what the module returns, in order, as output_0, output_1, ..."""
         with torch.no_grad(), _multiplying(self.subject.device), unchanged(self.module):
             args, kwargs = self._call(feed)
-            tensors = [to_array(_real(tensor)).copy() for tensor in tensors_in(self.module(*args, **kwargs))]
+            with _Widening() if self.wide else nullcontext():  # type: ignore[no-untyped-call]
+                found = [_real(tensor) for tensor in tensors_in(self.module(*args, **kwargs))]
+            if self.subject.single and not self.wide:
+                found = [tensor.float() if tensor.dtype is torch.float64 else tensor for tensor in found]
+            tensors = [to_array(tensor).copy() for tensor in found]
         return {f"output_{i}": tensor for i, tensor in enumerate(tensors)}
 
     def recorded(self, feed: Feed, interpreter: type[torch.fx.Interpreter]) -> None:
@@ -162,20 +169,41 @@ class ModuleRunner:
         return tensor.double() if self.wide and tensor.is_floating_point() else tensor
 
 
+def single(module: nn.Module) -> bool:
+    """Whether a module holds floating numbers of fewer digits than float64: its outputs have no more than those."""
+    tensors = (*module.parameters(), *module.buffers())
+    return any(tensor.is_floating_point() and tensor.dtype is not torch.float64 for tensor in tensors)
+
+
+class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Casts to shorter types are casts to float64: a module in float64 stays there, whatever its code asks for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.ops.aten._to_copy.default and getattr(kwargs.get("dtype"), "is_floating_point", False):
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
     """Buffers that change inside the block, counters and running means, are put back."""
     holders = [inner._buffers for inner in module.modules() if not isinstance(inner, torch.jit.ScriptModule)]
     before = [dict(held) for held in holders]
     values = [(buffer, buffer.detach().clone()) for held in before for buffer in held.values() if buffer is not None]
+    versions = {id(buffer): buffer._version for buffer, _ in values if buffer.layout is not torch.strided}
     try:
         yield
     finally:
         for held, names in zip(holders, before, strict=True):
+            held.clear()
             held.update(names)
         for buffer, value in values:
-            if not torch.equal(buffer, value):
-                write(buffer, value)
+            if id(buffer) not in versions:
+                if not torch.equal(buffer, value):
+                    write(buffer, value)
+            elif buffer._version != versions[id(buffer)]:  # sparse ones cannot be compared
+                buffer.copy_(value)
 
 
 @contextmanager
@@ -190,12 +218,6 @@ def _multiplying(device: Device | None) -> Iterator[None]:
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.allow_tf32 = value
-
-
-def _computed(module: nn.Module) -> dict[int, Any]:
-    """A memo for deepcopy, which refuses tensors that carry gradients."""
-    held = [value for inner in module.modules() for value in vars(inner).values() if isinstance(value, torch.Tensor)]
-    return {id(value): value.detach().clone() for value in held if not value.is_leaf}
 
 
 def _name(path: Sequence[Any], parameters: Sequence[str]) -> str:

@@ -14,10 +14,11 @@ from torch import fx
 
 from .capture import RESULT, SEEN
 from .constants import op_name
+from .pointwise import DROPOUTS
 from .read import module_call
 
-PERHAPS = frozenset({"contiguous", "reshape", "flatten", "to", "type_as", "dropout", "feature_dropout", "alpha_dropout",
-                     "expand_as", "view_as", "chunk", "split", "unflatten", SEEN})  # fmt: skip
+PERHAPS = frozenset({"contiguous", "reshape", "flatten", "to", "type_as", "expand_as", "view_as", "chunk", "split",
+                     "split_with_sizes", "unflatten", "_unsafe_view", *DROPOUTS, SEEN})  # fmt: skip
 """Ops that give their input itself, or a view of it, where that is possible."""
 
 

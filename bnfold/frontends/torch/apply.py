@@ -138,7 +138,7 @@ class _Work:
         """A vector that broadcasts along an axis of the data, of the type and on the device that the data have."""
         if vector is None:
             return None
-        node = next(n for n in self.planned.source.capture.program.graph.nodes if n.name == at.nodes[0])
+        node = next(n for n in self.planned.source.capture.program.graph.nodes if n.name == at.nodes[-1])
         value = node.meta["val"]
         value = value[0] if isinstance(value, tuple | list) else value
         tensor = torch.from_numpy(np.asarray(vector, order="C")).to(value.dtype).to(value.device)

@@ -19,13 +19,13 @@ def arithmetic(node: Node) -> Reading | Ops | None:
     alpha = node.args.get("alpha", 1)
     if node.args.get("rounding_mode") or isinstance(alpha, fx.Node):
         return None
-    first, second = node.fx.args[0], node.fx.args[1]
+    first, second = node.args["self"], node.args["other"]
     if not any(isinstance(value, fx.Node) and not node.constant(value) for value in (first, second)):
         return None
     constant = next((i for i, value in ((1, second), (0, first)) if node.constant(value)), None)
     if constant is None:
         return _between(node, float(alpha))
-    number, data = node.number(node.fx.args[constant]), node.fx.args[1 - constant]
+    number, data = node.number((first, second)[constant]), (first, second)[1 - constant]
     shape = node.shape(data)
     if number is None or shape is None or not isinstance(data, fx.Node) or not np.isfinite(number).all():
         return None
@@ -52,7 +52,7 @@ def _constant(node: Node, number: Number, data: fx.Node, backward: bool, shape: 
     if not varying and product:
         value = number.item() if node.type == "mul" else 1.0 / number.item()
         return [Sum(node.label, (data.name,), (node.name,), (value,))]
-    if len(varying) > 1 or not node.context.program:
+    if len(varying) > 1 or not node.context.program or not node.keeps_type:
         return _fixed(node, number, data, backward, product)
     affine = constant_map(node.type, number.ravel(), backward)
     op = Affine(
@@ -80,7 +80,7 @@ def _fixed(node: Node, number: Number, data: fx.Node, backward: bool, product: b
 
 
 def _between(node: Node, alpha: float) -> Ops | None:
-    first, second = node.fx.args[0], node.fx.args[1]
+    first, second = node.args["self"], node.args["other"]
     if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
         return None
     names = (first.name, second.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ WEIGHTS = (WeightNorm, SpectralNorm, BasePruningMethod)
 """Forward pre-hooks that compute a weight from other parameters and look at nothing else."""
 SEEN = "bnfold::seen"
 """An op that stands for a hook: nothing is known of it but that it needs the values as they are."""
+AUTOCAST = ("cpu", "cuda", "xpu", "mps")
 RESULT = "alias"
 """An op that stands for what an in-place activation returns: others may read what it wrote by the name of its input."""
 
@@ -81,7 +82,7 @@ def capture(
     added = [] if bare else _with_biases(traced)
     if not isinstance(traced, torch.jit.ScriptModule):
         traced.register_forward_hook(lambda module, args, output: opened(output))
-    with tracing(), torch.no_grad():
+    with tracing(), torch.no_grad(), without_autocast():
         try:
             program = flat(torch.export.export(traced, tuple(args), dict(kwargs), strict=False))
             functional = program.run_decompositions({})
@@ -104,7 +105,7 @@ def _without_aliases(graph: fx.Graph) -> None:
 
 def capture_program(program: ExportedProgram) -> Capture:
     """The functional form of an exported program."""
-    with tracing(), torch.no_grad():
+    with tracing(), torch.no_grad(), without_autocast():
         try:
             with _without_derived(program):
                 functional = flat(program).run_decompositions({})
@@ -112,6 +113,16 @@ def capture_program(program: ExportedProgram) -> Capture:
             raise ModelError(f"the exported program cannot be made functional: {one_line(error)}") from error
     functional.range_constraints.update(program.range_constraints)
     return Capture(functional, None, _tensors(functional))
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """The code inside computes in the types that weights and inputs have, whatever the caller has switched on."""
+    with ExitStack() as stack:
+        for device in AUTOCAST:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @contextmanager
@@ -173,9 +184,13 @@ def _result(module: nn.Module, args: Any, output: Any) -> Any:
 
 
 def computed(module: nn.Module) -> dict[int, torch.Tensor]:
-    """Copies of the tensors that modules hold and that carry gradients, which deepcopy refuses: a memo for it."""
+    """Copies of the tensors that modules hold and that deepcopy refuses, as a memo for it: those that carry gradients,
+    and sparse ones."""
     held = [value for inner in module.modules() for value in vars(inner).values() if isinstance(value, torch.Tensor)]
-    return {id(value): value.detach().clone() for value in held if not value.is_leaf}
+    held += [buffer for buffer in module.buffers() if buffer.layout is not torch.strided]
+    return {
+        id(value): value.detach().clone() for value in held if not value.is_leaf or value.layout is not torch.strided
+    }
 
 
 def _mark(module: nn.Module, who: str) -> None:

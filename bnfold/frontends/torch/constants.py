@@ -15,6 +15,15 @@ from .capture import Capture
 KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 RANDOM = ("rand", "dropout", "bernoulli", "normal", "multinomial")
 TURNS = frozenset({"t", "transpose", "permute", "numpy_T"})
+COPIES = ("view", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "select", "slice", "split",
+          "split_with_sizes", "unbind", "narrow", "detach", "alias")  # fmt: skip
+ALIASES = {
+    "subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div", "absolute": "abs", "negative": "neg",
+    "clip": "clamp", "concat": "cat", "concatenate": "cat", "unsafe_chunk": "chunk", "unsafe_split": "split",
+    "unsafe_split_with_sizes": "split_with_sizes", "_reshape_copy": "reshape", "_reshape_alias": "reshape",
+    "native_channel_shuffle": "channel_shuffle", **{f"{name}_copy": name for name in COPIES},
+}  # fmt: skip
+"""Operators with the arguments and the values of another one."""
 THROUGH = TURNS | {"detach", "alias", "clone", "contiguous", "_to_copy", "to"}
 """Ops behind which a weight is still the weight of its layer, turned round at most."""
 
@@ -31,7 +40,10 @@ class Constants:
         self.targets: dict[str, str] = {
             spec.arg.name: spec.target
             for spec in signature.input_specs
-            if spec.kind in KINDS and spec.target in self.tensors and spec.target not in changed
+            if spec.kind in KINDS
+            and spec.target in self.tensors
+            and spec.target not in changed
+            and self.tensors[spec.target].layout is torch.strided
         }
         self.keys = {name: capture.memory.key(tensor) for name, tensor in self.tensors.items()}
         self.nodes: set[fx.Node] = set()
@@ -43,6 +55,8 @@ class Constants:
 
     def _computed(self, node: fx.Node) -> bool:
         """Whether a node makes the same tensor on every run."""
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            return False
         if any(part in str(node.target) for part in RANDOM) or not isinstance(node.meta.get("val"), torch.Tensor):
             return False
         if any(isinstance(dim, torch.SymInt) for dim in node.meta["val"].shape):
@@ -96,12 +110,13 @@ def _swaps(name: str, args: tuple[Any, ...]) -> bool:
 
 
 def op_name(node: fx.Node) -> str:
-    """`conv2d` for `torch.ops.aten.conv2d.default`; the plain name of a function that is no ATen op."""
+    """`conv2d` for `torch.ops.aten.conv2d.default`, `sub` for its alias `aten.subtract`; a function's own name."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
-        return getattr(node.target, "__name__", str(node.target))
+        name = getattr(node.target, "__name__", str(node.target))
+        return f"operator.{name}" if getattr(node.target, "__module__", "") == "_operator" else name
     space, _, name = schema.name.rpartition("::")
-    return str(name) if space == "aten" else str(schema.name)
+    return ALIASES.get(name, str(name)) if space == "aten" else str(schema.name)
 
 
 def to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.float64]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dis
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
+from types import CodeType
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -12,11 +16,14 @@ from ...graph import Statistics
 from .bindings import AffineBinding
 from .capture import Capture
 from .constants import Constants, to_numpy
-from .memory import Key
+from .memory import Key, named_tensors
 from .read import House, calls_of, module_call
 
 EXCHANGED = (nn.ReLU, nn.ReLU6, nn.Hardtanh)
 """Activations that a maximum or a clamp with bounds for each channel can take the place of."""
+
+
+LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL"})
 
 
 class Modules:
@@ -48,7 +55,43 @@ class Modules:
 
     def house(self, skipped: Callable[[str], bool]) -> House:
         """What the reader of the graph asks for."""
-        return House(self.exchangeable, self.hooked, self.statistics, self._frozen(), skipped)
+        return House(self.exchangeable, self.hooked, self.statistics, self._frozen(), skipped, self.rivals)
+
+    @cached_property
+    def rivals(self) -> dict[str, str]:
+        """Modules that run, by path, and a twin of each that does not: code may choose the other, by an attribute.
+
+        Twins hold norms, are of one class, have tensors of the same shapes and lie in the same module, whose code can
+        reach them.
+        """
+        found: dict[str, str] = {}
+        used = {path for node in self.capture.raw.nodes for path in calls_of(node).values()} if self.capture.raw else ()
+        self._used = {id(self.paths.get(path)) for path in used} | {inner for inner, keys in self.calls.items() if keys}
+        for path, inner in self.paths.items():
+            around, _, name = path.rpartition(".")
+            parent = self.paths.get(around)
+            if not path or parent is None or self._runs(inner) or not self._runs(parent):
+                continue
+            if not _shapes(inner) or not _reaches(parent, name):
+                continue
+            for other, sibling in parent.named_children():
+                if other != name and self._runs(sibling) and _shapes(sibling) == _shapes(inner):
+                    found.update(self._called(f"{around}.{other}".lstrip("."), path))
+        return found
+
+    def _runs(self, module: nn.Module) -> bool:
+        """Whether a module or one inside it is called, also where nothing depends on what comes out."""
+        return any(id(inner) in self._used for inner in module.modules())
+
+    def _called(self, path: str, twin: str) -> Iterator[tuple[str, str]]:
+        """The outermost modules at a path that are called, each with its twin."""
+        inner = self.paths[path]
+        if self.calls.get(id(inner)):
+            yield path, twin
+            return
+        for name, child in inner.named_children():
+            if self._runs(child):
+                yield from self._called(f"{path}.{name}", f"{twin}.{name}")
 
     def hooked(self, path: str) -> str:
         """The kind of a hook of the module at a path, "" where it has none."""
@@ -146,6 +189,30 @@ class Modules:
         called = {inner for inner, keys in self.calls.items() if keys} | {id(self.module)}
         unseen = {key for key, owners in self.owners.items() if len(owners) > 1 and owners - called}
         return unseen | self.capture.memory.frozen | set(self.memory)
+
+
+def _shapes(module: nn.Module) -> tuple[Any, ...]:
+    """The class of a module that holds norms, and the shapes of all its tensors; () where it holds none."""
+    if not any(isinstance(getattr(inner, "running_var", None), torch.Tensor) for inner in module.modules()):
+        return ()
+    shapes = tuple((name, tuple(tensor.shape)) for name, tensor in named_tensors(module).items())
+    return type(module), shapes
+
+
+def _reaches(parent: nn.Module, name: str) -> bool:
+    """Whether the code of a module may read the module that it has under a name: by its attribute, or by any index."""
+    if isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+        return True
+    held = [value for kind in type(parent).__mro__ if kind is not nn.Module for value in vars(kind).items()]
+    codes = [getattr(value, "__code__", None) for key, value in held if key != "__init__"]
+    while codes:
+        code = codes.pop()
+        if isinstance(code, CodeType):
+            codes += code.co_consts
+            loads = ((step.opname, step.argval) for step in dis.get_instructions(code))
+            if any(value == ("getattr" if op == "LOAD_GLOBAL" else name) for op, value in loads if op in LOADS):
+                return True
+    return False
 
 
 def _flows(before: list[fx.Node], after: list[fx.Node] | None) -> bool:

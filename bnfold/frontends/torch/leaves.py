@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -30,6 +30,10 @@ def _held(leaf: Any) -> list[Any]:
     """What an object holds; nothing for tensors, modules, classes and functions."""
     if isinstance(leaf, torch.Tensor | nn.Module | type) or callable(leaf):
         return []
+    if isinstance(leaf, Mapping):
+        return list(leaf.values())
+    if isinstance(leaf, list | tuple):
+        return list(leaf)
     if is_dataclass(leaf):
         return [getattr(leaf, field.name) for field in fields(leaf)]
     return list(vars(leaf).values()) if hasattr(leaf, "__dict__") else []

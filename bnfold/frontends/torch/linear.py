@@ -80,13 +80,13 @@ def product(node: Node) -> Reading | None:
     """addmm, mm, matmul with a constant matrix (in, out) on the right."""
     name, _ = weight_arguments(node.type)
     matrix = node.args[name]
-    data: Any = node.args["mat1"] if node.type == "addmm" else node.fx.args[0]
+    data: Any = node.args["mat1"] if node.type == "addmm" else node.first
     shape, source = node.shape(matrix), node.shape(data)
     if shape is None or source is None or len(shape) != 2 or not _sizes(shape) or not node.constant(matrix):
         return None
     if len(source) < 2 or node.constant(data):
         return None
-    if node.type == "addmm" and (node.args["beta"] != 1 or node.args["alpha"] != 1):
+    if node.args.get("beta", 1) != 1 or node.args.get("alpha", 1) != 1 or node.args.get("out_dtype") is not None:
         return None
     inputs, out = (int(size) for size in shape if isinstance(size, int))
     rank = len(source)
@@ -105,7 +105,7 @@ def _linear(
     context = node.context
     weight_name, bias_name = weight_arguments(node.type)
     weight, bias = node.args[weight_name], node.args[bias_name] if bias_name else None
-    source = data if data is not None else node.fx.args[0]
+    source = data if data is not None else node.first
     if not isinstance(source, fx.Node) or not node.constant(weight) or (data is None and node.rank == 1):
         return None
     if bias is not None and not node.constant(bias):
@@ -139,7 +139,7 @@ def recurrent(node: Node) -> Reading | None:
 
     None for packed sequences, for a sample without a batch axis, and where a weight is not the layer's alone.
     """
-    source, params = node.fx.args[0], node.args.get("params")
+    source, params = node.first, node.args.get("params")
     if "batch_sizes" in node.args or node.rank != 3 or not isinstance(source, fx.Node) or not params:
         return None
     directions, biased = 1 + bool(node.args["bidirectional"]), bool(node.args["has_biases"])

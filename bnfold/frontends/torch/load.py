@@ -106,6 +106,12 @@ def _pickle(path: Path, trust_pickle: bool) -> Loaded:
             f"{path}: holds more than tensors ({_what(error)}), and reading that runs code from the file; if you trust "
             "its source, --trust-pickle reads it; safer: save module.state_dict() and name the class with --arch"
         ) from error
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"{path}: holds an object of a class that cannot be found here ({one_line(error)}); install the package "
+            "that defines it, or put the folder with its source on the path (PYTHONPATH=FOLDER), in the version that "
+            "wrote the file; safer: save module.state_dict() where it runs, and name the class with --arch"
+        ) from error
     except Exception as error:
         said = f"{type(error).__name__}: {one_line(error)}"
         raise ModelError(f"{path}: not a file of torch.save, or a damaged one ({said})") from error

@@ -51,9 +51,23 @@ def plan_module(
         vanished, stuck = _branches(source, plan)
         torn = _torn(source, plan, modules, vanished)
         if not torn and not stuck:
+            plan = plan if plan.batch_norms else _with_hidden(plan, planner(read(capture, name, None)))
             return _without_overwriting(Planned(source, plan, modules, frozenset(vanished)))
         kept.update(torn)
         untapped.update(stuck)
+
+
+def _with_hidden(plan: Plan, program: Plan) -> Plan:
+    """A plan without norms, that says so where there are some in the code, which shows in the program that it makes."""
+    found = [norm.name for norm in program.batch_norms]
+    if not found:
+        return plan
+    text = (
+        f"no module here is a norm that could be taken out, but {len(found)} ops in its code scale or shift channels "
+        f"by constants, as norms do ({', '.join(found[:3])}{' and others' if found[3:] else ''}): a Keras model on the "
+        "torch backend, say; fold the exported program instead: bnfold.fold(torch.export.export(module, args))"
+    )
+    return replace(plan, notes=(*plan.notes, text))
 
 
 def _torn(source: Source, plan: Plan, modules: Modules, vanished: set[int]) -> dict[str, Reason]:

@@ -12,15 +12,17 @@ from ...graph import Broadcast, Carry, Concat, Dim, Reshape, Shape, Take, Transp
 from .node import Node, Ops
 
 
-def reshape(node: Node) -> Ops:
-    """view, reshape, flatten, squeeze, unsqueeze."""
+def reshape(node: Node) -> Ops | None:
+    """view, reshape, flatten, squeeze, unsqueeze; not view as another type, which reads the bits."""
+    if node.args.get("dtype") is not None:
+        return None
     return [Reshape(node.label, (node.input,), (node.name,))]
 
 
 def permute(node: Node) -> Ops | None:
     """permute, transpose, t, movedim by its shapes."""
     rank = node.rank
-    if rank is None:
+    if not rank:
         return None
     if node.type == "permute":
         order = [int(axis) % rank for axis in node.args["dims"]]
@@ -37,7 +39,7 @@ def concat(node: Node) -> Ops | None:
     """cat."""
     tensors = node.args["tensors"]
     shape = node.out_shape
-    if shape is None or any(not isinstance(t, fx.Node) for t in tensors):
+    if shape is None or any(len(node.shape(t) or ()) != len(shape) for t in tensors):  # torch skips empty vectors
         return None
     return [Concat(node.label, tuple(t.name for t in tensors), (node.name,), int(node.args["dim"]) % len(shape))]
 
@@ -56,7 +58,7 @@ def stack(node: Node) -> Ops | None:
 
 def split(node: Node) -> Ops | None:
     """split, split_with_sizes, chunk: the sizes come from what torch made."""
-    source, values = node.shape(node.fx.args[0]), node.fx.meta.get("val")
+    source, values = node.shape(node.first), node.fx.meta.get("val")
     if source is None or values is None:
         return None
     axis = int(node.args.get("dim", 0)) % len(source)
@@ -70,7 +72,7 @@ def split(node: Node) -> Ops | None:
 
 def unbind(node: Node) -> Ops | None:
     """unbind: an axis taken apart."""
-    source, values = node.shape(node.fx.args[0]), node.fx.meta.get("val")
+    source, values = node.shape(node.first), node.fx.meta.get("val")
     if source is None or values is None:
         return None
     axis = int(node.args.get("dim", 0)) % len(source)
@@ -84,7 +86,7 @@ def unbind(node: Node) -> Ops | None:
 def _outputs(node: Node, count: int) -> list[str]:
     """The names of the parts: those of the getitem nodes that take them."""
     names = [f"{node.name}::{i}" for i in range(count)]
-    rest: Shape | None = node.shape(node.fx.args[0])
+    rest: Shape | None = node.shape(node.first)
     for i, name in enumerate(names):
         users = [u for u in node.fx.users if u.target is getitem and u.args[1] in (i, i - count)]
         names[i] = users[0].name if users else name
@@ -94,8 +96,8 @@ def _outputs(node: Node, count: int) -> list[str]:
 
 def cut(node: Node) -> Ops | None:
     """slice, narrow, select, index_select."""
-    source = node.shape(node.fx.args[0])
-    if source is None:
+    source = node.shape(node.first)
+    if not source:
         return None
     axis = int(node.args.get("dim", 0)) % len(source)
     size: Dim = source[axis]
@@ -134,7 +136,7 @@ def expand(node: Node) -> Ops:
 
 def pixel_shuffle(node: Node) -> Ops | None:
     """pixel_shuffle: the r*r channels of a block become neighbours, whose gauges become equal."""
-    source, r = node.shape(node.fx.args[0]), int(node.args["upscale_factor"])
+    source, r = node.shape(node.first), int(node.args["upscale_factor"])
     if source is None or len(source) != 4:
         return None
     n, c, h, w = source
@@ -153,7 +155,7 @@ def pixel_shuffle(node: Node) -> Ops | None:
 
 def pixel_unshuffle(node: Node) -> Ops | None:
     """pixel_unshuffle: every channel comes out r*r times, side by side."""
-    source, r = node.shape(node.fx.args[0]), int(node.args["downscale_factor"])
+    source, r = node.shape(node.first), int(node.args["downscale_factor"])
     if source is None or len(source) != 4:
         return None
     n, c, h, w = source
@@ -171,7 +173,7 @@ def pixel_unshuffle(node: Node) -> Ops | None:
 
 def channel_shuffle(node: Node) -> Ops | None:
     """channel_shuffle: (g, c/g) becomes (c/g, g)."""
-    source, groups = node.shape(node.fx.args[0]), int(node.args["groups"])
+    source, groups = node.shape(node.first), int(node.args["groups"])
     if source is None or len(source) < 3 or not isinstance(source[1], int):
         return None
     apart: Shape = (source[0], groups, source[1] // groups, *source[2:])

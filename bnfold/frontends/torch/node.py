@@ -94,15 +94,26 @@ class Node:
         return shape_of(value.meta.get("val")) if isinstance(value, fx.Node) else None
 
     @property
+    def first(self) -> Any:
+        """The first argument, given by place or by name."""
+        return next(iter(self.args.values()), None)
+
+    @property
     def input(self) -> str:
         """The name of the first argument."""
-        return str(self.fx.args[0].name) if self.fx.args and isinstance(self.fx.args[0], fx.Node) else ""
+        return str(self.first.name) if isinstance(self.first, fx.Node) else ""
 
     @property
     def rank(self) -> int | None:
         """The rank of the first argument."""
-        shape = self.shape(self.fx.args[0]) if self.fx.args else None
+        shape = self.shape(self.first)
         return None if shape is None else len(shape)
+
+    @property
+    def keeps_type(self) -> bool:
+        """Whether the output has the element type of every data tensor among the arguments."""
+        data = [node for node in self.fx.all_input_nodes if node not in self.context.constants]
+        return len({getattr(node.meta.get("val"), "dtype", None) for node in (self.fx, *data)}) == 1
 
     @property
     def out_shape(self) -> Shape | None:

@@ -28,6 +28,7 @@ NORMS = INFERENCE | MAYBE | {
     "_native_batch_norm_legit_functional", "_batch_norm_with_update", "_batch_norm_with_update_functional",
 }  # fmt: skip
 ROLES = "weight", "bias", "running_mean", "running_var"
+CASTS = frozenset({"_to_copy", "to", "type_as"})
 ARITHMETIC = frozenset({"add", "sub", "mul", "div", "rsub"})
 
 
@@ -40,9 +41,9 @@ def first_output(node: fx.Node) -> str:
 def norm(node: Node) -> Reading:
     """A batch norm op."""
     args, out = node.args, first_output(node.fx)
-    node.context.shapes.setdefault(out, node.shape(node.fx.args[0]))
+    node.context.shapes.setdefault(out, node.shape(node.first))
     outputs = (out, *(user.name for user in node.fx.users if user.target is getitem and user.args[1] != 0))
-    source = node.shape(node.fx.args[0])
+    source = node.shape(node.first)
     channels = source[1] if source is not None and len(source) > 1 and isinstance(source[1], int) else 0
     vectors = {name: vector(node, args.get(name)) for name in ROLES}
     reason = _reason(node, vectors)
@@ -122,12 +123,13 @@ def affine_call(path: str, nodes: list[fx.Node], node_of: dict[fx.Node, Node]) -
     """
     chain: list[fx.Node] = []
     data: fx.Node | None = None
+    nodes = [node for node in nodes if op_name(node) != "_assert_tensor_metadata"]  # which come with casts
     for node in nodes:
         view = node_of[node]
         source = _data(view)
         if source is None or (chain and source is not chain[-1]):
             return None
-        if chain and set(chain[-1].users) - {node}:
+        if chain and any(user is not node and op_name(user) != "_assert_tensor_metadata" for user in chain[-1].users):
             return None
         data = data or source
         chain.append(node)
@@ -152,9 +154,12 @@ def _data(node: Node) -> fx.Node | None:
         source = node.fx.args[0]
         made, _ = norm(node)
         return source if isinstance(source, fx.Node) and isinstance(made[0], Affine) else None
+    if node.type in CASTS:
+        floats = all(value.meta["val"].is_floating_point() for value in (node.first, node.fx))
+        return node.first if floats and not node.constant(node.first) else None
     if node.type not in ARITHMETIC or argument(node.fx, "alpha") not in (None, 1) or node.args.get("rounding_mode"):
         return None
-    first, second = node.fx.args[0], node.fx.args[1]
+    first, second = node.args["self"], node.args["other"]
     if node.number(second) is not None and isinstance(first, fx.Node) and not node.constant(first):
         return first
     swapped = node.number(first) is not None and isinstance(second, fx.Node) and not node.constant(second)
@@ -176,6 +181,8 @@ def composed(call: Call, node_of: dict[fx.Node, Node], statistics: Statistics | 
     size = total.inv.size
     if axis is None or shape[axis] != size or not total.finite or node_of[call.output].out_shape != shape:
         return None
+    if call.output.meta["val"].dtype != call.data.meta["val"].dtype:
+        return None
     label = call.path
     kept = node_of[call.nodes[0]].context.kept(label)
     if kept is not None:
@@ -189,12 +196,12 @@ def composed(call: Call, node_of: dict[fx.Node, Node], statistics: Statistics | 
 
 def _step(node: Node, rank: int) -> tuple[ChannelAffine, int | None] | None:
     """The map of one node, and the axis along which it varies."""
-    if node.fx.target is getitem:
+    if node.fx.target is getitem or node.type in CASTS:
         return ChannelAffine.identity(1), None
     if node.type in NORMS:
         made, _ = norm(node)
         return (ChannelAffine(made[0].scale, made[0].offset), 1) if isinstance(made[0], Affine) else None
-    first, second = node.fx.args[0], node.fx.args[1]
+    first, second = node.args["self"], node.args["other"]
     backward = node.number(second) is None
     number = node.number(first if backward else second)
     if number is None or number.ndim > rank or not np.isfinite(number).all():

@@ -13,6 +13,8 @@ from .bindings import ActivationBinding
 from .node import Node, Ops, Reading
 from .norms import first_output
 
+DROPOUTS = ("dropout", "native_dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+
 
 def relu(node: Node) -> Reading:
     """relu; where a module of ours can take its place it may become a maximum with a constant per channel."""
@@ -45,10 +47,10 @@ def prelu(node: Node) -> Ops | None:
 
 
 def clamp(node: Node) -> Reading | Ops | None:
-    """clamp, hardtanh, clamp_min: between 0 and nothing a relu."""
+    """clamp, hardtanh, relu6, clamp_min: between 0 and nothing a relu."""
     low, high = (node.args.get(a, node.args.get(b)) for a, b in (("min", "min_val"), ("max", "max_val")))
-    if node.type == "clamp_max":
-        low, high = None, node.args["max"]
+    if node.type == "relu6":  # its bounds are no arguments
+        low, high = 0, 6
     if any(isinstance(bound, fx.Node) for bound in (low, high)):
         return None
     bounds = (-np.inf if low is None else float(low), np.inf if high is None else float(high))
@@ -62,9 +64,20 @@ def clamp(node: Node) -> Reading | Ops | None:
     return [op], {0: ActivationBinding("" if node.context.program else node.whole, node.name, *bounds)}
 
 
+def greatest(node: Node) -> Ops | None:
+    """max, min: of two tensors, or over an axis without the places in use, or over all."""
+    if "other" in node.args:
+        return extremum(node)
+    axes, indices = _axes(node), "dim" in node.args and any(user.args[1] != 0 for user in node.fx.users)
+    if axes is None or indices:
+        return None
+    keep = bool(node.args.get("keepdim"))
+    return [Select(node.label, (node.input,), (first_output(node.fx),), axes, keep)]
+
+
 def extremum(node: Node) -> Ops | None:
     """maximum, minimum of two tensors."""
-    first, second = node.fx.args[0], node.fx.args[1]
+    first, second = node.args["self"], node.args["other"]
     if not isinstance(first, fx.Node) or not isinstance(second, fx.Node):
         return None
     if node.constant(first) or node.constant(second):
@@ -74,8 +87,9 @@ def extremum(node: Node) -> Ops | None:
 
 def where(node: Node) -> Ops | None:
     """where of two tensors."""
-    values = [node.args["self"], node.args["other"]]
-    if any(not isinstance(value, fx.Node) or node.constant(value) for value in values):
+    given = (node.args.get("self"), node.args.get("other"))
+    values = [value for value in given if isinstance(value, fx.Node) and not node.constant(value)]
+    if len(values) < 2:
         return None
     shapes = [node.shape(value) for value in (node.args["condition"], *values)]
     if any(shape is None for shape in shapes) or len(shapes[0] or ()) > max(len(s or ()) for s in shapes[1:]):
@@ -123,7 +137,7 @@ def adaptive_pool(node: Node) -> Ops:
 
 def _axes(node: Node) -> tuple[int, ...] | None:
     rank, axes = node.rank, node.args.get("dim")
-    if rank is None:
+    if not rank:
         return None
     axes = [axes] if isinstance(axes, int) else axes
     return tuple(axis % rank for axis in axes) if axes else tuple(range(rank))
@@ -132,7 +146,7 @@ def _axes(node: Node) -> tuple[int, ...] | None:
 def reduce(node: Node) -> Ops | None:
     """mean, sum, amax, amin over axes."""
     where_, keep = _axes(node), bool(node.args.get("keepdim", False))
-    if where_ is None or not node.rank:
+    if where_ is None:
         return None
     if node.type in ("amax", "amin"):
         return [Select(node.label, (node.input,), (node.name,), where_, keep)]
@@ -147,12 +161,13 @@ def negate(node: Node) -> Ops:
 def same(node: Node) -> Ops | None:
     """clone, contiguous, detach, dropout at inference, a cast between floating types."""
     value = node.fx.meta.get("val")
-    if node.type in ("dropout", "native_dropout", "feature_dropout", "alpha_dropout") and node.args.get("train"):
+    if node.type in DROPOUTS and node.args.get("train") is not False:
         return None
-    source = node.fx.args[0].meta.get("val") if isinstance(node.fx.args[0], fx.Node) else None
+    value = value[0] if isinstance(value, tuple | list) else value
+    source = node.first.meta.get("val") if isinstance(node.first, fx.Node) else None
     if not all(isinstance(t, torch.Tensor) and t.is_floating_point() for t in (value, source)):
         return None
-    return [Carry(node.label, (node.input,), (node.name,))]
+    return [Carry(node.label, (node.input,), (first_output(node.fx),))]
 
 
 def resize(node: Node) -> Ops:

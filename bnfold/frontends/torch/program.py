@@ -208,6 +208,7 @@ class _Work:
         first = next(iter(self.graph.nodes))
         with self.graph.inserting_before(first):
             node: fx.Node = self.graph.placeholder("p_" + "".join(c if c.isalnum() else "_" for c in target))
+        node.target = node.name  # `a_0` and `a.0` make the same word, and the name alone is made unique
         mode = next(v.fake_mode for n in self.graph.nodes if hasattr(v := n.meta.get("val"), "fake_mode"))
         node.meta["val"] = mode.from_tensor(tensor, static_shapes=True)
         self.specs.insert(0, InputSpec(InputKind.PARAMETER, TensorArgument(node.name), target))

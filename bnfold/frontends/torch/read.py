@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import getitem
 
 import torch
 from torch import fx
 
-from ...graph import Affine, Graph, Op, Opaque, Reason, Statistics
+from ...graph import Affine, Graph, Op, Opaque, Reason, Statistics, fault, internal
 from . import arithmetic, linear, movement, norms, pointwise
 from .bindings import Binding
 from .capture import SEEN, Capture
@@ -34,7 +34,8 @@ READERS: dict[str, Reader] = {
     "abs": pointwise.absolute,
     **dict.fromkeys(("prelu", "_prelu_kernel"), pointwise.prelu),
     **dict.fromkeys(("clamp", "hardtanh", "clamp_min", "clamp_max", "relu6"), pointwise.clamp),
-    **dict.fromkeys(("maximum", "minimum"), pointwise.extremum),
+    **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), pointwise.extremum),
+    **dict.fromkeys(("max", "min"), pointwise.greatest),
     "where": pointwise.where,
     "masked_fill": pointwise.masked_fill,
     **{f"{kind}max_pool{n}d{rest}": pointwise.max_pool
@@ -45,8 +46,8 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(("mean", "sum", "amax", "amin"), pointwise.reduce),
     "neg": pointwise.negate,
     **dict.fromkeys(
-        ("clone", "contiguous", "detach", "alias", "dropout", "feature_dropout", "alpha_dropout", "_to_copy", "to",
-         "lift_fresh_copy", "type_as"), pointwise.same),
+        ("clone", "contiguous", "detach", "alias", "_to_copy", "to", "lift_fresh_copy", "type_as",
+         *pointwise.DROPOUTS), pointwise.same),
     **{f"upsample_{kind}": pointwise.resize for kind in (
         "nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d")},
     **{f"_upsample_{kind}": pointwise.resize for kind in (
@@ -71,7 +72,7 @@ READERS: dict[str, Reader] = {
 }  # fmt: skip
 OCTAVES = {torch.float16: 5.0, torch.float64: 400.0}
 """How far tensors may leave their scale, by element type; float32 and bfloat16 share the default."""
-NAMED = LAYERS | RECURRENT | norms.NORMS | {"relu", "hardtanh", "clamp", "prelu", "leaky_relu"}
+NAMED = LAYERS | RECURRENT | norms.NORMS | {"relu", "relu6", "hardtanh", "clamp", "prelu", "leaky_relu"}
 """Ops that go by the path of the module in which they run, where no other such op runs in it."""
 
 
@@ -81,6 +82,7 @@ class House:
 
     `exchangeable`: whether another module may take the place of the one at a path. `hooked`: for a path, which hook
     sees what its module takes and gives. `statistics`: the running statistics of a module with others' names for them.
+    `rivals`: modules that run, and twins of them that do not: what they take and give stays as it is.
     """
 
     exchangeable: Callable[[str], bool] = lambda path: False
@@ -88,6 +90,7 @@ class House:
     statistics: Callable[[str], Statistics | None] = lambda path: None
     frozen: Collection[Key] = ()
     skipped: Callable[[str], bool] = lambda label: False
+    rivals: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -142,6 +145,10 @@ class _Reader:
     def _kept(self, label: str) -> Reason | None:
         if self.house.skipped(label):
             return Reason("skipped", "it was to be left alone (--skip)", label)
+        if label in self.house.rivals and label not in self.kept:
+            twin = self.house.rivals[label]
+            text = f"the examples do not run through {twin}, which the code may choose instead, between the same layers"
+            return Reason("untraced", text, label, "give each its own layers, or leave only the one that is used")
         return self.kept.get(label)
 
     def _octaves(self) -> float:
@@ -217,8 +224,13 @@ class _Reader:
 
     def _read_node(self, node: fx.Node) -> Reading:
         view = self.views[node]
-        reader = READERS.get(view.type)
-        made = reader(view) if reader else None
+        reader = None if _writes(node) else READERS.get(view.type)
+        try:
+            made = reader(view) if reader else None
+        except MemoryError:
+            raise
+        except Exception as error:  # a fault of ours costs what the op touches, and not the network
+            return [self._fault(view, error)], {}
         if made is None:
             return [self._opaque(view)], {}
         ops, bound = made if isinstance(made, tuple) else (made, {})
@@ -238,11 +250,16 @@ class _Reader:
         text = "it is computed by code that does more than that, so no module can be taken out"
         return _stays(op, Reason("in-code", text, view.label, "fold the exported program (torch.export) instead"))
 
-    def _opaque(self, view: Node) -> Op:
+    def _opaque(self, view: Node) -> Opaque:
         inputs = tuple(node.name for node in view.fx.all_input_nodes if node not in self.constants)
         outputs = (view.name, *(user.name for user in view.fx.users if user.target is getitem))
         label = str(view.fx.args[1]) if view.type == SEEN else view.label
         return Opaque(label, inputs, outputs, view.type)
+
+    def _fault(self, view: Node, error: Exception) -> Opaque:
+        """An op whose reader failed."""
+        found = self.source.graph.faults[view.name] = fault(view.label, view.type, error)
+        return replace(self._opaque(view), reason=internal(found) if view.type in norms.NORMS else None)
 
     def _add(self, made: list[Op], bound: Mapping[int, Binding]) -> None:
         graph = self.source.graph
@@ -251,13 +268,29 @@ class _Reader:
         graph.ops += made
 
     def _pin(self) -> None:
-        """Inputs and outputs."""
+        """Inputs and outputs, and what holds no real numbers: no weight and no constant of those takes a gauge."""
         pinned = self.source.graph.pinned
         for node in self.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and not value.is_floating_point():
+                pinned[node.name] = f"it holds {str(value.dtype).removeprefix('torch.')}"
             if node.op == "placeholder":
                 pinned[node.name] = "it is an input of the model"
             elif node.op == "output":
                 pinned.update((inner.name, "it is an output of the model") for inner in node.all_input_nodes)
+            for key, path in calls_of(node).items():
+                if path in self.house.rivals:
+                    twin = self.house.rivals[path]
+                    text = f"{twin}, which the examples do not run through, may take the place of {path}"
+                    border = [inner for inner in node.all_input_nodes if key not in calls_of(inner)]
+                    border += [] if all(key in calls_of(user) for user in node.users) else [node]
+                    pinned.update((inner.name, text) for inner in border if inner not in self.constants)
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an op writes into its arguments, `out` say, instead of giving something new."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def _stays(op: Op, reason: Reason) -> Opaque:

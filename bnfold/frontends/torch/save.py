@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from ...errors import ModelError, UsageError
 from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing, Zeros
 from ...quiet import quiet
-from .capture import one_line
+from .capture import one_line, without_autocast
 from .checkpoint import KEY, Checkpoint
 from .script import compare, traced
 
@@ -40,13 +40,18 @@ def format_of(out: Path) -> str:
 def changes(before: nn.Module, after: nn.Module) -> dict[str, str]:
     """Which modules of a network others took the place of, by path: the class of the new one."""
     old, new = dict(before.named_modules()), dict(after.named_modules())
-    found = {path: type(new[path]).__name__ for path in old if path in new and type(new[path]) is not type(old[path])}
+    found = {path: type(new[path]).__name__ for path in old if path in new and not _alike(old[path], new[path])}
     found |= {
         path: "outplace"
         for path in old
         if path in new and getattr(old[path], "inplace", False) is True and getattr(new[path], "inplace", None) is False
     }
     return {path: kind for path, kind in found.items() if not any(path.startswith(f"{other}.") for other in found)}
+
+
+def _alike(old: nn.Module, new: nn.Module) -> bool:
+    """Whether two modules are of one class; graphs of torch.fx have a class of their own each, copies too."""
+    return type(new) is type(old) or (isinstance(old, fx.GraphModule) and isinstance(new, fx.GraphModule))
 
 
 def save_checkpoint(module: nn.Module, placed: Mapping[str, str], out: Path, source: Checkpoint | None) -> None:
@@ -174,7 +179,7 @@ def _add_biases(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def save_program(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any], out: Path) -> None:
     """An exported program."""
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), without_autocast():
         warnings.simplefilter("ignore")
         try:
             program = model if isinstance(model, ExportedProgram) else torch.export.export(
@@ -189,7 +194,7 @@ def save_program(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs
 
 def save_script(module: nn.Module, args: Sequence[Any], out: Path) -> None:
     """A traced TorchScript archive. ModelError where a trace would lose what the module's code does for other sizes."""
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), without_autocast():
         made = traced(module, args)
         compare(module, made, args)
         torch.jit.save(made, str(out))

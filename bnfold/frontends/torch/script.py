@@ -19,12 +19,26 @@ from torch.utils._pytree import TreeSpec, tree_leaves, tree_structure, tree_unfl
 
 from ...errors import ModelError
 from ...quiet import quiet
-from .capture import one_line
+from .capture import one_line, without_autocast
 
 TOLERANCE = {torch.float16: 3e-2, torch.bfloat16: 1e-1}
 CLOSE = 1e-3
 LARGE = 1 << 20
 """Bounds of sizes from here on are none."""
+
+
+def completed(module: nn.Module, args: Sequence[Any]) -> tuple[Any, ...]:
+    """Arguments of a TorchScript module with the defaults of those that are not given: torch converts it with all.
+
+    ModelError where one without a default is missing.
+    """
+    method: Any = module
+    wanted = method.forward.schema.arguments[1:]
+    rest = wanted[len(args) :]
+    missing = [argument.name for argument in rest if not argument.has_default_value()]
+    if missing:
+        raise ModelError(f"the archive's forward also needs {', '.join(missing)}; inputs go by place")
+    return (*args, *(argument.default_value for argument in rest))
 
 
 def grown(module: nn.Module, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -43,15 +57,15 @@ def grown(module: nn.Module, args: Sequence[Any]) -> tuple[Any, ...]:
 
 def save_scripted(program: ExportedProgram, original: nn.Module | None, args: Sequence[Any], out: Path) -> None:
     """Write a program as TorchScript. ModelError where that cannot be, or would take less than `original` does."""
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), without_autocast():
         module = program.module(check_guards=False)
         try:
             spec = program.call_spec.out_spec if original is None else tree_structure(original(*_copied(args)))
-            made = torch.jit.script(_flat(module, spec))
+            made = torch.jit.script(_flat(module, spec, args))
         except Exception:
             made = traced(module, args)
         if original is not None:
-            compare(original, made, args, program)
+            compare(original, lambda *given: made(*(value for value in given if not _constant(value))), args, program)
         torch.jit.save(made, str(out))
 
 
@@ -63,11 +77,22 @@ def traced(module: nn.Module, args: Sequence[Any]) -> Any:
         raise ModelError(f"torch.jit cannot trace the result, a .pt2 file may do: {one_line(error)}") from error
 
 
-def _flat(module: nn.Module, spec: TreeSpec) -> fx.GraphModule:
-    """A program as plain calls, with tensors as arguments: what TorchScript understands. `spec`: of its outputs."""
+def _constant(value: Any) -> bool:
+    """Whether torch makes a constant of an argument."""
+    return value is None or isinstance(value, int | float | str)
+
+
+def _flat(module: nn.Module, spec: TreeSpec, args: Sequence[Any]) -> fx.GraphModule:
+    """A program as plain calls, with tensors as arguments: what TorchScript understands. `spec`: of its outputs.
+
+    Other arguments, which torch has made constant, are taken out.
+    """
     assert isinstance(module, fx.GraphModule)
     graph = module.graph
     graph.set_codegen(fx.graph.CodeGen())
+    for node, value in zip(graph.find_nodes(op="placeholder"), args, strict=True):
+        if _constant(value):
+            graph.erase_node(node)
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.sym_size.int:
             node.op, node.target = "call_method", "size"

@@ -29,6 +29,8 @@ class Undo:
             for name, content in contents.items():
                 _refill(attributes[name], content)
         for tensor, memory, value in self.tensors:
+            if tensor.layout is not torch.strided:
+                continue  # no edit is of a sparse tensor
             if tensor.data_ptr() != memory.data_ptr() or tensor.stride() != memory.stride():
                 tensor.data = memory
             if not tangled(tensor):
