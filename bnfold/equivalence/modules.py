@@ -21,6 +21,7 @@ from ..frontends.torch.apply import write
 from ..frontends.torch.leaves import tensors_in
 from .device import Device
 from .inputs import Array, Feed, InputSpec
+from .nudges import nudged
 from .subject import Engine
 
 
@@ -77,6 +78,16 @@ class ModuleSubject:
     def exact(self, feed: Feed) -> dict[str, Array]:
         """A copy of the module in float64."""
         return ModuleRunner(self, True).run(feed)
+
+    def nudged(self, engine: str, rng: np.random.Generator, units: float) -> ModuleRunner | None:
+        """A copy with other weights; None where no copy can be made."""
+        runner = ModuleRunner(self, False)
+        if runner.module is self.module:
+            return None
+        with torch.no_grad():
+            for tensor in _weights(runner.module):
+                tensor.copy_(from_array(nudged(to_array(tensor), rng, units)))
+        return runner
 
     def given(self) -> Feed | None:
         """The tensors that it was given with."""
@@ -160,6 +171,15 @@ class ModuleRunner:
         if tensor.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         return tensor.double() if self.wide and tensor.is_floating_point() else tensor
+
+
+def _weights(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and buffers that a module computes with; the steps of a grid of quantisation are none."""
+    short = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    for inner in module.modules():
+        if not any(word in type(inner).__name__ for word in ("FakeQuant", "Observer")):
+            held = (*inner.parameters(recurse=False), *inner.buffers(recurse=False))
+            yield from (t for t in held if t.dtype in short and t.layout is torch.strided)
 
 
 @contextmanager

@@ -120,10 +120,10 @@ def _harmless(path: Path) -> str | bytes:
     By the specification both say the same. ValueError where such a model is too large for a copy in memory.
     """
     model = load(path)
-    if not any(_tailed(node) for node in _all_nodes(model)):
+    if not any(_tailed(node) for node in all_nodes(model)):
         return str(path)
     model = load_whole(path)
-    for node in filter(_tailed, _all_nodes(model)):
+    for node in filter(_tailed, all_nodes(model)):
         while not node.output[-1]:
             del node.output[-1]
     return bytes(model.SerializeToString())
@@ -134,7 +134,7 @@ def _tailed(node: NodeProto) -> bool:
     return node.op_type == "BatchNormalization" and len(node.output) > 1 and any(node.output) and not node.output[-1]
 
 
-def _all_nodes(model: ModelProto) -> Iterator[NodeProto]:
+def all_nodes(model: ModelProto) -> Iterator[NodeProto]:
     """Those of the graph, of the bodies in it and of the local functions."""
     waiting = [model.graph.node, *(function.node for function in model.functions)]
     while waiting:

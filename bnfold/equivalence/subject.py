@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import onnx
 
 from .device import Device
 from .inputs import Array, Feed, InputSpec
 from .locate import Probe
+from .nudges import nudged_file
 from .runners import CPU, OrtRunner, ReferenceRunner, Runner, engine_name
 from .widen import widened, widened_feed
 
@@ -42,6 +44,9 @@ class Subject(Protocol):
 
     def exact(self, feed: Feed) -> dict[str, Array]:
         """What it gives in float64; raises, or gives nothing, where nothing here computes that."""
+
+    def nudged(self, engine: str, rng: np.random.Generator, units: float) -> Runner | None:
+        """Itself in that engine with its weights moved by units in the last place; None where that cannot be had."""
 
     def given(self) -> Feed | None:
         """Inputs that came with the model."""
@@ -89,6 +94,10 @@ class OnnxSubject:
             model = widened(self.path)
             self._wide = None if model is None else ReferenceRunner(model)
         return self._wide.run(widened_feed(feed)) if isinstance(self._wide, ReferenceRunner) else {}
+
+    def nudged(self, engine: str, rng: np.random.Generator, units: float) -> Runner | None:
+        """A copy of the file with other weights."""
+        return nudged_file(self.path, self.device, engine, rng, units)
 
     def given(self) -> Feed | None:
         """A file brings no inputs."""
