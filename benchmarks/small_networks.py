@@ -13,7 +13,7 @@ Array = npt.NDArray[Any]
 ENDS = ("", "Sigmoid", "Softmax", "ArgMax", "Tanh")
 KINDS_OF_NUMBERS = ("float", "int8", "fp16")
 BODIES = ("conv", "preactivation", "gemm", "gan", "offset")
-"""Conv-BN-Relu; BN-Relu-Conv; Gemm-Relu-BN-Gemm; ConvTranspose-BN-Relu from a vector; a mean of 1e3, a variance of 1e-10."""
+"""Conv-BN-Relu; BN-Relu-Conv; Gemm-Relu-BN-Gemm; ConvTranspose-BN-Relu; Conv-BN-Relu whose means lie far from 0."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Small:
         return cls(seed, KINDS_OF_NUMBERS[numbers], BODIES[body], ENDS[end], outputs + 1, [1, "N"][i % 2], saturated)
 
     def __str__(self) -> str:
-        return f"{self.numbers} {self.body} {self.end or 'none'} {self.outputs} batch {self.batch} {self.saturated} #{self.seed}"
+        parts = self.seed, self.numbers, self.body, self.end or "no end", self.outputs, self.batch, self.saturated
+        return " ".join(map(str, parts))
 
     def model(self, dtype: npt.DTypeLike | None = None) -> ModelProto:
         """The network; `dtype`: with the same numbers in another type, for the proof that its fold is right."""
@@ -60,6 +61,7 @@ class _Builder:
         self.own = np.dtype(np.float16 if self.small.numbers == "fp16" else np.float32)
         self.dtype = self.own if self.dtype is None else np.dtype(self.dtype)
         self.quantised = self.small.numbers == "int8"
+        self.whole = self.quantised and self.small.seed % 2 == 0
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         name = f"t{len(self.nodes)}"
@@ -80,18 +82,24 @@ class _Builder:
         around = self.constant(step), self.constant(3 if signed else 0, np.int8 if signed else np.uint8)
         return self.op("DequantizeLinear", self.op("QuantizeLinear", x, *around), *around)
 
-    def filter(self, shape: tuple[int, ...], fan: int, factor: float = 1.0) -> str:
+    def filter(self, shape: tuple[int, ...], fan: int, factor: float = 1.0, axis: int = 0) -> str:
+        """Weights; of every other quantised network whole numbers, with a step for each entry of `axis`."""
         value = self.rng.normal(size=shape) * fan**-0.5
-        if not self.quantised:
+        if not self.whole:
             return self.constant(value * factor)
-        step = self.constant(np.abs(value).max() / 127 * factor)
-        whole = self.constant(np.round(value / np.abs(value).max() * 127), np.int8)
-        return self.op("DequantizeLinear", whole, step, self.constant(0, np.int8))
+        step = np.abs(value).max(tuple(i for i in range(len(shape)) if i != axis), keepdims=True) / 127
+        inputs = self.constant(np.round(value / step), np.int8), self.constant(step.ravel() * factor)
+        return self.op("DequantizeLinear", *inputs, self.constant(np.zeros(step.size), np.int8), axis=axis)
 
     def bn(self, x: str, count: int, mean: float = 0.0, var: float = 1.0, eps: float = 1e-5) -> str:
-        gamma = self.rng.uniform(0.5, 1.5, count) * self.rng.choice([1, 1, 1, -1, 0], count)
-        values = gamma, self.rng.normal(size=count) * 0.3, mean + self.rng.normal(size=count) * 0.3 * var**0.5, (
-            var * self.rng.uniform(0.3, 2, count)
+        gamma = self.rng.uniform(0.5, 1.5, count)
+        if not self.whole:  # the steps of weights are positive
+            gamma *= self.rng.choice([1, 1, 1, -1, 0], count)
+        values = (
+            gamma,
+            self.rng.normal(size=count) * 0.3,
+            mean + self.rng.normal(size=count) * 0.3 * var**0.5,
+            (var * self.rng.uniform(0.3, 2, count)),
         )
         return self.op("BatchNormalization", x, *map(self.constant, values), epsilon=eps)
 
@@ -110,17 +118,19 @@ class _Builder:
                     x = self.op("Relu", self.bn(x, c)) if place else x
                     x = self.conv(x, c, o)
                 case "gemm":
-                    w, b = self.filter((c, o), c), self.constant(self.rng.normal(size=o) * 0.3)
-                    x = self.bn(self.op("Relu", self.op("Gemm", x, w, b)), o)
+                    w, b = self.filter((c, o), c, axis=1), self.constant(self.rng.normal(size=o) * 0.3)
+                    x = self.op("Gemm", x, w, b)
+                    # what stands between a norm and a grid stays
+                    x = self.op("Relu", self.bn(x, o)) if self.quantised else self.bn(self.op("Relu", x), o)
                 case "gan":
-                    w = self.filter((c, o, 3, 3), c * 4)
+                    w = self.filter((c, o, 3, 3), c * 4, axis=1)
                     x = self.op("Relu", self.bn(self.op("ConvTranspose", x, w, strides=[2, 2]), o))
                 case "offset" if self.small.numbers != "fp16":
                     x = self.bn(self.conv(x, c, o, 1e3, 1e-5), o, 1e3, 1e-10, 1e-12)
                     x = self.op("Relu", x)
                 case _:
                     x = self.op("Relu", self.bn(self.conv(x, c, o, 50.0, 0.1), o, 50.0, 1e-2))
-            x, c = self.grid(x, 0.03, False), o
+            x, c = self.grid(x, 0.03, False) if self.small.body != "preactivation" else x, o
         return x, c
 
     def model(self) -> ModelProto:
@@ -128,12 +138,12 @@ class _Builder:
         factor, bias = small.saturated
         n = small.outputs
         if small.body == "gan":
-            y = self.op("ConvTranspose", x, self.filter((c, n, 2, 2), c, factor))
+            y = self.op("ConvTranspose", x, self.filter((c, n, 2, 2), c, factor, 1))
             y = self.op("Add", y, self.constant(self.rng.normal(size=(n, 1, 1)) + bias))
         else:
             if small.body != "gemm":
                 x = self.op("Flatten", self.op("GlobalAveragePool", x))
-            y = self.op("Gemm", x, self.filter((c, n), c, factor), self.constant(self.rng.normal(size=n) + bias))
+            y = self.op("Gemm", x, self.filter((c, n), c, factor, 1), self.constant(self.rng.normal(size=n) + bias))
         axis: dict[str, Any] = {"axis": 1} if small.end in ("Softmax", "ArgMax") else {}
         y = self.op(small.end, y, **axis) if small.end else y
         self.nodes[-1].output[0] = "y"

@@ -229,7 +229,7 @@ def beside(entry: OutputError, a: Array, own: Errors, new: Errors, multiple: flo
     A candidate that is nearer to float64 than the reference may be far from the reference.
     """
     unit = EPS[a.dtype.name] * entry.scale
-    allowed = max(own.rms, floor(a.size) * unit), max(own.peak, FLOOR[1] * unit)
+    allowed = max(own.rms, least_rms(a.size) * unit), max(own.peak, FLOOR[1] * unit)
     nearer = new.rms <= own.rms and new.peak <= own.peak and entry.scale > 0
     relative = new.peak / entry.scale if nearer else entry.relative
     measures = (
@@ -246,7 +246,7 @@ def beside(entry: OutputError, a: Array, own: Errors, new: Errors, multiple: flo
     )
 
 
-def floor(elements: int) -> float:
+def least_rms(elements: int) -> float:
     """What the root mean square of so many own errors counts as at least, in units in the last place."""
     return max(FLOOR[0], FLOOR[1] / float(np.sqrt(max(1, elements))))
 

@@ -23,8 +23,8 @@ from .inputs import Array
 from .runners import OrtRunner, ReferenceRunner, Runner, all_nodes
 
 GRIDS = frozenset({
-    "Cast", "Clip", "If", "Loop", "NonMaxSuppression", "OneHot", "Pad", "QuantizeLinear", "RandomNormal", "RandomUniform",
-    "Range", "Resize", "Scan", "Upsample",
+    "Cast", "Clip", "If", "Loop", "NonMaxSuppression", "OneHot", "Pad", "QuantizeLinear", "RandomNormal",
+    "RandomUniform", "Range", "Resize", "Scan", "Upsample",
 })  # fmt: skip
 """Operators whose constants are sizes, bounds or the steps of a grid, which no fold rounds."""
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
@@ -33,7 +33,7 @@ LARGE = 1 << 31
 
 
 def nudged(value: Array, rng: np.random.Generator, units: float) -> Array:
-    """Floats moved by so many units in the last place, each up or down; 0 stays 0. `-units` moves them the other way."""
+    """Floats moved by so many units in the last place, each up or down, with `-units` the other way; 0 stays 0."""
     if value.dtype.name not in LIMITS:
         return value
     signs = np.where(rng.random(value.shape) < 0.5, units, -units)
