@@ -396,8 +396,9 @@ def _share(part: int, whole: int) -> str:
 # --- small networks
 
 
-EXACT = 1e-10
-"""How far the fold of a small network may be from it when both are in float64, beside the largest output."""
+EXACT, OFFSET = 1e-10, 1e-7
+"""How far the fold of a small network may be from it when both are in float64, beside the largest output; and where means
+are 1e8 deviations from 0, which costs the original half of the digits of float64."""
 DRAWS = 8
 """Inputs that the own error of a few numbers is measured on: that on one says little."""
 
@@ -435,7 +436,7 @@ def _distance(network: Small) -> float:
     x = np.random.default_rng(network.seed).standard_normal(shape)
     a, b = (ReferenceRunner(m).run({"x": x})["y"] for m in (model, folded.model))
     found = float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-300))
-    if not found <= EXACT:
+    if not found <= (OFFSET if network.body == "offset" else EXACT):
         raise ValueError(f"{network}: the fold is {found:.1e} away in float64")
     return found
 

@@ -38,7 +38,8 @@ class Small:
         i, body = divmod(i, len(BODIES))
         i, outputs = divmod(i, 4)
         saturated = [(1.0, 0.0), (1.0, 0.0), (6.0, 0.0), (1.0, -14.0), (4.0, 9.0)][rng.integers(5)]
-        return cls(seed, KINDS_OF_NUMBERS[numbers], BODIES[body], ENDS[end], outputs + 1, [1, "N"][i % 2], saturated)
+        batch = "N" if i % 2 else 1
+        return cls(seed, KINDS_OF_NUMBERS[numbers], BODIES[body], ENDS[end], outputs + 1, batch, saturated)
 
     def __str__(self) -> str:
         parts = self.seed, self.numbers, self.body, self.end or "no end", self.outputs, self.batch, self.saturated

@@ -36,7 +36,7 @@ from .criterion import (
 )  # fmt: skip
 from .inputs import RESIZED, Array, Axes, Choice, Feed, Inputs, dynamic_axes
 from .locate import Where, locate
-from .nudges import nudged
+from .nudges import Nudged, nudged
 from .parts import LEAST
 from .runners import OrtRunner, ReferenceRunner, Runner
 from .scopes import paired
@@ -47,7 +47,7 @@ NOISE_MULTIPLE = 10.0
 NUDGES = ((1.0, 0), (-1.0, 0), (4.0, 1), (-4.0, 1), (4.0, 2), (-4.0, 2), (4.0, 3), (-4.0, 3))
 """Units in the last place, and which draw of directions: one way and the other, as a step lies on one side. Several
 units find the steps of a QuantizeLinear, or of a saturated function, that a fold may cross."""
-FIRST = 4
+FIRST = 2
 """How many of these runs are made whenever there is doubt; the others as long as they may change the verdict."""
 FLIPS = 2.0
 """So many times the share of whole numbers that such runs flip in the reference itself may flip in the candidate."""
@@ -237,11 +237,23 @@ class _Exact:
 
 
 @dataclass
+class _Unmoved:
+    """A model that keeps its weights: its inputs alone are nudged, which says less."""
+
+    runner: Runner
+
+    def run(self, feed: Feed, rng: np.random.Generator, units: float) -> dict[str, Array]:
+        """Outputs by name."""
+        return self.runner.run(feed)
+
+
+@dataclass
 class Hearing:
     """Compares outputs of two models; runs the reference again where rounding must be told from faults.
 
-    `other`: the candidate in float64, where it runs in another runtime than the reference. `failed`: whether an entry
-    failed when all was heard; what comes then is heard briefly.
+    `other`: the candidate in float64, where it runs in another runtime than the reference. `nudged`: the reference with
+    other weights, once that is needed. `failed`: whether an entry failed when all was heard; what comes then is heard
+    briefly.
     """
 
     reference: Subject
@@ -251,6 +263,7 @@ class Hearing:
     progress: Progress
     warnings: list[str] = field(default_factory=list)
     other: _Exact | None = None
+    nudged: Nudged | None = None
     failed: bool = False
 
     def compare(
@@ -298,19 +311,19 @@ class Hearing:
     ) -> OutputError:
         """An entry of whole numbers that flip at ties, judged by those that flip in the reference when it is nudged.
 
-        As many may flip; of a few, each to what it flips to there. Where half of many do, they say nothing.
+        As many may flip, or each to what it flips to there. Where half of many do, they say nothing.
         """
         share = entry.measure("flips")
         if entry.passed or entry.note or share is None or self.criterion.fixed:
             return entry
         a, b = expected[entry.output], found[entry.output]
         for seen in noise.flips(entry.output):
-            own = max((float(np.mean(value != a)) for value in seen), default=0.0)
-            strange = float(np.mean(np.logical_and.reduce([b != value for value in (a, *seen)])))
-            if share <= FLIPS * own < 1:
-                return replace(entry, passed=True, note=ROUNDING, measures=(Measure("flips", share, FLIPS * own),))
-            if strange == 0 and a.size < LEAST:
-                return replace(entry, passed=True, note=ROUNDING, measures=(Measure("flips", share, own),))
+            rate = max((float(np.mean(value != a)) / units for units, value in seen), default=0.0)
+            most = max((float(np.mean(value != a)) for _, value in seen), default=0.0)
+            strange = float(np.mean(np.logical_and.reduce([b != value for _, value in ((1.0, a), *seen)])))
+            if share <= FLIPS * rate < 1 or (strange == 0 and (most < 0.5 or a.size < LEAST)):
+                bound = FLIPS * rate if share <= FLIPS * rate else most
+                return replace(entry, passed=True, note=ROUNDING, measures=(Measure("flips", share, bound),))
         return entry
 
     def _whole(
@@ -396,10 +409,12 @@ class Hearing:
             rng = np.random.default_rng([self.seed, 1000 + draw])
             moved = {name: nudged(value, rng, units) for name, value in feed.items()}
             try:
-                runner = self.reference.nudged(self.runner.name, rng, units) or self.runner
-                yield abs(units), runner.run(moved)
-            except Exception:  # a network may not run with every weight moved; its inputs alone say less
-                yield abs(units), self.runner.run(moved)
+                self.nudged = self.nudged or self.reference.nudged(self.runner.name)
+                found = self.nudged.run(moved, rng, units)
+            except Exception:  # not every model can be copied, or run with each of its weights moved
+                self.nudged = _Unmoved(self.runner)
+                found = self.nudged.run(moved, rng, units)
+            yield abs(units), found
 
 
 class Noise:
@@ -420,11 +435,11 @@ class Noise:
                     noise = np.maximum(noise, _change(found[output], a) / units)
             yield noise
 
-    def flips(self, output: str) -> Iterator[list[Array]]:
-        """What the output was in these runs; once more when there are more."""
+    def flips(self, output: str) -> Iterator[list[tuple[float, Array]]]:
+        """What the output was in these runs, each with its units; once more when there are more."""
         shape = self.expected[output].shape
         for seen in self._rounds():
-            yield [found[output] for _, found in seen if output in found and found[output].shape == shape]
+            yield [(u, found[output]) for u, found in seen if output in found and found[output].shape == shape]
 
     def _rounds(self) -> Iterator[list[tuple[float, dict[str, Array]]]]:
         if not self.seen:

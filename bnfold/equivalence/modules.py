@@ -79,15 +79,9 @@ class ModuleSubject:
         """A copy of the module in float64."""
         return ModuleRunner(self, True).run(feed)
 
-    def nudged(self, engine: str, rng: np.random.Generator, units: float) -> ModuleRunner | None:
-        """A copy with other weights; None where no copy can be made."""
-        runner = ModuleRunner(self, False)
-        if runner.module is self.module:
-            return None
-        with torch.no_grad():
-            for tensor in _weights(runner.module):
-                tensor.copy_(from_array(nudged(to_array(tensor), rng, units)))
-        return runner
+    def nudged(self, engine: str) -> NudgedModule:
+        """A copy with other weights."""
+        return NudgedModule(self)
 
     def given(self) -> Feed | None:
         """The tensors that it was given with."""
@@ -173,13 +167,32 @@ class ModuleRunner:
         return tensor.double() if self.wide and tensor.is_floating_point() else tensor
 
 
+class NudgedModule:
+    """A copy of a module that is run with other weights."""
+
+    def __init__(self, subject: ModuleSubject) -> None:
+        """VerificationError for a module that cannot be copied: a user's stays as it is."""
+        self.runner = ModuleRunner(subject, False)
+        if self.runner.module is subject.module:
+            raise VerificationError(f"{subject.name} cannot be copied")
+        self.weights = [(tensor, to_array(tensor).copy()) for tensor in _weights(self.runner.module)]
+
+    def run(self, feed: Feed, rng: np.random.Generator, units: float) -> dict[str, Array]:
+        """Outputs by name, on these inputs, with every weight nudged."""
+        for tensor, value in self.weights:
+            write(tensor, from_array(nudged(value, rng, units)).to(tensor.device))
+        return self.runner.run(feed)
+
+
 def _weights(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters and buffers that a module computes with; the steps of a grid of quantisation are none."""
-    short = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    """Parameters and buffers that a module computes with, each once; the steps of a grid of quantisation are none."""
+    short, seen = (torch.float16, torch.bfloat16, torch.float32, torch.float64), set()
     for inner in module.modules():
-        if not any(word in type(inner).__name__ for word in ("FakeQuant", "Observer")):
-            held = (*inner.parameters(recurse=False), *inner.buffers(recurse=False))
-            yield from (t for t in held if t.dtype in short and t.layout is torch.strided)
+        grid = any(word in type(inner).__name__ for word in ("FakeQuant", "Observer"))
+        for tensor in () if grid else (*inner.parameters(recurse=False), *inner.buffers(recurse=False)):
+            if tensor.dtype in short and tensor.layout is torch.strided and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
 
 
 @contextmanager

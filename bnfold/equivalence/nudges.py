@@ -10,16 +10,17 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from ..errors import ModelError
 from ..frontends.onnx.files import load_whole
-from ..frontends.onnx.skeleton import nested_graphs
 from .criterion import LIMITS
 from .device import Device
-from .inputs import Array
+from .inputs import Array, Feed
 from .runners import OrtRunner, ReferenceRunner, Runner, all_nodes
 
 GRIDS = frozenset({
@@ -28,8 +29,15 @@ GRIDS = frozenset({
 })  # fmt: skip
 """Operators whose constants are sizes, bounds or the steps of a grid, which no fold rounds."""
 FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
-LARGE = 1 << 31
-"""Files from this size on keep their weights: a copy of all would be made."""
+LARGE = 1 << 30
+"""Models from this size on keep their weights: a copy of all would be made."""
+
+
+class Nudged(Protocol):
+    """A model that is run with other weights."""
+
+    def run(self, feed: Feed, rng: np.random.Generator, units: float) -> dict[str, Array]:
+        """Outputs by name, on these inputs, with every weight nudged."""
 
 
 def nudged(value: Array, rng: np.random.Generator, units: float) -> Array:
@@ -45,30 +53,55 @@ def nudged(value: Array, rng: np.random.Generator, units: float) -> Array:
     return np.asarray(np.where(fine, moved, value), value.dtype)
 
 
-def nudged_file(path: Path, device: Device, engine: str, rng: np.random.Generator, units: float) -> Runner | None:
-    """A runner of the file with all its weights nudged, of the kind of `engine`; None where the file is too large."""
-    if path.stat().st_size >= LARGE:
-        return None
-    model = load_whole(path)
-    if model.ByteSize() >= LARGE:
-        return None
-    for tensor in weights(model):
-        tensor.CopyFrom(numpy_helper.from_array(nudged(numpy_helper.to_array(tensor), rng, units), tensor.name))
-    if engine == ReferenceRunner.name:
-        return ReferenceRunner(model)
-    with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
-        copy = Path(folder) / "nudged.onnx"
-        onnx.save(model, copy)
-        return OrtRunner(copy, device)
+class NudgedFile:
+    """An ONNX file that is run with other weights: each is an input of a copy."""
+
+    def __init__(self, path: Path, device: Device, engine: str) -> None:
+        """`engine`: the name of the runner that the copy is run in. ModelError where the file is too large for one."""
+        model = load_whole(path)
+        if model.ByteSize() >= LARGE:
+            raise ModelError(f"{path.name}: too large for a copy of its weights")
+        _lifted(model)
+        self.weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in weights(model)}
+        given = {value.name for value in model.graph.input}
+        model.graph.input.extend(
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+            for name, value in self.weights.items()
+            if name not in given
+        )
+        model.ir_version = max(model.ir_version, 4)  # before, initializers are constants, inputs or not
+        if engine == ReferenceRunner.name:
+            self.runner: Runner = ReferenceRunner(model)
+            return
+        with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
+            copy = Path(folder) / "nudged.onnx"
+            onnx.save(model, copy)
+            self.runner = OrtRunner(copy, device)
+
+    def run(self, feed: Feed, rng: np.random.Generator, units: float) -> dict[str, Array]:
+        """Outputs by name, on these inputs, with every weight nudged."""
+        return self.runner.run({**feed, **{name: nudged(value, rng, units) for name, value in self.weights.items()}})
+
+
+def _lifted(model: ModelProto) -> None:
+    """Constants of the main graph become initializers."""
+    kept = []
+    for node in model.graph.node:
+        value = next((a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"), None)
+        if value is None:
+            kept.append(node)
+        else:
+            tensor = model.graph.initializer.add()
+            tensor.CopyFrom(value)
+            tensor.name = node.output[0]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
 
 
 def weights(model: ModelProto) -> Iterator[TensorProto]:
-    """The floating constants that a model computes with, those in bodies and local functions among them."""
+    """The floating initializers of the main graph that it computes with."""
     readers: dict[str, set[str]] = defaultdict(set)
-    found = [(tensor.name, tensor) for tensor in model.graph.initializer]
     for node in all_nodes(model):
         for name in node.input:
             readers[name].add(node.op_type)
-        found += [(tensor.name, tensor) for body in nested_graphs(node) for tensor in body.initializer]
-        found += [(node.output[0], a.t) for a in node.attribute if node.op_type == "Constant" and a.name == "value"]
-    yield from (tensor for name, tensor in found if tensor.data_type in FLOATS and not readers[name] & GRIDS)
+    yield from (t for t in model.graph.initializer if t.data_type in FLOATS and not readers[t.name] & GRIDS)

@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import onnx
 
 from .device import Device
 from .inputs import Array, Feed, InputSpec
 from .locate import Probe
-from .nudges import nudged_file
+from .nudges import Nudged, NudgedFile
 from .runners import CPU, OrtRunner, ReferenceRunner, Runner, engine_name
 from .widen import widened, widened_feed
 
@@ -45,8 +44,8 @@ class Subject(Protocol):
     def exact(self, feed: Feed) -> dict[str, Array]:
         """What it gives in float64; raises, or gives nothing, where nothing here computes that."""
 
-    def nudged(self, engine: str, rng: np.random.Generator, units: float) -> Runner | None:
-        """Itself in that engine with its weights moved by units in the last place; None where that cannot be had."""
+    def nudged(self, engine: str) -> Nudged:
+        """Itself in the engine of that name, its weights moved; raises where that cannot be had."""
 
     def given(self) -> Feed | None:
         """Inputs that came with the model."""
@@ -95,9 +94,9 @@ class OnnxSubject:
             self._wide = None if model is None else ReferenceRunner(model)
         return self._wide.run(widened_feed(feed)) if isinstance(self._wide, ReferenceRunner) else {}
 
-    def nudged(self, engine: str, rng: np.random.Generator, units: float) -> Runner | None:
+    def nudged(self, engine: str) -> Nudged:
         """A copy of the file with other weights."""
-        return nudged_file(self.path, self.device, engine, rng, units)
+        return NudgedFile(self.path, self.device, engine)
 
     def given(self) -> Feed | None:
         """A file brings no inputs."""
