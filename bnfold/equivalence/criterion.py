@@ -22,6 +22,8 @@ LIMITS = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest `error / scale` for an output of each type, where there is no float64 to compare with."""
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """A unit in the last place of numbers near 1."""
+LEAST = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+"""The smallest number above 0: no unit in the last place is smaller."""
 INTEGER_LIMIT = 1e-3
 """Share of the elements of an integer output (a label map, say) that may flip at ties."""
 PEAK = 2.0
@@ -228,7 +230,7 @@ def beside(entry: OutputError, a: Array, own: Errors, new: Errors, multiple: flo
 
     A candidate that is nearer to float64 than the reference may be far from the reference.
     """
-    unit = EPS[a.dtype.name] * entry.scale
+    unit = max(EPS[a.dtype.name] * entry.scale, LEAST[a.dtype.name])
     allowed = max(own.rms, least_rms(a.size) * unit), max(own.peak, FLOOR[1] * unit)
     nearer = new.rms <= own.rms and new.peak <= own.peak and entry.scale > 0
     relative = new.peak / entry.scale if nearer else entry.relative

@@ -226,8 +226,6 @@ def _spec(value: onnx.ValueInfoProto, rows: int | None, rank: int | None) -> Inp
     dims: list[Any] = [] if tensor.HasField("shape") else [None] * rank
     for dim in tensor.shape.dim:
         dims.append(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or None)
-    if tensor.elem_type == TensorProto.STRING:
-        raise VerificationError(f"input {value.name!r} holds strings, so no inputs can be made up for it")
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     high = 256 if dtype == np.uint8 else 2 if "mask" in value.name.lower() else 8
     return InputSpec(value.name, dtype, tuple(dims), max(1, high if rows is None else min(rows, 1 << 15)))
