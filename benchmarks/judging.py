@@ -397,8 +397,8 @@ def _share(part: int, whole: int) -> str:
 
 
 EXACT = {"offset": 1e-7}
-"""How far the fold of a small network may be from it when both are in float64, beside the largest output: 1e-10, and more
-where means lie 1e8 deviations from 0, which costs the original half of the digits of float64."""
+"""How far the fold of a small network may be from it when both are in float64, beside the largest output: 1e-10, and
+more where means lie 1e8 deviations from 0, which costs the original half of the digits of float64."""
 DRAWS = 8
 """Inputs that the own error of a few numbers is measured on: that on one says little."""
 
@@ -451,7 +451,7 @@ def _plant(network: Small, tallies: dict[str, Tally], folder: Path) -> None:
     errors = [Errors.of(bench.hearing.runner.run(feed)["y"], bench.subject.exact(feed)["y"]).rms for feed in draws]
     feed, truth, plain = (of["normal"] for of in (bench.feeds, bench.exact, bench.plain))
     unit = least_rms(truth["y"].size) * EPS[plain["y"].dtype.name] * float(np.abs(truth["y"]).max())
-    own = max(unit, *errors, Errors.of(plain["y"], truth["y"]).rms)
+    own = max(unit, float(np.sqrt(np.mean(np.square(errors)))), Errors.of(plain["y"], truth["y"]).rms)
     for which, fault in enumerate(FAULTS):
         copy = network.model()
         if not fault(copy, np.random.default_rng([which, network.seed])):

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, helper
 
 from ..errors import VerificationError
 from ..frontends.onnx.files import load, load_whole
