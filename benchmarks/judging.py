@@ -29,7 +29,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 import bnfold
 from bnfold.equivalence.criterion import EPS, FLOOR, PARTS, PEAK, SKIPPED, Criterion, Errors, apart, facts, least_rms
 from bnfold.equivalence.inputs import KINDS, Array, Feed, feeds
-from bnfold.equivalence.judge import Hearing
+from bnfold.equivalence.judge import Hearing, Nudges
 from bnfold.equivalence.runners import OrtRunner, ReferenceRunner
 from bnfold.equivalence.subject import OnnxSubject
 from bnfold.limits import MULTIPLE
@@ -269,40 +269,47 @@ class Tally:
 
 
 @dataclass
-class Remembered(Hearing):
-    """A hearing that runs the reference once for each of the feeds, which must live as long as it does."""
+class Remembered(Nudges):
+    """Runs the reference with other weights once for each of the feeds, which must live as long as it does."""
 
-    known: dict[tuple[int, str], Any] = field(default_factory=dict)
+    known: dict[int, Any] = field(default_factory=dict)
 
-    def _exact(self, feed: Feed, kind: str) -> dict[str, Array]:
-        if (id(feed), "exact") not in self.known:
-            self.known[id(feed), "exact"] = super()._exact(feed, kind)
-        return dict(self.known[id(feed), "exact"])
-
-    def _nudges(self, feed: Feed) -> Iterator[tuple[float, dict[str, Array]]]:
-        runs, made = self.known.setdefault((id(feed), "nudges"), (super()._nudges(feed), []))
+    def runs(self, feed: Feed) -> Iterator[tuple[float, dict[str, Array]]]:
+        """As the runs of the first time."""
+        runs, made = self.known.setdefault(id(feed), (super().runs(feed), []))
         yield from made
         for run in runs:
             made.append(run)
             yield run
 
 
+@dataclass
+class Court(Hearing):
+    """A hearing that knows the reference in float64. `known`: by kind of inputs."""
+
+    known: dict[str, dict[str, Array]] = field(default_factory=dict)
+
+    def _exact(self, feed: Feed, kind: str) -> dict[str, Array]:
+        return self.known[kind]
+
+
 class Bench:
     """A network, what it gives in float32 and in float64, and the hearing that a candidate gets."""
 
     def __init__(self, path: Path) -> None:
-        self.subject = OnnxSubject(path)
+        self.subject, self.runner = OnnxSubject(path), OrtRunner(path)
         specs = self.subject.specs()
         shapes = {s.name: tuple(d if isinstance(d, int) else 2 for d in s.shape) for s in specs}
-        runner = OrtRunner(path)
         self.feeds: dict[str, Feed] = dict(feeds(specs, shapes, 0))
-        self.plain = {kind: runner.run(feed) for kind, feed in self.feeds.items()}
-        self.hearing = Remembered(self.subject, runner, Criterion(), 0, lambda stage: None)
-        self.exact = {kind: self.hearing._exact(feed, kind) for kind, feed in self.feeds.items()}
+        self.plain = {kind: self.runner.run(feed) for kind, feed in self.feeds.items()}
+        self.exact = {kind: self.subject.exact(feed) for kind, feed in self.feeds.items()}
+        nudges = Remembered(self.subject, self.runner, 0)
+        self.hearing = Court(self.subject, nudges, Criterion(), lambda stage: None, known=self.exact)
 
     def verdicts(self, candidate: Path) -> dict[str, bool]:
         """Whether a model is caught, by each rule."""
-        runner, hearing = OrtRunner(candidate), replace(self.hearing, failed=False)
+        runner = OrtRunner(candidate)
+        hearing = replace(self.hearing, failed=False, theirs=Nudges(OnnxSubject(candidate), runner, 0))
         caught = dict.fromkeys(["judge", *FIXED], False)
         for kind, feed in self.feeds.items():
             found = runner.run(feed)
@@ -448,7 +455,7 @@ def _plant(network: Small, tallies: dict[str, Tally], folder: Path) -> None:
     draws = [feed for draw in range(DRAWS) for kind, feed in feeds(bench.subject.specs(), {
         name: value.shape for name, value in bench.feeds["normal"].items()}, 1, draw) if kind == "normal"]  # fmt: skip
     # one error of a few numbers says little: that of several draws
-    errors = [Errors.of(bench.hearing.runner.run(feed)["y"], bench.subject.exact(feed)["y"]).rms for feed in draws]
+    errors = [Errors.of(bench.runner.run(feed)["y"], bench.subject.exact(feed)["y"]).rms for feed in draws]
     feed, truth, plain = (of["normal"] for of in (bench.feeds, bench.exact, bench.plain))
     unit = least_rms(truth["y"].size) * EPS[plain["y"].dtype.name] * float(np.abs(truth["y"]).max())
     own = max(unit, float(np.sqrt(np.mean(np.square(errors)))), Errors.of(plain["y"], truth["y"]).rms)

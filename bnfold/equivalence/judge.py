@@ -37,7 +37,7 @@ from .criterion import (
 from .inputs import RESIZED, Array, Axes, Choice, Feed, Inputs, dynamic_axes
 from .locate import Where, locate
 from .nudges import Nudged, nudged
-from .parts import LEAST
+from .parts import LEAST as FEW
 from .runners import OrtRunner, ReferenceRunner, Runner
 from .scopes import paired
 from .subject import Aligned, Subject
@@ -77,7 +77,7 @@ def judge(
     """
     inputs, criterion = inputs or Inputs(), criterion or Criterion()
     runner, choice, first = _open(reference, inputs, progress)
-    hearing = Hearing(reference, runner, criterion, inputs.seed, progress)
+    hearing = Hearing(reference, Nudges(reference, runner, inputs.seed), criterion, progress)
     entries: dict[tuple[str, str], OutputError] = {}
     warnings: list[str] = []
     varying: set[str] = set()
@@ -102,6 +102,7 @@ def judge(
     except Exception as error:
         return verdict(f"the candidate cannot be loaded: {_line(error)}")
     hearing.other = _Exact(candidate, other) if other.name != runner.name else None
+    hearing.theirs = Nudges(candidate, other, inputs.seed)
     warnings += _strangers(other, reference)
     warnings += [
         f"the {which} has norms or dropout in train mode, and was run like that"
@@ -239,6 +240,31 @@ class _Exact:
 
 
 @dataclass
+class Nudges:
+    """Runs a model with its weights and inputs nudged. `moved`: the model with other weights, once that is needed."""
+
+    subject: Subject
+    runner: Runner
+    seed: int
+    moved: Nudged | None = None
+
+    def runs(self, feed: Feed) -> Iterator[tuple[float, dict[str, Array]]]:
+        """Outputs under the names of the reference, each with the number of units."""
+        aligned = self.runner if isinstance(self.runner, Aligned) else None
+        feed = aligned.renamed(feed) if aligned else feed
+        for units, draw in NUDGES:
+            rng = np.random.default_rng([self.seed, 1000 + draw])
+            inputs = {name: nudged(value, rng, units) for name, value in feed.items()}
+            try:
+                self.moved = self.moved or self.subject.nudged(self.runner.name)
+                found = self.moved.run(inputs, rng, units)
+            except Exception:  # not every model can be copied, or run with each of its weights moved
+                self.moved = _Unmoved(aligned.runner if aligned else self.runner)
+                found = self.moved.run(inputs, rng, units)
+            yield abs(units), aligned.named(found) if aligned else found
+
+
+@dataclass
 class _Unmoved:
     """A model that keeps its weights: its inputs alone are nudged, which says less."""
 
@@ -251,21 +277,22 @@ class _Unmoved:
 
 @dataclass
 class Hearing:
-    """Compares outputs of two models; runs the reference again where rounding must be told from faults.
+    """Compares outputs of two models; runs them again where rounding must be told from faults.
 
-    `other`: the candidate in float64, where it runs in another runtime than the reference. `nudged`: the reference with
-    other weights, once that is needed. `failed`: whether an entry failed when all was heard; what comes then is heard
-    briefly.
+    `mine`, `theirs`: the reference and the candidate with other weights. A fold may move outputs as far as units in the
+    last place of the reference's weights do, and no further than those of its own do: where the reference subtracts
+    numbers that are nearly equal, a unit in each says nothing of what their difference is rounded to. `other`: the
+    candidate in float64, where it runs in another runtime than the reference. `failed`: whether an entry failed when
+    all was heard; what comes then is heard briefly.
     """
 
     reference: Subject
-    runner: Runner
+    mine: Nudges
     criterion: Criterion
-    seed: int
     progress: Progress
     warnings: list[str] = field(default_factory=list)
     other: _Exact | None = None
-    nudged: Nudged | None = None
+    theirs: Nudges | None = None
     failed: bool = False
 
     def compare(
@@ -280,7 +307,8 @@ class Hearing:
         doubtful = [i for i, entry in enumerate(entries) if in_doubt(entry)]
         exact = self._exact(feed, kind) if odd or self._wants_exact(entries, expected) else {}
         candidate: dict[str, Array] = {}
-        noise = Noise(self._nudges(feed), expected)
+        noise = Noise(self.mine.runs(feed), expected)
+        theirs = Noise(self.theirs.runs(feed), found) if self.theirs else None
         for i in doubtful:
             entry = entries[i]
             a, b = expected[entry.output], found[entry.output]
@@ -304,29 +332,23 @@ class Hearing:
             else:
                 entry = self.criterion.measure(a, b, entry, _floor(entry, a, feed))
             if in_doubt(entry) and not self.criterion.fixed:
-                entry = self._heard(entry, a, b, truth if own is not None else None, noise)
+                entry = self._heard(entry, a, b, truth if own is not None else None, noise, theirs)
             entries[i] = entry
-        return [self._flipped(entry, expected, found, noise) for entry in entries]
+        return [self._flipped(entry, noise, theirs) for entry in entries]
 
-    def _flipped(
-        self, entry: OutputError, expected: Mapping[str, Array], found: Mapping[str, Array], noise: Noise
-    ) -> OutputError:
-        """An entry of whole numbers that flip at ties, judged by those that flip in the reference when it is nudged.
+    def _flipped(self, entry: OutputError, noise: Noise, theirs: Noise | None) -> OutputError:
+        """An entry of whole numbers that flip at ties, judged by those that flip in both models when they are nudged.
 
-        As many may flip, or each to what it flips to there. Where half of many do, they say nothing.
+        As many may flip, or each to what the other model gives there. Where half of many do, they say nothing.
         """
         share = entry.measure("flips")
         if entry.passed or entry.note or share is None or self.criterion.fixed:
             return entry
-        a, b = expected[entry.output], found[entry.output]
-        for seen in noise.flips(entry.output):
-            rate = max((float(np.mean(value != a)) / units for units, value in seen), default=0.0)
-            most = max((float(np.mean(value != a)) for _, value in seen), default=0.0)
-            strange = float(np.mean(np.logical_and.reduce([b != value for _, value in ((1.0, a), *seen)])))
-            if share <= FLIPS * rate < 1 or (strange == 0 and (most < 0.5 or a.size < LEAST)):
-                bound = FLIPS * rate if share <= FLIPS * rate else most
-                return replace(entry, passed=True, note=ROUNDING, measures=(Measure("flips", share, bound),))
-        return entry
+        bounds = [_flips(entry.output, share, one, two) for one, two in ((noise, theirs), (theirs, noise)) if one]
+        if None in bounds:
+            return entry
+        bound = min(bound for bound in bounds if bound is not None)
+        return replace(entry, passed=True, note=ROUNDING, measures=(Measure("flips", share, bound),))
 
     def _whole(
         self, entry: OutputError, expected: Mapping[str, Array], found: Mapping[str, Array]
@@ -357,17 +379,27 @@ class Hearing:
         measures = (*part.measures, Measure("runtime's rounding", rounding, allowed))
         return replace(entry, passed=True, note=RUNTIME, measures=measures, resolution=part.resolution)
 
-    def _heard(self, entry: OutputError, a: Array, b: Array, truth: Array | None, noise: Noise) -> OutputError:
-        """An entry judged by the reference's own rounding, as a whole and channel by channel where float64 is known."""
+    def _heard(
+        self, entry: OutputError, a: Array, b: Array, truth: Array | None, noise: Noise, theirs: Noise | None
+    ) -> OutputError:
+        """An entry judged by the rounding of both models, as a whole and channel by channel where float64 is known."""
         bound = PARTS * self.criterion.multiple
         self.progress("measuring the reference's own rounding")
-        for moved in noise.of(entry.output):
-            part = 0.0 if truth is None else apart(a, b, truth, a.dtype.name, moved * (NOISE_MULTIPLE / bound))
-            heard = second_hearing(entry, float(moved.max(initial=0.0))) if part <= bound else entry
-            if heard.passed or self.failed:
-                return heard
-        self.failed = True
-        return entry
+
+        def heard(noise: Noise, error: float) -> OutputError:
+            for moved in noise.of(entry.output):
+                part = 0.0 if truth is None else apart(a, b, truth, a.dtype.name, moved * (NOISE_MULTIPLE / bound))
+                found = second_hearing(entry, float(moved.max(initial=0.0)), error) if part <= bound else entry
+                if found.passed or self.failed:
+                    return found
+            return entry
+
+        found = heard(noise, entry.error)
+        if found.passed and theirs is not None:
+            own = heard(theirs, entry.error if truth is None else Errors.of(b, truth).peak)
+            found = own if not own.passed else max(found, own, key=lambda entry: entry.strain)
+        self.failed |= not found.passed
+        return found
 
     def _wants_exact(self, entries: list[OutputError], expected: Mapping[str, Array]) -> bool:
         """Whether there is a number to judge that float64 says more about; equal outputs need no judge."""
@@ -405,25 +437,12 @@ class Hearing:
         )
         return False
 
-    def _nudges(self, feed: Feed) -> Iterator[tuple[float, dict[str, Array]]]:
-        """What the reference gives when its weights and inputs are nudged, and by how many units."""
-        for units, draw in NUDGES:
-            rng = np.random.default_rng([self.seed, 1000 + draw])
-            moved = {name: nudged(value, rng, units) for name, value in feed.items()}
-            try:
-                self.nudged = self.nudged or self.reference.nudged(self.runner.name)
-                found = self.nudged.run(moved, rng, units)
-            except Exception:  # not every model can be copied, or run with each of its weights moved
-                self.nudged = _Unmoved(self.runner)
-                found = self.nudged.run(moved, rng, units)
-            yield abs(units), found
-
 
 class Noise:
-    """How far rounding moves each element of the reference's outputs, looked for in more and more runs."""
+    """How far rounding moves each element of a model's outputs, looked for in more and more runs."""
 
     def __init__(self, runs: Iterator[tuple[float, dict[str, Array]]], expected: Mapping[str, Array]) -> None:
-        """`runs`: see `Hearing._nudges`. `expected`: the outputs that these are held against."""
+        """`runs`: see `Nudges.runs`. `expected`: the outputs that these are held against."""
         self.runs, self.expected = runs, expected
         self.seen: list[tuple[float, dict[str, Array]]] = []
 
@@ -469,13 +488,31 @@ def _change(a: Array, b: Array) -> Array:
     return np.where(np.isfinite(change), change, 0.0)
 
 
-def second_hearing(entry: OutputError, noise: float) -> OutputError:
-    """An entry in doubt judged by the reference's own rounding."""
-    if not in_doubt(entry) or entry.error > NOISE_MULTIPLE * noise:
+def second_hearing(entry: OutputError, noise: float, error: float) -> OutputError:
+    """An entry in doubt judged by the rounding of a model, which moves its outputs by `noise`."""
+    if not in_doubt(entry) or error > NOISE_MULTIPLE * noise:
         return entry
-    measure = Measure("noise ratio", entry.error / noise if noise else 0.0, NOISE_MULTIPLE)
+    measure = Measure("noise ratio", error / noise if noise else 0.0, NOISE_MULTIPLE)
     finest = NOISE_MULTIPLE * noise / entry.scale if entry.scale > 0 else None
     return replace(entry, passed=True, note=ROUNDING, measures=(measure,), resolution=finest)
+
+
+def _flips(output: str, share: float, noise: Noise, other: Noise | None) -> float | None:
+    """How many whole numbers may differ between two models, by what flips in one of them; None where fewer than do.
+
+    `other`: of the model whose numbers those that flip may flip to; None where it is not known.
+    """
+    a = noise.expected[output]
+    for seen in noise.flips(output):
+        flips = [(float(np.mean(value != a)), units) for units, value in seen]
+        rate, most = max((f / u for f, u in flips), default=0.0), max((f for f, _ in flips), default=0.0)
+        if share <= FLIPS * rate < 1:
+            return FLIPS * rate
+        if other is not None and (most < 0.5 or a.size < FEW):
+            b = other.expected[output]
+            if np.logical_or.reduce([b == value for _, value in ((0.0, a), *seen)]).all():
+                return most
+    return None
 
 
 def _short(value: Array) -> bool:
