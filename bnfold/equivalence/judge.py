@@ -334,20 +334,27 @@ class Hearing:
             if in_doubt(entry) and not self.criterion.fixed:
                 entry = self._heard(entry, a, b, truth if own is not None else None, noise, theirs)
             entries[i] = entry
-        return [self._flipped(entry, noise, theirs) for entry in entries]
+        return [self._flipped(entry, noise, theirs, lambda: exact or self._exact(feed, kind)) for entry in entries]
 
-    def _flipped(self, entry: OutputError, noise: Noise, theirs: Noise | None) -> OutputError:
+    def _flipped(
+        self, entry: OutputError, noise: Noise, theirs: Noise | None, exact: Callable[[], Mapping[str, Array]]
+    ) -> OutputError:
         """An entry of whole numbers that flip at ties, judged by those that flip in both models when they are nudged.
 
-        As many may flip, or each to what the other model gives there. Where half of many do, they say nothing.
+        As many may flip, or each to what the other model gives there. Where half of many do, they say nothing. What
+        flips to the number of float64 is right whatever flips in the candidate.
         """
         share = entry.measure("flips")
         if entry.passed or entry.note or share is None or self.criterion.fixed:
             return entry
-        bounds = [_flips(entry.output, share, one, two) for one, two in ((noise, theirs), (theirs, noise)) if one]
-        if None in bounds:
+        bound = _flips(entry.output, share, noise, theirs)
+        if bound is not None and theirs is not None:
+            a, b = noise.expected[entry.output], theirs.expected[entry.output]
+            right = _right(a, b, exact().get(entry.output))
+            other = bound if right else _flips(entry.output, share, theirs, noise)
+            bound = None if other is None else min(bound, other)
+        if bound is None:
             return entry
-        bound = min(bound for bound in bounds if bound is not None)
         return replace(entry, passed=True, note=ROUNDING, measures=(Measure("flips", share, bound),))
 
     def _whole(
@@ -495,6 +502,11 @@ def second_hearing(entry: OutputError, noise: float, error: float) -> OutputErro
     measure = Measure("noise ratio", error / noise if noise else 0.0, NOISE_MULTIPLE)
     finest = NOISE_MULTIPLE * noise / entry.scale if entry.scale > 0 else None
     return replace(entry, passed=True, note=ROUNDING, measures=(measure,), resolution=finest)
+
+
+def _right(a: Array, b: Array, truth: Array | None) -> bool:
+    """Whether every number of `b` that differs from that of `a` is the right one."""
+    return truth is not None and truth.shape == b.shape and bool(np.logical_or(a == b, b == truth).all())
 
 
 def _flips(output: str, share: float, noise: Noise, other: Noise | None) -> float | None:
