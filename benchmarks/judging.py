@@ -410,13 +410,13 @@ DRAWS = 8
 """Inputs that the own error of a few numbers is measured on: that on one says little."""
 
 
-def small(count: int) -> None:
+def small(count: int, first: int = 0) -> None:
     """How many folds of small networks are refused, all of them right in float64, and faults in some of them."""
     refused: dict[tuple[str, str], int] = defaultdict(int)
     tallies: dict[str, Tally] = {fault.__name__: Tally() for fault in FAULTS}
     furthest = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(count):
+        for seed in range(first, first + count):
             network = Small.of(seed)
             furthest = max(furthest, _distance(network))
             try:
@@ -476,9 +476,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["distribution", "channels", "power", "small"])
     parser.add_argument("--count", type=int, default=6000, help="of small networks")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     chosen = parser.parse_args()
     print(f"multiple {MULTIPLE:g}, peak {PEAK * MULTIPLE:g}, channels {PARTS * MULTIPLE:g}, floors {FLOOR}")
     if chosen.what == "small":
-        small(chosen.count)
+        small(chosen.count, chosen.first)
     else:
         {"distribution": distribution, "channels": channels, "power": power}[chosen.what]()
