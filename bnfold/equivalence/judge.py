@@ -427,7 +427,7 @@ class Hearing:
         return found
 
     def _trusted(self, own: Errors, rounding: Iterator[float], output: str) -> Errors | None:
-        """Own errors, unless they are so large that float64 must have computed something else; `rounding`: in more runs."""
+        """Own errors, unless they are so large that float64 must have computed something else."""
         if any(own.peak <= moved for moved in rounding):
             return own
         self.warnings.append(
