@@ -3,11 +3,13 @@
     python -m benchmarks.judging distribution
     python -m benchmarks.judging channels
     python -m benchmarks.judging power
+    python -m benchmarks.judging small --count 6000
 
 `distribution`: errors of folded networks against float64, over the original's own, for the networks of the zoo and
 those in models/. `channels`: the same for the worst channel, with inner tensors as outputs. `power`: small faults,
 planted in the networks before they are folded; which share is caught, beside fixed limits that are in use elsewhere. A
-fault counts as visible where its effect in float64 is more than the error that the original makes anyway.
+fault counts as visible where its effect in float64 is more than the error that the original makes anyway. `small`:
+sound networks with 1 to 4 output numbers, of which the judge may refuse none, and the same faults in some of them.
 """
 
 from __future__ import annotations
@@ -15,22 +17,25 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 import bnfold
-from bnfold.equivalence.criterion import FLOOR, PARTS, PEAK, Errors, apart, beside, facts
+from bnfold.equivalence.criterion import EPS, FLOOR, PARTS, PEAK, SKIPPED, Criterion, Errors, apart, facts, least_rms
 from bnfold.equivalence.inputs import KINDS, Array, Feed, feeds
-from bnfold.equivalence.judge import NOISE_MULTIPLE, NOISE_RUNS, _nudged
-from bnfold.equivalence.runners import OrtRunner
+from bnfold.equivalence.judge import Hearing, Nudges
+from bnfold.equivalence.runners import OrtRunner, ReferenceRunner
 from bnfold.equivalence.subject import OnnxSubject
 from bnfold.limits import MULTIPLE
 from tests.zoo import ZOO
+
+from .small_networks import Small
 
 MODELS = Path(__file__).parents[1] / "models"
 PLACES = 6
@@ -263,41 +268,57 @@ class Tally:
     clearly: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
 
+@dataclass
+class Remembered(Nudges):
+    """Runs the reference with other weights once for each of the feeds, which must live as long as it does."""
+
+    known: dict[int, Any] = field(default_factory=dict)
+
+    def runs(self, feed: Feed) -> Iterator[tuple[float, dict[str, Array]]]:
+        """As the runs of the first time."""
+        runs, made = self.known.setdefault(id(feed), (super().runs(feed), []))
+        yield from made
+        for run in runs:
+            made.append(run)
+            yield run
+
+
+@dataclass
+class Court(Hearing):
+    """A hearing that knows the reference in float64. `known`: by kind of inputs."""
+
+    known: dict[str, dict[str, Array]] = field(default_factory=dict)
+
+    def _exact(self, feed: Feed, kind: str) -> dict[str, Array]:
+        return self.known[kind]
+
+
 class Bench:
-    """A network, what it gives in float32 and in float64, and how much one unit in the last place changes."""
+    """A network, what it gives in float32 and in float64, and the hearing that a candidate gets."""
 
     def __init__(self, path: Path) -> None:
-        subject = OnnxSubject(path)
-        specs = subject.specs()
+        self.subject, self.runner = OnnxSubject(path), OrtRunner(path)
+        specs = self.subject.specs()
         shapes = {s.name: tuple(d if isinstance(d, int) else 2 for d in s.shape) for s in specs}
-        runner = OrtRunner(path)
         self.feeds: dict[str, Feed] = dict(feeds(specs, shapes, 0))
-        self.plain = {kind: runner.run(feed) for kind, feed in self.feeds.items()}
-        self.exact = {kind: subject.exact(feed) for kind, feed in self.feeds.items()}
-        self.noise = {kind: self._noise(runner, feed, kind) for kind, feed in self.feeds.items()}
-
-    def _noise(self, runner: OrtRunner, feed: Feed, kind: str) -> dict[str, float]:
-        noise = dict.fromkeys(self.plain[kind], 0.0)
-        for i in range(NOISE_RUNS):
-            rng = np.random.default_rng([0, 1000 + i])
-            for name, value in runner.run({name: _nudged(value, rng) for name, value in feed.items()}).items():
-                noise[name] = max(noise[name], Errors.of(value, self.plain[kind][name]).peak)
-        return noise
+        self.plain = {kind: self.runner.run(feed) for kind, feed in self.feeds.items()}
+        self.exact = {kind: self.subject.exact(feed) for kind, feed in self.feeds.items()}
+        nudges = Remembered(self.subject, self.runner, 0)
+        self.hearing = Court(self.subject, nudges, Criterion(), lambda stage: None, known=self.exact)
 
     def verdicts(self, candidate: Path) -> dict[str, bool]:
         """Whether a model is caught, by each rule."""
         runner = OrtRunner(candidate)
+        hearing = replace(self.hearing, failed=False, theirs=Nudges(OnnxSubject(candidate), runner, 0))
         caught = dict.fromkeys(["judge", *FIXED], False)
-        for kind in KINDS:
-            found = runner.run(self.feeds[kind])
+        for kind, feed in self.feeds.items():
+            found = runner.run(feed)
+            if not caught["judge"]:
+                entries = hearing.compare(self.plain[kind], found, kind, feed)
+                caught["judge"] = any(not entry.passed and entry.note != SKIPPED for entry in entries)
             for name, a in self.plain[kind].items():
-                entry = facts(name, kind, a, found[name])
-                own, new = (Errors.of(value, self.exact[kind][name]) for value in (a, found[name]))
-                part = apart(a, found[name], self.exact[kind][name], a.dtype.name)
-                passed = beside(entry, a, own, new, MULTIPLE, part).passed
-                caught["judge"] |= not passed and entry.error > NOISE_MULTIPLE * self.noise[kind][name]
                 for label, limit in FIXED.items():
-                    caught[label] |= entry.relative > limit
+                    caught[label] |= facts(name, kind, a, found[name]).relative > limit
         return caught
 
     def effect(self, faulty: Path) -> float:
@@ -307,7 +328,7 @@ class Bench:
             changed = subject.exact(feed)
             for name, exact in self.exact[kind].items():
                 own = Errors.of(self.plain[kind][name], exact).rms
-                floor = FLOOR[0] * 2.0**-23 * float(np.abs(exact).max())
+                floor = least_rms(exact.size) * EPS[self.plain[kind][name].dtype.name] * float(np.abs(exact).max())
                 most = max(most, Errors.of(changed[name], exact).rms / max(own, floor, 1e-300))
         return most
 
@@ -349,10 +370,9 @@ def _count(tally: Tally, effect: float, verdicts: dict[str, bool]) -> None:
         tally.clearly[rule] += caught and effect > 2 * MULTIPLE
 
 
-def _table(tallies: dict[str, Tally], sound: Tally) -> None:
-    rules = ["judge", *FIXED]
+def _table(tallies: dict[str, Tally], sound: Tally, rules: Sequence[str] = ("judge", *FIXED)) -> None:
     refused = ", ".join(f"{sound.caught[rule]} by {'the judge' if rule == 'judge' else rule}" for rule in rules)
-    print(f"\n{sound.planted} sound networks, refused: {refused}\n")
+    print(f"\n{sound.planted} sound networks, refused: {refused}\n" if sound.planted else "")
     heads = [f"caught by {'the judge' if rule == 'judge' else f'limit {rule}'}" for rule in rules]
     print(f"| fault | planted | {' | '.join(heads)} | above rounding | of these caught | above {2 * MULTIPLE:g} times "
           f"rounding | of these caught |\n|---|{'---:|' * (len(rules) + 5)}")  # fmt: skip
@@ -380,9 +400,86 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "-"
 
 
+# --- small networks
+
+
+EXACT = {"offset": 1e-7}
+"""How far the fold of a small network may be from it when both are in float64, beside the largest output: 1e-10, and
+more where means lie 1e8 deviations from 0, which costs the original half of the digits of float64."""
+DRAWS = 8
+"""Inputs that the own error of a few numbers is measured on: that on one says little."""
+
+
+def small(count: int, first: int = 0) -> None:
+    """How many folds of small networks are refused, all of them right in float64, and faults in some of them."""
+    refused: dict[tuple[str, str], int] = defaultdict(int)
+    tallies: dict[str, Tally] = {fault.__name__: Tally() for fault in FAULTS}
+    furthest = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(first, first + count):
+            network = Small.of(seed)
+            furthest = max(furthest, _distance(network))
+            try:
+                bnfold.fold(network.model())
+            except bnfold.VerificationError as error:
+                refused[network.numbers, network.end] += 1
+                print(f"refused: {network}: {error}", flush=True)
+            if seed % 31 == 0 and network.end != "ArgMax":
+                _plant(network, tallies, Path(folder))
+            if seed % 500 == 499:
+                print(f"{seed + 1}: refused {sum(refused.values())}, furthest {furthest:.1e}", flush=True)
+    said = f"{count} sound networks (at most {furthest:.1e} from the original in float64)"
+    print(f"\n{said}, {sum(refused.values())} refused {dict(refused) or ''}")
+    _table(tallies, Tally(), ["judge"])
+
+
+def _distance(network: Small) -> float:
+    """Of a network and its fold, both in float64. ValueError where the fold is not sound, or nothing was folded."""
+    model = network.model(np.float64)
+    folded = bnfold.fold(model, verify=False)
+    if not folded.plan.counts()["folded"]:
+        raise ValueError(f"{network}: nothing was folded")
+    shape = [d.dim_value or 2 for d in model.graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(network.seed).standard_normal(shape)
+    a, b = (ReferenceRunner(m).run({"x": x})["y"] for m in (model, folded.model))
+    found = float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-300))
+    if not found <= EXACT.get(network.body, 1e-10):
+        raise ValueError(f"{network}: the fold is {found:.1e} away in float64")
+    return found
+
+
+def _plant(network: Small, tallies: dict[str, Tally], folder: Path) -> None:
+    original, faulty, folded = (folder / f"{name}.onnx" for name in ("original", "faulty", "folded"))
+    onnx.save(network.model(), original)
+    bench = Bench(original)
+    draws = [feed for draw in range(DRAWS) for kind, feed in feeds(bench.subject.specs(), {
+        name: value.shape for name, value in bench.feeds["normal"].items()}, 1, draw) if kind == "normal"]  # fmt: skip
+    # one error of a few numbers says little: that of several draws
+    errors = [Errors.of(bench.runner.run(feed)["y"], bench.subject.exact(feed)["y"]).rms for feed in draws]
+    feed, truth, plain = (of["normal"] for of in (bench.feeds, bench.exact, bench.plain))
+    unit = least_rms(truth["y"].size) * EPS[plain["y"].dtype.name] * float(np.abs(truth["y"]).max())
+    own = max(unit, float(np.sqrt(np.mean(np.square(errors)))), Errors.of(plain["y"], truth["y"]).rms)
+    for which, fault in enumerate(FAULTS):
+        copy = network.model()
+        if not fault(copy, np.random.default_rng([which, network.seed])):
+            continue
+        onnx.save(copy, faulty)
+        bnfold.fold(faulty, out=folded, verify=False)
+        effect = Errors.of(OnnxSubject(faulty).exact(feed)["y"], truth["y"]).rms / own
+        caught = bench.verdicts(folded)["judge"]
+        if effect > 2 * MULTIPLE and not caught:
+            print(f"missed: {fault.__name__}, {effect:.0f} times rounding, in {network}", flush=True)
+        _count(tallies[fault.__name__], effect, {"judge": caught})
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["distribution", "channels", "power"])
-    chosen = parser.parse_args().what
+    parser.add_argument("what", choices=["distribution", "channels", "power", "small"])
+    parser.add_argument("--count", type=int, default=6000, help="of small networks")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them")
+    chosen = parser.parse_args()
     print(f"multiple {MULTIPLE:g}, peak {PEAK * MULTIPLE:g}, channels {PARTS * MULTIPLE:g}, floors {FLOOR}")
-    {"distribution": distribution, "channels": channels, "power": power}[chosen]()
+    if chosen.what == "small":
+        small(chosen.count, chosen.first)
+    else:
+        {"distribution": distribution, "channels": channels, "power": power}[chosen.what]()

@@ -599,14 +599,6 @@ def test_a_reference_that_nothing_can_run_raises(tmp_path: Path) -> None:
         judged(tmp_path, net.model(), net.model())
 
 
-def test_an_input_of_strings_raises(tmp_path: Path) -> None:
-    net = Net()
-    net.inputs.append(helper.make_tensor_value_info("text", TensorProto.STRING, ["N"]))
-    net.output(net.node("Identity", ["text"], "same"), ("N",))
-    with pytest.raises(VerificationError, match="'text' holds strings"):
-        judged(tmp_path, net.model(), net.model())
-
-
 def test_sizes_that_do_not_fit_are_a_usage_error(tmp_path: Path) -> None:
     for shapes in ({"image": (1, 3, 10)}, {"image": (1, 4, 10, 10)}, {"image": (0, 3, 10, 10)}, {"other": (1,)}):
         with pytest.raises(UsageError, match="--shape"):

@@ -460,6 +460,7 @@ def test_the_numbers_of_the_document_are_those_of_the_code() -> None:
     assert f"at most **{MULTIPLE:g} times**" in text
     assert f"at most {MULTIPLE * PEAK:g} times the reference's own largest" in text
     assert f"more than {MULTIPLE * PARTS:g} times the reference's own in that channel" in text
-    assert (CLEAR, NOISE_MULTIPLE) == (0.1, 10)
+    assert (CLEAR, NOISE_MULTIPLE) == (0.1, 4)
+    assert "a difference of up to 4 times what one unit does" in " ".join(text.split())
     assert (LIMITS["float32"], LIMITS["float16"], LIMITS["bfloat16"], LIMITS["float64"]) == (1e-4, 2e-2, 0.1, 1e-10)
     assert all(f"`{kind}`" in text for kind in KINDS)

@@ -22,12 +22,15 @@ LIMITS = {"float64": 1e-10, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest `error / scale` for an output of each type, where there is no float64 to compare with."""
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """A unit in the last place of numbers near 1."""
+LEAST = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+"""The smallest number above 0: no unit in the last place is smaller."""
 INTEGER_LIMIT = 1e-3
 """Share of the elements of an integer output (a label map, say) that may flip at ties."""
 PEAK = 2.0
 """The largest error may be so many times as far beyond the reference's own as the root mean square."""
 FLOOR = (0.25, 1.0)
-"""Own errors, root mean square and largest, count as so many units in the last place of the largest output at least."""
+"""Own errors, root mean square and largest, count as so many units in the last place of the largest output at least.
+The root mean square of a few elements counts as what it is where one of them has the floor of the largest."""
 PARTS = 8.0
 """The error of one channel may be so many times as far beyond the reference's own there as that of the whole output."""
 COARSE = 1e-3
@@ -236,13 +239,18 @@ def _binned(relative: Array) -> Array:
 
 
 def beside(entry: OutputError, a: Array, own: Errors, new: Errors, multiple: float, part: float = 0.0) -> OutputError:
-    """An entry judged by the errors of the reference and of the candidate against float64; `part`: see `apart`."""
-    unit = EPS[a.dtype.name] * entry.scale
-    allowed = max(own.rms, FLOOR[0] * unit), max(own.peak, FLOOR[1] * unit)
+    """An entry judged by the errors of the reference and of the candidate against float64; `part`: see `apart`.
+
+    A candidate that is nearer to float64 than the reference may be far from the reference.
+    """
+    unit = max(EPS[a.dtype.name] * entry.scale, LEAST[a.dtype.name])
+    allowed = max(own.rms, least_rms(a.size) * unit), max(own.peak, FLOOR[1] * unit)
+    nearer = new.rms <= own.rms and new.peak <= own.peak and entry.scale > 0
+    relative = new.peak / entry.scale if nearer else entry.relative
     measures = (
         Measure("error ratio", _ratio(new.rms, allowed[0]), multiple),
         Measure("peak ratio", _ratio(new.peak, allowed[1]), PEAK * multiple),
-        Measure("relative error", entry.relative, CLEAR),
+        Measure("relative error", relative, CLEAR),
         *([Measure("part ratio", part, PARTS * multiple)] if part > 0 else []),
     )
     passed = all(measure.passed for measure in measures) or entry.error == 0
@@ -251,6 +259,11 @@ def beside(entry: OutputError, a: Array, own: Errors, new: Errors, multiple: flo
     return replace(
         entry, passed=passed, measures=measures, own=own.rms, found=new.rms, histogram=seen, resolution=finest
     )
+
+
+def least_rms(elements: int) -> float:
+    """What the root mean square of so many own errors counts as at least, in units in the last place."""
+    return max(FLOOR[0], FLOOR[1] / float(np.sqrt(max(1, elements))))
 
 
 def apart(a: Array, b: Array, exact: Array, dtype: str, noise: Array | None = None) -> float:

@@ -27,7 +27,7 @@ SAMPLES = 64
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An input of a model: name, numpy dtype, shape with dynamic sizes by name or None.
+    """An input of a model: name, numpy dtype (object for strings), shape with dynamic sizes by name or None.
 
     `high`: integers that are made up for it lie below.
     """
@@ -273,4 +273,6 @@ def _fill(
         return np.asarray(rng.random(shape) < 0.5)
     if spec.dtype.kind in "iu":
         return np.asarray(rng.integers(0, spec.high, shape), spec.dtype)
+    if spec.dtype.kind == "O":  # strings: any will do, and those that are numbers can be read as such too
+        return np.asarray(rng.integers(0, spec.high, shape)).astype(str).astype(object)
     return np.asarray(make(rng, shape)).astype(spec.dtype)

@@ -1,15 +1,16 @@
 """Are two models the same function? Run both on inputs of several kinds and compare every output.
 
-Both are compared with the reference in float64 (`criterion`). What fails gets a second hearing: inputs that differ by
-one unit in the last place show how much rounding moves the reference's own output (a sigmoid near 0 has few digits
-left), and a difference of up to NOISE_MULTIPLE times that passes. Where nothing here computes in float64, or where that
-says something else than the reference, the limit of the type decides. NaN never passes.
+Both are compared with the reference in float64 (`criterion`). What fails gets a second hearing: weights and inputs that
+differ by units in the last place show how much rounding moves the reference's own output (a sigmoid near 0 has few
+digits left), and a difference of up to NOISE_MULTIPLE times what one unit does passes. Where nothing here computes in
+float64, or where that says something else than the reference, the limit of the type decides. NaN never passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 
@@ -35,15 +36,21 @@ from .criterion import (
 )  # fmt: skip
 from .inputs import RESIZED, Array, Axes, Choice, Feed, Inputs, dynamic_axes
 from .locate import Where, locate
+from .nudges import Nudged, nudged
+from .parts import LEAST as FEW
 from .runners import OrtRunner, ReferenceRunner, Runner
 from .scopes import paired
 from .subject import Aligned, Subject
 
-NOISE_MULTIPLE = 10.0
-"""A difference of so many times what one unit in the last place of the inputs does is no fault."""
-NOISE_RUNS = 3
+NOISE_MULTIPLE = 4.0
+"""A difference of so many times what one unit in the last place of the weights and inputs does is no fault."""
+NUDGES = tuple((sign * units, draw) for draw, units in enumerate((1.0, 2.0, 2.0, 4.0, 4.0)) for sign in (1, -1))
+"""Units in the last place, and which draw of directions: one way and the other, as a step lies on one side. Several
+units find the steps of a QuantizeLinear, or of a saturated function, that a fold may cross."""
+FIRST = 2
+"""How many of these runs are made whenever there is doubt; the others as long as they may change the verdict."""
 FLIPS = 2.0
-"""So many times the share of whole numbers that such inputs flip in the reference itself may flip in the candidate."""
+"""So many times the share of whole numbers that such runs flip in the reference itself may flip in the candidate."""
 TRUST, UNITS = 100.0, 16.0
 """The reference may be so many times its noise, or so many units in the last place of the inputs, away from float64
 before that is taken for another function."""
@@ -70,7 +77,7 @@ def judge(
     """
     inputs, criterion = inputs or Inputs(), criterion or Criterion()
     runner, choice, first = _open(reference, inputs, progress)
-    hearing = Hearing(reference, runner, criterion, inputs.seed, progress)
+    hearing = Hearing(reference, Nudges(reference, runner, inputs.seed), criterion, progress)
     entries: dict[tuple[str, str], OutputError] = {}
     warnings: list[str] = []
     varying: set[str] = set()
@@ -95,6 +102,7 @@ def judge(
     except Exception as error:
         return verdict(f"the candidate cannot be loaded: {_line(error)}")
     hearing.other = _Exact(candidate, other) if other.name != runner.name else None
+    hearing.theirs = Nudges(candidate, other, inputs.seed)
     warnings += _strangers(other, reference)
     warnings += [
         f"the {which} has norms or dropout in train mode, and was run like that"
@@ -223,26 +231,69 @@ class _Exact:
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """Its outputs; none where nothing here computes them."""
-        if not isinstance(self.runner, Aligned):
-            return self.candidate.exact(feed)
-        found = self.candidate.exact(self.runner.renamed(feed))
-        return self.runner.named(found) if found else {}
+        aligned = self.runner if isinstance(self.runner, Aligned) else None
+        try:
+            found = self.candidate.exact(aligned.renamed(feed) if aligned else feed)
+        except Exception:  # an operator without an evaluator
+            return {}
+        return aligned.named(found) if aligned and found else found
+
+
+@dataclass
+class Nudges:
+    """Runs a model with its weights and inputs nudged. `moved`: the model with other weights, once that is needed."""
+
+    subject: Subject
+    runner: Runner
+    seed: int
+    moved: Nudged | None = None
+
+    def runs(self, feed: Feed) -> Iterator[tuple[float, dict[str, Array]]]:
+        """Outputs under the names of the reference, each with the number of units."""
+        aligned = self.runner if isinstance(self.runner, Aligned) else None
+        feed = aligned.renamed(feed) if aligned else feed
+        for units, draw in NUDGES:
+            rng = np.random.default_rng([self.seed, 1000 + draw])
+            inputs = {name: nudged(value, rng, units) for name, value in feed.items()}
+            try:
+                self.moved = self.moved or self.subject.nudged(self.runner.name)
+                found = self.moved.run(inputs, rng, units)
+            except Exception:  # not every model can be copied, or run with each of its weights moved
+                self.moved = _Unmoved(aligned.runner if aligned else self.runner)
+                found = self.moved.run(inputs, rng, units)
+            yield abs(units), aligned.named(found) if aligned else found
+
+
+@dataclass
+class _Unmoved:
+    """A model that keeps its weights: its inputs alone are nudged, which says less."""
+
+    runner: Runner
+
+    def run(self, feed: Feed, rng: np.random.Generator, units: float) -> dict[str, Array]:
+        """Outputs by name."""
+        return self.runner.run(feed)
 
 
 @dataclass
 class Hearing:
-    """Compares outputs of two models; runs the reference again where rounding must be told from faults.
+    """Compares outputs of two models; runs them again where rounding must be told from faults.
 
-    `other`: the candidate in float64, where it runs in another runtime than the reference.
+    `mine`, `theirs`: the reference and the candidate with other weights. A fold may move outputs as far as units in the
+    last place of the reference's weights do, and no further than those of its own do: where the reference subtracts
+    numbers that are nearly equal, a unit in each says nothing of what their difference is rounded to. `other`: the
+    candidate in float64, where it runs in another runtime than the reference. `failed`: whether an entry failed when
+    all was heard; what comes then is heard briefly.
     """
 
     reference: Subject
-    runner: Runner
+    mine: Nudges
     criterion: Criterion
-    seed: int
     progress: Progress
     warnings: list[str] = field(default_factory=list)
     other: _Exact | None = None
+    theirs: Nudges | None = None
+    failed: bool = False
 
     def compare(
         self, expected: Mapping[str, Array], found: Mapping[str, Array], kind: str, feed: Feed
@@ -256,7 +307,8 @@ class Hearing:
         doubtful = [i for i, entry in enumerate(entries) if in_doubt(entry)]
         exact = self._exact(feed, kind) if odd or self._wants_exact(entries, expected) else {}
         candidate: dict[str, Array] = {}
-        noise: dict[str, Array] = {}
+        noise = Noise(self.mine.runs(feed), expected)
+        theirs = Noise(self.theirs.runs(feed), found) if self.theirs else None
         for i in doubtful:
             entry = entries[i]
             a, b = expected[entry.output], found[entry.output]
@@ -267,10 +319,10 @@ class Hearing:
             known = truth is not None and truth.shape == a.shape and _short(a) and self._covers(truth, a, entry.output)
             own = Errors.of(a, truth, entry.scale) if truth is not None and known else None
             if own is not None and own.peak > LIMITS[a.dtype.name] * entry.scale:
-                noise = noise or self._noise(feed, expected)
                 # outputs near 0 may have been far from it on the way: units in the last place of the inputs count
-                rounding = max(TRUST * float(noise[entry.output].max()), UNITS * EPS[a.dtype.name] * magnitude(feed))
-                own = self._trusted(own, rounding, entry.output)
+                least = UNITS * EPS[a.dtype.name] * magnitude(feed)
+                moves = (max(TRUST * float(moved.max(initial=0.0)), least) for moved in noise.of(entry.output))
+                own = self._trusted(own, moves, entry.output)
             if own is not None and truth is not None and entry.scale > 0:
                 new, multiple = Errors.of(b, truth, entry.scale), self.criterion.multiple
                 entry = beside(entry, a, own, new, multiple, apart(a, b, truth, a.dtype.name))
@@ -280,23 +332,30 @@ class Hearing:
             else:
                 entry = self.criterion.measure(a, b, entry, _floor(entry, a, feed))
             if in_doubt(entry) and not self.criterion.fixed:
-                noise = noise or self._noise(feed, expected)
-                entry = self._heard(entry, a, b, truth if own is not None else None, noise[entry.output])
+                entry = self._heard(entry, a, b, truth if own is not None else None, noise, theirs)
             entries[i] = entry
-        return [self._flipped(entry, expected, feed) for entry in entries]
+        return [self._flipped(entry, noise, theirs, lambda: exact or self._exact(feed, kind)) for entry in entries]
 
-    def _flipped(self, entry: OutputError, expected: Mapping[str, Array], feed: Feed) -> OutputError:
-        """An entry of whole numbers that flip at ties, judged by how many flip in the reference when inputs are nudged.
+    def _flipped(
+        self, entry: OutputError, noise: Noise, theirs: Noise | None, exact: Callable[[], Mapping[str, Array]]
+    ) -> OutputError:
+        """An entry of whole numbers that flip at ties, judged by those that flip in both models when they are nudged.
 
-        Where half of them do, they say nothing.
+        As many may flip, or each to what the other model gives there. Where half of many do, they say nothing. What
+        flips to the number of float64 is right whatever flips in the candidate.
         """
         share = entry.measure("flips")
-        if entry.passed or entry.note or share is None or self.criterion.fixed or not feed:
+        if entry.passed or entry.note or share is None or self.criterion.fixed:
             return entry
-        own = max(_share(run.get(entry.output), expected[entry.output]) for run in self._nudges(feed))
-        if not 0 < share <= FLIPS * own < 1:
+        bound = _flips(entry.output, share, noise, theirs)
+        if bound is not None and theirs is not None:
+            a, b = noise.expected[entry.output], theirs.expected[entry.output]
+            right = _right(a, b, exact().get(entry.output))
+            other = bound if right else _flips(entry.output, share, theirs, noise)
+            bound = None if other is None else min(bound, other)
+        if bound is None:
             return entry
-        return replace(entry, passed=True, note=ROUNDING, measures=(Measure("flips", share, FLIPS * own),))
+        return replace(entry, passed=True, note=ROUNDING, measures=(Measure("flips", share, bound),))
 
     def _whole(
         self, entry: OutputError, expected: Mapping[str, Array], found: Mapping[str, Array]
@@ -327,11 +386,27 @@ class Hearing:
         measures = (*part.measures, Measure("runtime's rounding", rounding, allowed))
         return replace(entry, passed=True, note=RUNTIME, measures=measures, resolution=part.resolution)
 
-    def _heard(self, entry: OutputError, a: Array, b: Array, truth: Array | None, noise: Array) -> OutputError:
-        """An entry judged by the reference's own rounding, as a whole and channel by channel where float64 is known."""
+    def _heard(
+        self, entry: OutputError, a: Array, b: Array, truth: Array | None, noise: Noise, theirs: Noise | None
+    ) -> OutputError:
+        """An entry judged by the rounding of both models, as a whole and channel by channel where float64 is known."""
         bound = PARTS * self.criterion.multiple
-        part = 0.0 if truth is None else apart(a, b, truth, a.dtype.name, noise * (NOISE_MULTIPLE / bound))
-        return second_hearing(entry, float(noise.max(initial=0.0))) if part <= bound else entry
+        self.progress("measuring the reference's own rounding")
+
+        def heard(noise: Noise, error: float) -> OutputError:
+            for moved in noise.of(entry.output):
+                part = 0.0 if truth is None else apart(a, b, truth, a.dtype.name, moved * (NOISE_MULTIPLE / bound))
+                found = second_hearing(entry, float(moved.max(initial=0.0)), error) if part <= bound else entry
+                if found.passed or self.failed:
+                    return found
+            return entry
+
+        found = heard(noise, entry.error)
+        if found.passed and theirs is not None:
+            own = heard(theirs, entry.error if truth is None else Errors.of(b, truth).peak)
+            found = own if not own.passed else max(found, own, key=lambda entry: entry.strain)
+        self.failed |= not found.passed
+        return found
 
     def _wants_exact(self, entries: list[OutputError], expected: Mapping[str, Array]) -> bool:
         """Whether there is a number to judge that float64 says more about; equal outputs need no judge."""
@@ -351,9 +426,9 @@ class Hearing:
             self.warnings.append(f"{why}: a fixed limit was used, which says less")
         return found
 
-    def _trusted(self, own: Errors, rounding: float, output: str) -> Errors | None:
+    def _trusted(self, own: Errors, rounding: Iterator[float], output: str) -> Errors | None:
         """Own errors, unless they are so large that float64 must have computed something else."""
-        if own.peak <= rounding:
+        if any(own.peak <= moved for moved in rounding):
             return own
         self.warnings.append(
             f"{output} in float64 is further from the reference than rounding explains: a fixed limit was used instead"
@@ -369,21 +444,38 @@ class Hearing:
         )
         return False
 
-    def _noise(self, feed: Feed, expected: Mapping[str, Array]) -> dict[str, Array]:
-        """The largest change of each element of the outputs when every input moves by one unit in the last place."""
-        self.progress("measuring the reference's own rounding")
-        noise = {name: np.zeros(value.shape) for name, value in expected.items() if value.dtype.name in LIMITS}
-        for outputs in self._nudges(feed):
-            for name, value in outputs.items():
-                if name in noise and value.shape == expected[name].shape:
-                    noise[name] = np.maximum(noise[name], _change(value, expected[name]))
-        return noise
 
-    def _nudges(self, feed: Feed) -> Iterator[dict[str, Array]]:
-        """What the reference gives on inputs that differ by one unit in the last place."""
-        for i in range(NOISE_RUNS):
-            rng = np.random.default_rng([self.seed, 1000 + i])
-            yield self.runner.run({name: _nudged(value, rng) for name, value in feed.items()})
+class Noise:
+    """How far rounding moves each element of a model's outputs, looked for in more and more runs."""
+
+    def __init__(self, runs: Iterator[tuple[float, dict[str, Array]]], expected: Mapping[str, Array]) -> None:
+        """`runs`: see `Nudges.runs`. `expected`: the outputs that these are held against."""
+        self.runs, self.expected = runs, expected
+        self.seen: list[tuple[float, dict[str, Array]]] = []
+
+    def of(self, output: str) -> Iterator[Array]:
+        """The largest change of each element for each unit; once more when there are more runs."""
+        a = self.expected[output]
+        for seen in self._rounds():
+            noise = np.zeros(a.shape)
+            for units, found in seen:
+                if output in found and found[output].shape == a.shape:
+                    noise = np.maximum(noise, _change(found[output], a) / units)
+            yield noise
+
+    def flips(self, output: str) -> Iterator[list[tuple[float, Array]]]:
+        """What the output was in these runs, each with its units; once more when there are more."""
+        shape = self.expected[output].shape
+        for seen in self._rounds():
+            yield [(u, found[output]) for u, found in seen if output in found and found[output].shape == shape]
+
+    def _rounds(self) -> Iterator[list[tuple[float, dict[str, Array]]]]:
+        if not self.seen:
+            self.seen += islice(self.runs, FIRST)
+        yield self.seen
+        while more := list(islice(self.runs, 2)):
+            self.seen += more
+            yield self.seen
 
 
 def _odd(a: Array, b: Array) -> bool:
@@ -397,24 +489,42 @@ def _odd(a: Array, b: Array) -> bool:
     return False
 
 
-def _share(a: Array | None, b: Array) -> float:
-    """The share of elements that differ; 0 where they cannot be compared one by one."""
-    return float(np.mean(a != b)) if a is not None and a.shape == b.shape else 0.0
-
-
 def _change(a: Array, b: Array) -> Array:
     with np.errstate(invalid="ignore"):
         change = np.abs(a.astype(np.float64) - b.astype(np.float64))
     return np.where(np.isfinite(change), change, 0.0)
 
 
-def second_hearing(entry: OutputError, noise: float) -> OutputError:
-    """An entry in doubt judged by the reference's own rounding."""
-    if not in_doubt(entry) or entry.error > NOISE_MULTIPLE * noise:
+def second_hearing(entry: OutputError, noise: float, error: float) -> OutputError:
+    """An entry in doubt judged by the rounding of a model, which moves its outputs by `noise`."""
+    if not in_doubt(entry) or error > NOISE_MULTIPLE * noise:
         return entry
-    measure = Measure("noise ratio", entry.error / noise if noise else 0.0, NOISE_MULTIPLE)
+    measure = Measure("noise ratio", error / noise if noise else 0.0, NOISE_MULTIPLE)
     finest = NOISE_MULTIPLE * noise / entry.scale if entry.scale > 0 else None
     return replace(entry, passed=True, note=ROUNDING, measures=(measure,), resolution=finest)
+
+
+def _right(a: Array, b: Array, truth: Array | None) -> bool:
+    """Whether every number of `b` that differs from that of `a` is the right one."""
+    return truth is not None and truth.shape == b.shape and bool(np.logical_or(a == b, b == truth).all())
+
+
+def _flips(output: str, share: float, noise: Noise, other: Noise | None) -> float | None:
+    """How many whole numbers may differ between two models, by what flips in one of them; None where fewer than do.
+
+    `other`: of the model whose numbers those that flip may flip to; None where it is not known.
+    """
+    a = noise.expected[output]
+    for seen in noise.flips(output):
+        flips = [(float(np.mean(value != a)), units) for units, value in seen]
+        rate, most = max((f / u for f, u in flips), default=0.0), max((f for f, _ in flips), default=0.0)
+        if share <= FLIPS * rate < 1:
+            return FLIPS * rate
+        if other is not None and (most < 0.5 or a.size < FEW):
+            b = other.expected[output]
+            if np.logical_or.reduce([b == value for _, value in ((0.0, a), *seen)]).all():
+                return most
+    return None
 
 
 def _short(value: Array) -> bool:
@@ -424,18 +534,6 @@ def _short(value: Array) -> bool:
 def _floor(entry: OutputError, a: Array, feed: Feed) -> float:
     """Where the reference is 0 everywhere, a unit in the last place of the inputs' magnitude is no difference."""
     return magnitude(feed) * EPS[a.dtype.name] if entry.scale == 0 else 0.0
-
-
-def _nudged(value: Array, rng: np.random.Generator) -> Array:
-    if value.dtype.name not in LIMITS:
-        return value
-    if value.dtype.name == "bfloat16":  # of no kind that numpy knows
-        step = np.where(rng.random(value.shape) < 0.5, 1 + 2.0**-7, 1 - 2.0**-8)
-        return np.asarray((value.astype(np.float64) * step).astype(value.dtype))
-    up = rng.random(value.shape) < 0.5
-    above, below = (np.nextafter(value, np.asarray(bound, value.dtype)) for bound in (np.inf, -np.inf))
-    nudged: Array = np.where(up, above, below).astype(value.dtype)
-    return nudged
 
 
 def _worse(a: OutputError, b: OutputError) -> OutputError:

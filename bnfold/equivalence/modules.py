@@ -23,6 +23,7 @@ from ..frontends.torch.capture import computed
 from ..frontends.torch.leaves import tensors_in
 from .device import Device
 from .inputs import Array, Feed, InputSpec
+from .nudges import nudged
 from .subject import Engine
 
 
@@ -80,6 +81,10 @@ class ModuleSubject:
     def exact(self, feed: Feed) -> dict[str, Array]:
         """A copy of the module in float64."""
         return ModuleRunner(self, True).run(feed)
+
+    def nudged(self, engine: str) -> NudgedModule:
+        """A copy with other weights."""
+        return NudgedModule(self)
 
     def given(self) -> Feed | None:
         """The tensors that it was given with."""
@@ -183,6 +188,34 @@ class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._to_copy.default and getattr(kwargs.get("dtype"), "is_floating_point", False):
             kwargs["dtype"] = torch.float64
         return func(*args, **kwargs)
+
+
+class NudgedModule:
+    """A copy of a module that is run with other weights."""
+
+    def __init__(self, subject: ModuleSubject) -> None:
+        """VerificationError for a module that cannot be copied: a user's stays as it is."""
+        self.runner = ModuleRunner(subject, False)
+        if self.runner.module is subject.module:
+            raise VerificationError(f"{subject.name} cannot be copied")
+        self.weights = [(tensor, to_array(tensor).copy()) for tensor in _weights(self.runner.module)]
+
+    def run(self, feed: Feed, rng: np.random.Generator, units: float) -> dict[str, Array]:
+        """Outputs by name, on these inputs, with every weight nudged."""
+        for tensor, value in self.weights:
+            write(tensor, from_array(nudged(value, rng, units)).to(tensor.device))
+        return self.runner.run(feed)
+
+
+def _weights(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters and buffers that a module computes with, each once; the steps of a grid of quantisation are none."""
+    short, seen = (torch.float16, torch.bfloat16, torch.float32, torch.float64), set()
+    for inner in module.modules():
+        grid = any(word in type(inner).__name__ for word in ("FakeQuant", "Observer"))
+        for tensor in () if grid else (*inner.parameters(recurse=False), *inner.buffers(recurse=False)):
+            if tensor.dtype in short and tensor.layout is torch.strided and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
 
 
 @contextmanager

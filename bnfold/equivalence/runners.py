@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, helper
 
 from ..errors import VerificationError
 from ..frontends.onnx.files import load, load_whole
@@ -120,10 +120,10 @@ def _harmless(path: Path) -> str | bytes:
     By the specification both say the same. ValueError where such a model is too large for a copy in memory.
     """
     model = load(path)
-    if not any(_tailed(node) for node in _all_nodes(model)):
+    if not any(_tailed(node) for node in all_nodes(model)):
         return str(path)
     model = load_whole(path)
-    for node in filter(_tailed, _all_nodes(model)):
+    for node in filter(_tailed, all_nodes(model)):
         while not node.output[-1]:
             del node.output[-1]
     return bytes(model.SerializeToString())
@@ -134,7 +134,7 @@ def _tailed(node: NodeProto) -> bool:
     return node.op_type == "BatchNormalization" and len(node.output) > 1 and any(node.output) and not node.output[-1]
 
 
-def _all_nodes(model: ModelProto) -> Iterator[NodeProto]:
+def all_nodes(model: ModelProto) -> Iterator[NodeProto]:
     """Those of the graph, of the bodies in it and of the local functions."""
     waiting = [model.graph.node, *(function.node for function in model.functions)]
     while waiting:
@@ -226,8 +226,6 @@ def _spec(value: onnx.ValueInfoProto, rows: int | None, rank: int | None) -> Inp
     dims: list[Any] = [] if tensor.HasField("shape") else [None] * rank
     for dim in tensor.shape.dim:
         dims.append(dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or None)
-    if tensor.elem_type == TensorProto.STRING:
-        raise VerificationError(f"input {value.name!r} holds strings, so no inputs can be made up for it")
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     high = 256 if dtype == np.uint8 else 2 if "mask" in value.name.lower() else 8
     return InputSpec(value.name, dtype, tuple(dims), max(1, high if rows is None else min(rows, 1 << 15)))

@@ -14,6 +14,7 @@ import onnx
 from .device import Device
 from .inputs import Array, Feed, InputSpec
 from .locate import Probe
+from .nudges import Nudged, NudgedFile
 from .runners import CPU, OrtRunner, ReferenceRunner, Runner, engine_name
 from .widen import widened, widened_feed
 
@@ -42,6 +43,9 @@ class Subject(Protocol):
 
     def exact(self, feed: Feed) -> dict[str, Array]:
         """What it gives in float64; raises, or gives nothing, where nothing here computes that."""
+
+    def nudged(self, engine: str) -> Nudged:
+        """Itself in the engine of that name, its weights moved; raises where that cannot be had."""
 
     def given(self) -> Feed | None:
         """Inputs that came with the model."""
@@ -89,6 +93,10 @@ class OnnxSubject:
             model = widened(self.path)
             self._wide = None if model is None else ReferenceRunner(model)
         return self._wide.run(widened_feed(feed)) if isinstance(self._wide, ReferenceRunner) else {}
+
+    def nudged(self, engine: str) -> Nudged:
+        """A copy of the file with other weights."""
+        return NudgedFile(self.path, self.device, engine)
 
     def given(self) -> Feed | None:
         """A file brings no inputs."""
