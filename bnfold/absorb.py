@@ -82,7 +82,10 @@ def multiply(array: Weights, factor: Vector) -> Weights:
 
 
 REACH = 2.0**8
-"""How large values that a layer reads are taken to be where its weights fall below what their type holds."""
+"""How large values are taken to be that a layer reads whose weights fall below what their type holds.
+
+Ordinary weights fall below what float16 and its like hold, so there it is what the layer gives that is taken to be so large.
+"""
 WIDE = -100
 """Types whose exponents go below this hold numbers that are nothing beside any channel that carries something."""
 
@@ -109,11 +112,14 @@ def rounding(weight: Weights, layout: Layout, edit: Rescale, bias: Vector | None
         norm = _norm(np.where(factor == 0, 0.0, view), axes)
         lost = _norm(np.where(error == 0, 0.0, error / factor), axes) / np.where(norm > 0, norm, 1.0)
         held = np.zeros(norm.shape) if bias is None else np.abs(bias).reshape(norm.shape)
+        reach = np.full(norm.shape, REACH)
         if kind.minexp < WIDE:
             held = np.maximum(held, _norm(exact, axes).max(initial=0.0))
         elif edit.u_in is not None:  # values may have grown as weights shrank, and a narrow type shows it
             held = np.zeros(norm.shape)
-        lost[_norm(error, axes) * REACH <= held * float(kind.eps) / 2] = 0.0
+        else:  # outputs of REACH: weights of norm n < 1 read values of REACH / n
+            reach /= np.where(norm > 0, np.minimum(norm, 1.0), 1.0)
+        lost[_norm(error, axes) * reach <= held * float(kind.eps) / 2] = 0.0
     return float(np.nan_to_num(lost, nan=np.inf).max(initial=0.0))
 
 
