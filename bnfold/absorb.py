@@ -84,7 +84,7 @@ def multiply(array: Weights, factor: Vector) -> Weights:
 REACH = 2.0**8
 """How large values are taken to be that a layer reads whose weights fall below what their type holds.
 
-Ordinary weights fall below what float16 and its like hold, so there it is what the layer gives that is taken to be so large.
+Ordinary weights fall below what float16 and its like hold: there, what the layer gives is taken to be so large.
 """
 WIDE = -100
 """Types whose exponents go below this hold numbers that are nothing beside any channel that carries something."""
