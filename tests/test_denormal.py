@@ -96,6 +96,25 @@ def test_a_channel_that_carries_something_keeps_its_digits() -> None:
     assert [bn.verdict for bn in bnfold.fold(net.model()).plan.batch_norms if bn.name == "bn"] != ["folded"]
 
 
+def test_chains_of_norms_with_gammas_of_0() -> None:
+    """A channel that a norm killed is killed again by a later norm, and takes that one's constant."""
+    for seed in range(25):
+        net, rng = Net(seed, np.float64), np.random.default_rng(seed)
+        h = net.conv(net.input("x", (2, 3, 8, 8)), (3, 6), "first", k=1)
+        for i in range(rng.integers(2, 5)):
+            h = net.bn(h, 6, f"bn{i}", "both")
+            net.weights[f"bn{i}_gamma"][rng.random(6) < 0.4] = 0
+            between = rng.choice(["Neg", "LeakyRelu", "MaxPool", ""])
+            if between:
+                h = net.node(between, [h], f"op{i}", **({"kernel_shape": [2, 2]} if between == "MaxPool" else {}))
+        net.output(net.conv(h, (6, 4), "last", k=1, bias=bool(seed % 2)), (2, 4, None, None))
+        model = net.model()
+        result = bnfold.fold(model, verify=False)
+        x = rng.standard_normal((2, 3, 8, 8))
+        for before, after in zip(evaluate(model, x=x), evaluate(result.model, x=x), strict=True):
+            np.testing.assert_allclose(after, before, rtol=1e-9, atol=1e-9, err_msg=f"seed {seed}")
+
+
 @pytest.mark.parametrize("faint", [7e-41, 1e-38])
 def test_modules(faint: float) -> None:
     torch.manual_seed(0)

@@ -373,11 +373,13 @@ class _Search:
         """Those of `rows` whose input channels nobody misses any more; their scale is 0 from now on."""
         if not rows.size:
             return rows
-        root = np.unique(self.scale.find(port.x[rows])[0])
-        mine = self.scale.members(root[(root != 0) & (self.scale.readers[root] == 0)])
-        fresh = mine[~self.scale.killed[mine]]
-        killed: Ids = rows[self.scale.kill(port.x[rows], port.y[rows])]
-        self.shift.kill(fresh[self.scale.killed[fresh]])
+        roots = self.scale.find(port.x[rows])[0]
+        free = np.unique(roots[(roots != 0) & (self.scale.readers[roots] == 0)])
+        members = self.scale.members(free)  # also those killed before: what was added to them since is in this scale
+        root = self.scale.find(members)[0]
+        gone = self.scale.kill(port.x[rows], port.y[rows])
+        self.shift.kill(members[np.isin(root, roots[gone])])
+        killed: Ids = rows[gone]
         return killed
 
     def _constant(self, ids: Ids, values: Vector) -> bool:
