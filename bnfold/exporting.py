@@ -25,7 +25,7 @@ from .frontends.torch.capture import one_line, without_autocast
 from .frontends.torch.fold import prepared
 from .plan import Plan
 from .pytorch import Call, Judging, fold_program
-from .quiet import quiet
+from .quiet import in_turn, quiet
 from .torchfiles import TorchModel
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Settings:
 
 
 @without_autocast()
+@in_turn
 def export_model(
     model: TorchModel, out: Path, settings: Settings, judging: Judging
 ) -> tuple[Plan | None, Check | None]:

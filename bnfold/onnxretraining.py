@@ -23,8 +23,10 @@ from .lrn.onnx_run import batches
 from .lrn.onnx_torch import OnnxNetwork, network, written_back
 from .lrn.ranks import first_process
 from .lrn.retrain import RetrainResult, retrain
+from .quiet import in_turn
 
 
+@in_turn
 def retrain_onnx(
     model: Any, data: Any, teacher: Any, out: Path | None, *, pixels: Pixels | None = None, inplace: bool = False,
     **given: Any,

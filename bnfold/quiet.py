@@ -1,17 +1,46 @@
-"""Silence while libraries work: what they have to say is in the errors that they raise."""
+"""What a process has once: warnings, log lines, stderr, and the tracer of PyTorch, which two threads cannot share.
+
+Libraries are silenced only while no other thread runs, since their warnings and log lines are silenced for all of the
+process: what they have to say is in the errors that are raised. Whatever traces, runs or loads modules of PyTorch takes
+its turn; what works on ONNX files alone runs at once with everything.
+"""
 
 from __future__ import annotations
 
 import io
 import logging
+import sys
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TURN = threading.RLock()
+"""Held by whoever traces, runs or loads modules of PyTorch: torch.export and torch.load keep state for the process."""
+
+
+def in_turn(work: Callable[P, T]) -> Callable[P, T]:
+    """`work`, by one thread at a time."""
+
+    @wraps(work)
+    def taken(*args: P.args, **kwargs: P.kwargs) -> T:
+        with TURN:
+            return work(*args, **kwargs)
+
+    return taken
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings and no log lines of libraries inside the block."""
+    """No warnings and no log lines of libraries inside the block, unless other threads would miss theirs."""
+    if threading.active_count() > 1:
+        yield
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable
@@ -23,7 +52,14 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
+def aside() -> Iterator[None]:
+    """What libraries print to stdout, where results go, goes to stderr, unless other threads print too."""
+    with redirect_stdout(sys.stderr) if threading.active_count() == 1 else nullcontext():
+        yield
+
+
+@contextmanager
 def tracing() -> Iterator[None]:
     """The same, and nothing on stderr, where torch.export prints the whole graph when it fails."""
-    with quiet(), redirect_stderr(io.StringIO()):
+    with quiet(), redirect_stderr(io.StringIO()) if threading.active_count() == 1 else nullcontext():
         yield

@@ -16,6 +16,7 @@ from .frontends.torch import save
 from .frontends.torch.checkpoint import Checkpoint
 from .lrn.ranks import first_process
 from .lrn.retrain import RetrainResult, retrain
+from .quiet import in_turn
 from .torchfiles import built, filled
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 WRITTEN = ("checkpoint", "safetensors")
 
 
+@in_turn
 def retrain_model(
     model: Any, data: Any, teacher: Any, out: Path | None, options: TorchOptions, **given: Any
 ) -> RetrainResult:

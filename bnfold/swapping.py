@@ -22,18 +22,21 @@ from .lrn.find import Site, arguments, find_lrn
 from .lrn.ranks import first_process
 from .lrn.swap import swap_lrn
 from .lrn.swap_report import SwapResult
+from .quiet import in_turn
 from .torchfiles import built, filled
 
 if TYPE_CHECKING:
     from .api import TorchOptions
 
 
+@in_turn
 def find_sites(model: Any, options: TorchOptions) -> list[Site]:
     """See `bnfold.find_lrn`."""
     module, _ = _opened(model, options)
     return find_lrn(module, *_arguments(module, options))
 
 
+@in_turn
 def swap_model(model: Any, options: TorchOptions, out: Path | None, *, data: Any, **given: Any) -> SwapResult:
     """See `bnfold.swap_lrn`."""
     form = _form(out, model)
@@ -56,6 +59,7 @@ def swap_model(model: Any, options: TorchOptions, out: Path | None, *, data: Any
     return result
 
 
+@in_turn
 def calibrate_model(
     model: Any, options: TorchOptions, out: Path | None, *, data: Any, **given: Any
 ) -> CalibrationResult:

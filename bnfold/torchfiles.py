@@ -37,6 +37,7 @@ from .pytorch import (
     judgement,
     program_of_script,
 )
+from .quiet import in_turn
 from .skip import demand_match, unmatched
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class TorchModel:
             plan = replace(self, options=replace(self.options, skip=())).inspect()
             demand_match(rest, (norm.name for norm in plan.batch_norms), plan.model)
 
+    @in_turn
     def inspect(self) -> Plan:
         """The plan."""
         if isinstance(self.model, ExportedProgram):
@@ -75,6 +77,7 @@ class TorchModel:
         plan = inspect_module(self.model, self.call, self.policy, self.options)
         return self._noted(with_lrns(plan, self.model, self.call))
 
+    @in_turn
     def fold(
         self, out: Path | None, verify: bool, seed: int, inplace: bool, progress: Progress
     ) -> tuple[Any, Plan, Check | None]:
@@ -158,6 +161,7 @@ class TorchModel:
             save.save_program(folded, self.call.args, self.call.kwargs, out)
 
 
+@in_turn
 def opened(
     model: Any, given: TorchOptions, skip: tuple[str, ...], precision_limit: float, leftovers: str
 ) -> TorchModel:
@@ -182,6 +186,7 @@ def opened(
     return _ready(TorchModel(module, Call(), policy, _evaluating(options), path, loaded), given)
 
 
+@in_turn
 def subject(model: Any, given: TorchOptions, device: Device | None) -> ModuleSubject:
     """A module, a program, or the path of a file, for the judge: in the mode that it is in; files in eval mode."""
     from .equivalence.modules import ModuleSubject

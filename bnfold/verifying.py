@@ -6,7 +6,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -20,6 +20,7 @@ from .equivalence.latency import FEWEST, Bench, race
 from .equivalence.subject import OnnxSubject, Subject
 from .errors import UsageError, VerificationError
 from .kinds import in_memory, kind_of
+from .quiet import TURN, quiet
 
 if TYPE_CHECKING:
     from .api import TorchOptions
@@ -42,7 +43,7 @@ class Pair:
 
     def judge(self, progress: Progress = lambda stage: None) -> Check:
         """The verdict of the judge. See `bnfold.verify`."""
-        with self._on_disk() as pair:
+        with self._on_disk() as pair, pair.turn():
             a, b = pair.subjects()
             with _quiet():
                 check = judge(a, b, self.inputs, self.criterion, progress)
@@ -65,6 +66,10 @@ class Pair:
                 dump(Applied(model), paths[part])
             yield replace(self, **paths)
 
+    def turn(self) -> AbstractContextManager[object]:
+        """Modules of PyTorch are run by one thread at a time."""
+        return nullcontext() if all(map(_is_onnx, (self.reference, self.candidate))) else TURN
+
     def subjects(self) -> tuple[Subject, Subject]:
         """Both models as something that has inputs and can be run."""
         return _subject(self.reference, self.first, self.device), _subject(self.candidate, self.second, self.device)
@@ -73,14 +78,15 @@ class Pair:
         """Latencies of both, on random inputs. See `bnfold.bench`."""
         if rounds is not None and rounds < FEWEST:
             raise UsageError(f"rounds {rounds}: at least {FEWEST} expected; fewer say nothing with 95 % confidence")
-        with self._on_disk() as pair, _quiet():
+        with self._on_disk() as pair, pair.turn(), _quiet():
             a, b = pair.subjects()
             progress("loading")
             specs = a.specs()
-            feed, (label, first) = _first_call(a, specs, self.inputs, threads)
-            other, second = _second_call(b, _renamed(a, b, feed), threads)
-            progress("measuring")
-            times = race(first, second, seconds, rounds)
+            with _threads_restored():
+                feed, (label, first) = _first_call(a, specs, self.inputs, threads)
+                other, second = _second_call(b, _renamed(a, b, feed), threads)
+                progress("measuring")
+                times = race(first, second, seconds, rounds)
         runner = label if label == other else f"{label} beside {other}"
         shapes = {name: value.shape for name, value in feed.items()}
         return Bench((_name(self.reference, a), _name(self.candidate, b)), runner, shapes, *times)
@@ -131,7 +137,7 @@ def _second_call(subject: Subject, feed: Feed, threads: int) -> tuple[str, Calla
 
 
 def _subject(model: Any, options: TorchOptions, device: Device | None) -> Subject:
-    if isinstance(model, str | PathLike) and kind_of(Path(fspath(model))) == "onnx":
+    if _is_onnx(model):
         from .equivalence.runners import CPU, input_specs
         from .frontends.onnx.files import load
 
@@ -145,17 +151,32 @@ def _subject(model: Any, options: TorchOptions, device: Device | None) -> Subjec
     return subject(model, options, device)
 
 
+def _is_onnx(model: Any) -> bool:
+    return isinstance(model, str | PathLike) and kind_of(Path(fspath(model))) == "onnx"
+
+
+@contextmanager
+def _threads_restored() -> Iterator[None]:
+    """torch's number of threads is the process's own, and is put back."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def of_torch(model: Any) -> bool:
     """Whether an object is one of torch's, without importing it."""
     return any(base.__module__.partition(".")[0] == "torch" for base in type(model).__mro__)
 
 
-def _quiet() -> Any:
-    if "torch" not in sys.modules:
-        return nullcontext()
-    from .quiet import quiet
-
-    return quiet()
+def _quiet() -> AbstractContextManager[None]:
+    return quiet() if "torch" in sys.modules else nullcontext()
 
 
 def _name(model: Any, subject: Subject) -> str:

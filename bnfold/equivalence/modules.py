@@ -241,7 +241,10 @@ def unchanged(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _multiplying(device: Device | None) -> Iterator[None]:
-    """float32 products of CUDA with all bits, or with TF32 where that was asked for."""
+    """float32 products of CUDA with all bits, or with TF32 where that was asked for; nothing without CUDA."""
+    if not torch.cuda.is_available():
+        yield
+        return
     switches: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [switch.allow_tf32 for switch in switches]
     for switch in switches:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ from ..frontends.onnx.files import load, load_whole
 from ..frontends.onnx.functions import inlined
 from ..frontends.onnx.skeleton import nested_graphs
 from ..graph import Shape
+from ..quiet import aside
 from .device import Device, check_placement, placements, require
 from .inputs import Array, Feed, InputSpec
 from .sizes import demanded, ranks
@@ -59,7 +58,7 @@ class OrtRunner:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(self.profile.name) / "run")
         providers: list[Any] = device.providers()
-        with redirect_stdout(sys.stderr):  # where it says what it could not load
+        with aside():  # it prints what it could not load
             if device.name != "cpu" and hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
             self.session = ort.InferenceSession(_harmless(path), options, providers=providers)

@@ -1,26 +1,31 @@
 """Exported programs, read without running what a file brings along.
 
 Reading one may unpickle objects, evaluate sizes as Python, load compiled libraries and import modules by name; running
-one calls whatever its nodes name. Inside `harmless` only what computes on tensors is let through. The checks stand
-where torch uses the values, since another reader of the archive could see other ones.
+one calls whatever its nodes name. Only what computes on tensors is let through. The checks stand where torch uses the
+values, since another reader of the archive could see other ones: in private copies of torch's readers, so that nothing
+is changed for other threads. (A child process would not know what this one has registered: operators, kinds of trees.)
 """
 
 from __future__ import annotations
 
-import importlib
+import json
 import operator
 import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from .capture import one_line
+from .private import Stand, copied_function, copied_module, importing
 
+SERIALIZE, PACKAGE = "torch._export.serde.serialize", "torch.export.pt2_archive._package"
 NAME = re.compile(r"[A-Za-z_]\w*")
 SYMBOL = re.compile(r"(s|u|z|zf|q|i)\d+\Z")
 PLAIN = re.compile(r"Symbol\('\w+'(, \w+=(True|False))*\)")
@@ -36,7 +41,7 @@ class Refused(Exception):
 
 @dataclass
 class Watch:
-    """What went wrong inside `harmless`: torch catches errors and tells of others."""
+    """What went wrong while torch read: it catches errors and tells of others."""
 
     refusal: Refused | None = None
     cause: Exception | None = None
@@ -47,69 +52,64 @@ class Watch:
         return Refused(text)
 
 
-@contextmanager
-def harmless(trusted: bool) -> Iterator[Watch]:
-    """torch.export.load inside the block runs nothing of the file's own, unless it is trusted."""
-    watch = Watch()
-    with ExitStack() as stack:
-        for holder, name, made in (*_watching(watch), *([] if trusted else _guards(watch))):
-            stack.enter_context(_replaced(holder, name, made))
-        yield watch
-
-
-@contextmanager
-def _replaced(holder: Any, name: str, made: Callable[..., Any]) -> Iterator[None]:
-    before = getattr(holder, name)
-    setattr(holder, name, made)
-    try:
-        yield
-    finally:
-        setattr(holder, name, before)
-
-
-Patches = list[tuple[Any, str, Callable[..., Any]]]
-
-
-def _watching(watch: Watch) -> Patches:
-    """The loader, with its error kept: what torch.export.load raises then says only that there was one."""
-    from torch.export.pt2_archive import _package
-
-    plain = _package.load_pt2
+def loader(watch: Watch, trusted: bool) -> Callable[..., Any]:
+    """torch.export.load, which runs nothing of a file's own, unless it is trusted."""
+    stands: dict[str, ModuleType] = {} if trusted else _safe_modules(watch)
+    for name in (SERIALIZE, PACKAGE):
+        stands[name] = copied_module(name, stands)
+    serialize, package = stands[SERIALIZE], stands[PACKAGE]
+    for name, value in vars(import_module(SERIALIZE)).items():
+        if name.endswith("_registry"):  # what the process has registered
+            setattr(serialize, name, value)
+    if not trusted:
+        _guard(watch, serialize, package)
+    plain = package.load_pt2
 
     def load(*args: Any, **kwargs: Any) -> Any:
-        try:
+        try:  # torch.export.load says only that there was an error
             return plain(*args, **kwargs)
         except Exception as error:
             watch.cause = error
             raise
 
-    return [(_package, "load_pt2", load)]
+    package.load_pt2 = load  # type: ignore[attr-defined]
+    return copied_function(torch.export.load, __builtins__=importing(stands))
 
 
-def _guards(watch: Watch) -> Patches:
-    from sympy import Basic
-    from torch._export.serde.serialize import GraphModuleDeserializer as Deserializer
-    from torch.export.pt2_archive import _package
-
-    torch_load, expression, node = torch.load, Deserializer._parse_sym_expr, Deserializer.deserialize_node
-    importing = importlib.import_module
+def _safe_modules(watch: Watch) -> dict[str, ModuleType]:
+    """torch and pickle as they are, but for what restores objects by running code."""
 
     def safe_load(*args: Any, **kwargs: Any) -> Any:
         try:
-            return torch_load(*args, **{**kwargs, "weights_only": True})
+            return torch.load(*args, **{**kwargs, "weights_only": True})
         except pickle.UnpicklingError as error:
             raise watch.refuse(f"it holds a pickle that would run code ({one_line(error)[:120]})") from error
 
     def no_pickle(*args: Any, **kwargs: Any) -> Any:
         raise watch.refuse("it holds an object that only running code can restore")
 
+    unsafe = dict.fromkeys(("loads", "load", "Unpickler"), no_pickle)
+    return {
+        "torch": Stand(torch, load=safe_load, _C=Stand(torch._C, _pickle_load_obj=no_pickle)),
+        "pickle": Stand(pickle, **unsafe),
+    }
+
+
+def _guard(watch: Watch, serialize: Any, package: Any) -> None:
+    """Let private copies of torch's reader refuse what does more than compute on tensors."""
+    from sympy import Basic
+
+    deserializer = serialize.GraphModuleDeserializer
+    expression, node, tree = deserializer._parse_sym_expr, deserializer.deserialize_node, serialize.treespec_loads
+
     def no_library(*args: Any, **kwargs: Any) -> Any:
         raise watch.refuse("it holds compiled code (AOTInductor), which loading it runs")
 
-    def import_known(name: str, package: str | None = None) -> Any:
-        if name not in sys.modules and name.partition(".")[0] not in ("torch", ""):
-            raise watch.refuse(f"it would import {name[:60]}")
-        return importing(name, package)
+    def checked_tree(text: str) -> Any:
+        for name in modules_named(text):
+            if name not in sys.modules and name.partition(".")[0] != "torch":
+                raise watch.refuse(f"it would import {name[:60]}")
+        return tree(text)
 
     def checked_expression(self: Any, text: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(text, Basic) and not is_size(text):  # the parts of one that was read are expressions
@@ -121,11 +121,25 @@ def _guards(watch: Watch) -> Patches:
             raise watch.refuse(f"it calls {str(serialized.target)[:60]}, which does more than compute")
         return node(self, serialized, target)
 
-    return [
-        (torch, "load", safe_load), (pickle, "loads", no_pickle), (torch._C, "_pickle_load_obj", no_pickle),
-        (_package, "_load_aoti", no_library), (importlib, "import_module", import_known),
-        (Deserializer, "_parse_sym_expr", checked_expression), (Deserializer, "deserialize_node", checked_node),
-    ]  # fmt: skip
+    deserializer._parse_sym_expr, deserializer.deserialize_node = checked_expression, checked_node
+    serialize.treespec_loads, package._load_aoti = checked_tree, no_library
+
+
+def modules_named(text: object) -> Iterator[str]:
+    """The modules that torch imports to read the structure of arguments: JSON, with JSON in some of its strings."""
+    if isinstance(text, str):
+        with suppress(ValueError):
+            inner = json.loads(text)
+            if not isinstance(inner, str) or inner != text:
+                yield from modules_named(inner)
+    elif isinstance(text, list):
+        for part in text:
+            yield from modules_named(part)
+    elif isinstance(text, dict):
+        yield from (str(text[key]) for key in ("default_factory_module",) if key in text)
+        yield from (str(text.get("fqn")).partition(":")[0] for key in ("__enum__",) if key in text)
+        for part in text.values():
+            yield from modules_named(part)
 
 
 def is_size(text: str) -> bool:

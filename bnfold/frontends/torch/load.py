@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from torch.export import ExportedProgram
 
 from ...errors import ModelError, UsageError
 from ...kinds import kind_of
+from ...quiet import TURN, quiet
 from .capture import one_line
 from .checkpoint import Checkpoint, holds_tensors
-from .harmless import harmless
+from .harmless import Watch, loader
+from .private import copied_function, copied_module
 
 Loaded = ExportedProgram | nn.Module | Checkpoint
 
@@ -39,19 +40,18 @@ def load(path: Path, trust_pickle: bool = False) -> Loaded:
     reader = readers.get(kind_of(path))
     if reader is None:
         raise ModelError(f"{path}: no file of PyTorch (.pt2, TorchScript, .pt, .pth, .safetensors), or a damaged one")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with TURN, quiet():
         return reader()
 
 
 def _program(path: Path, trust_pickle: bool) -> ExportedProgram:
-    with harmless(trust_pickle) as seen:
-        try:
-            program = torch.export.load(path)
-        except Exception as error:
-            if seen.refusal is None:
-                said = one_line(seen.cause or error)
-                raise ModelError(f"{path}: not an exported program that this torch can read ({said})") from error
+    seen = Watch()
+    try:
+        program: ExportedProgram = loader(seen, trust_pickle)(path)
+    except Exception as error:
+        if seen.refusal is None:
+            said = one_line(seen.cause or error)
+            raise ModelError(f"{path}: not an exported program that this torch can read ({said})") from error
     if seen.refusal is not None:
         hint = "--trust-pickle loads it all the same, if you trust its source"
         raise ModelError(f"{path}: {seen.refusal}; {hint}") from seen.refusal
@@ -99,8 +99,7 @@ def _sharded(path: Path, trust_pickle: bool) -> Checkpoint:
 
 def _pickle(path: Path, trust_pickle: bool) -> Loaded:
     try:
-        with torch.serialization.safe_globals(_plain()):
-            content = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        content = _reader()(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path}: holds more than tensors ({_what(error)}), and reading that runs code from the file; if you trust "
@@ -118,6 +117,13 @@ def _pickle(path: Path, trust_pickle: bool) -> Loaded:
     if isinstance(content, nn.Module | ExportedProgram):
         return content
     return checkpoint(content, str(path))
+
+
+def _reader() -> Callable[..., Any]:
+    """torch.load, which knows more harmless types than torch does; nobody else's torch.load knows them."""
+    unpickler: Any = copied_module("torch._weights_only_unpickler", {})
+    unpickler._add_safe_globals([*torch.serialization.get_safe_globals(), *_plain()])
+    return copied_function(torch.load, _weights_only_unpickler=unpickler)
 
 
 def _plain() -> list[Any]:
@@ -148,8 +154,7 @@ def checkpoint(content: Any, where: str) -> Checkpoint:
 def fill(module: nn.Module, state: Checkpoint, where: str) -> None:
     """Load a checkpoint, which was fitted to it, into a module. ModelError where names or shapes do not fit."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             module.load_state_dict(state.tensors)
     except RuntimeError as error:
         raise ModelError(f"{where}: does not fit {type(module).__name__}: {one_line(error)}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.export import ExportedProgram
 
 from ...errors import ModelError, UsageError
 from ...layers import ChannelAffine, ChannelClamp, ChannelClampInPlace, Copy, Nothing, Zeros
-from ...quiet import quiet
+from ...quiet import in_turn, quiet
 from .capture import one_line, without_autocast
 from .checkpoint import KEY, Checkpoint
 from .script import compare, traced
@@ -85,6 +84,7 @@ def _save_safetensors(
     save_file(tensors, out, metadata={"format": "pt", **kept, KEY: json.dumps(dict(placed))})
 
 
+@in_turn
 def restore(module: nn.Module, state: Checkpoint, where: str) -> nn.Module:
     """Give a freshly made network the folded form that a checkpoint has, and its tensors; the module itself."""
     state.fit(module)
@@ -179,8 +179,7 @@ def _add_biases(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def save_program(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any], out: Path) -> None:
     """An exported program."""
-    with warnings.catch_warnings(), torch.no_grad(), without_autocast():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.no_grad(), without_autocast():
         try:
             program = model if isinstance(model, ExportedProgram) else torch.export.export(
                 model, tuple(args), dict(kwargs), strict=False)  # fmt: skip
