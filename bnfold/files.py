@@ -56,11 +56,12 @@ def written(out: Path) -> Iterator[Path]:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
     try:
         yield folder / target.name
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):
-            place = target.parent / path.name
+        made = sorted(folder.iterdir(), key=lambda path: path.name == target.name)
+        for path in made:
+            path.chmod(_mode(target.parent / path.name, folder))
             _sync(path)
-            path.chmod(_mode(place))
-            os.replace(path, place)
+        for path in made:  # one right after the other: whoever stops the process finds all of them or none
+            os.replace(path, target.parent / path.name)
         _sync_folder(target.parent)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
@@ -68,13 +69,15 @@ def written(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _mode(out: Path) -> int:
-    """The permissions of the file that is replaced, or those that a new file would get."""
+def _mode(out: Path, folder: Path) -> int:
+    """The permissions of the file that is replaced, or those that a new file gets, as one in `folder` shows."""
     if out.exists():
         return out.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+    fresh = folder / ".mode"
+    fresh.touch()
+    mode = fresh.stat().st_mode & 0o777
+    fresh.unlink()
+    return mode
 
 
 def _sync(path: Path) -> None:

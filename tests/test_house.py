@@ -134,3 +134,18 @@ def test_every_command_has_help(command: str) -> None:
     result = CliRunner().invoke(main, [command, "--help"])
     assert result.exit_code == 0
     assert result.output.startswith("Usage:")
+
+
+SHARED = re.compile(
+    r"catch_warnings|simplefilter|filterwarnings|redirect_std|logging\.disable|set_default_dtype|safe_globals\(|"
+    r"sys\.(stdout|stderr|path_hooks) =|os\.(chdir|environ\[.*\] =)|setattr\((torch|pickle|importlib)"
+)
+"""Ways to change what all threads of a process share."""
+
+
+@pytest.mark.parametrize("path", [path for path in sorted(PACKAGE.rglob("*.py")) if "cli" not in path.parts], ids=str)
+def test_the_library_touches_nothing_that_threads_share(path: Path) -> None:
+    """One module does, while no other thread runs; the command has its process to itself."""
+    if path.name != "quiet.py":
+        found = [line for line in path.read_text().splitlines() if SHARED.search(line)]
+        assert not [line for line in found if "get_safe_globals" not in line and "_add_safe_globals" not in line]

@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 the models differ, or the model is not usable; 2 wrong usa
 
 from __future__ import annotations
 
-import signal
 import sys
 from io import TextIOWrapper
 
@@ -30,7 +29,6 @@ def main() -> None:
     Results go to stdout, progress and warnings to stderr. Exit codes: 0 done; 1 the models differ, or the model is not
     usable; 2 wrong usage.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that temporary files go
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names in a model may hold letters that the terminal does not know
             stream.reconfigure(errors="backslashreplace")

@@ -240,6 +240,10 @@ def _diverted() -> Iterator[None]:
         os.close(saved)
 
 
+class PipeClosedError(Exception):
+    """Whoever reads the results has seen enough. No OSError, which click would end with 1."""
+
+
 @contextmanager
 def errors(debug: bool) -> Iterator[None]:
     """One clear line on stderr and the exit code of the error; a traceback with --debug only."""
@@ -250,8 +254,10 @@ def errors(debug: bool) -> Iterator[None]:
             raise
         click.echo(f"bnfold: {error}", err=True)
         sys.exit(error.exit_code)
+    except BrokenPipeError as error:
+        raise PipeClosedError from error
     except OSError as error:
-        if debug or isinstance(error, BrokenPipeError):
+        if debug:
             raise
         click.echo(f"bnfold: {OutputError(error)}", err=True)
         sys.exit(OutputError.exit_code)
@@ -265,7 +271,7 @@ def errors(debug: bool) -> Iterator[None]:
             raise
         click.echo("bnfold: not enough memory for this model", err=True)
         sys.exit(1)
-    except click.ClickException:
+    except (click.ClickException, PipeClosedError):
         raise
     except Exception as error:  # a fault of bnfold itself: still one line
         if debug:

@@ -143,12 +143,19 @@ def _mark(output: OutputError) -> Text:
     return Text("ok", "green") if output.passed else Text("differs", "red")
 
 
+class _Console(Console):
+    """A closed pipe is for the command to deal with; by itself rich would exit."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def show(*parts: RenderableType, stderr: bool = False) -> None:
     """Print to the terminal; into a file or a pipe without colours, wide enough to keep rows whole, and lines whole."""
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    console = _Console(stderr=stderr, highlight=False, soft_wrap=False)
     whole = not console.is_terminal
     if whole:
-        console = Console(stderr=stderr, highlight=False, width=160)
+        console = _Console(stderr=stderr, highlight=False, width=160)
     for part in _single(parts):
         console.print(part, soft_wrap=whole and isinstance(part, Text))
 
