@@ -37,8 +37,10 @@ class BatchNormalization(OpRun):
         parts: list[Any] = [np.asarray(value).astype(wide).reshape(shape) for value in (scale, bias, mean, var)]
         s, b, m, v = parts
         eps = np.asarray(1e-5 if epsilon is None else epsilon, wide)
-        y = (x.astype(wide) - m) / np.sqrt(v + eps) * s + b
-        return (y.astype(x.dtype), *running, mean, var)[: len(self.onnx_node.output)]
+        y = x.astype(wide, copy=False) - m
+        y *= s / np.sqrt(v + eps)
+        y += b
+        return (y.astype(x.dtype, copy=False), *running, mean, var)[: len(self.onnx_node.output)]
 
 
 class DequantizeLinear(OpRun):
@@ -90,6 +92,15 @@ def _quotient(a: Array, b: Array) -> Array:
     return np.trunc(a / b) if a.dtype.kind in "iu" else a / b
 
 
+class Relu(OpRun):
+    """`max(x, 0)`, in one pass."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, consumed_inputs: Any = None) -> tuple[Array]:
+        return (np.maximum(x, 0).astype(x.dtype, copy=False),)
+
+
 class LRN(OpRun):
     """`x / (bias + alpha / size * sum of x^2)^beta` over neighbouring channels; the evaluator's own mixes up axes."""
 
@@ -109,4 +120,4 @@ class LRN(OpRun):
 
 
 LEGACY = [_legacy(n, f) for n, f in (("Add", np.add), ("Sub", np.subtract), ("Mul", np.multiply), ("Div", _quotient))]
-OPERATORS: list[Any] = [BatchNormalization, DequantizeLinear, LRN]
+OPERATORS: list[Any] = [BatchNormalization, DequantizeLinear, LRN, Relu]

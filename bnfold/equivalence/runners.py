@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import onnx
 from onnx import ModelProto, NodeProto, helper
 
 from ..errors import VerificationError
-from ..frontends.onnx.files import load, load_whole
+from ..frontends.onnx.files import bare, load_whole
 from ..frontends.onnx.functions import inlined
 from ..frontends.onnx.skeleton import nested_graphs
 from ..graph import Shape
@@ -43,7 +43,7 @@ class OrtRunner:
     VerificationError where the device is not to be had, or where some of the model ran on another.
     """
 
-    def __init__(self, path: Path, device: Device = CPU, threads: int = 0) -> None:
+    def __init__(self, path: Path, device: Device = CPU, threads: int = 0, timed: bool = False) -> None:
         import onnxruntime as ort
 
         require(device, ort.get_available_providers())
@@ -53,6 +53,8 @@ class OrtRunner:
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if device.optimise else levels.ORT_DISABLE_ALL
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
+        if not timed:  # threads that wait for work by spinning take the time of the float64 runs between
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.profile = None if device.name == "cpu" else tempfile.TemporaryDirectory(prefix="bnfold-")
         if self.profile is not None:
             options.enable_profiling = True
@@ -118,7 +120,7 @@ def _harmless(path: Path) -> str | bytes:
 
     By the specification both say the same. ValueError where such a model is too large for a copy in memory.
     """
-    model = load(path)
+    model = bare(path)
     if not any(_tailed(node) for node in all_nodes(model)):
         return str(path)
     model = load_whole(path)
@@ -152,7 +154,8 @@ class ReferenceRunner:
 
     name = "onnx.reference"
 
-    def __init__(self, path: Path | ModelProto) -> None:
+    def __init__(self, path: Path | ModelProto, weights: Feed | None = None) -> None:
+        """`weights`: initializers that a model in memory does not hold itself."""
         from onnx.reference import ReferenceEvaluator
 
         from .reference import operators
@@ -165,13 +168,45 @@ class ReferenceRunner:
             model.opset_import.add(version=1)
         opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
         self.evaluator = ReferenceEvaluator(model, new_ops=[*operators(opset), *WINDOWS])
+        self.evaluator.rt_inits_.update(weights or {})
         self.outputs = list(self.evaluator.output_names)
         self.inputs = frozenset(self.evaluator.input_names)
+        self.ends = _ends([node.onnx_node for node in self.evaluator.rt_nodes_], set(self.outputs))
 
     def run(self, feed: Feed) -> dict[str, Array]:
         """Outputs by name."""
         with np.errstate(all="ignore"):  # overflow shows in the outputs
-            return _named(self.outputs, list(self.evaluator.run(None, feed)))
+            return _named(self.outputs, self._values(feed))
+
+    def _values(self, feed: Feed) -> list[Any]:
+        """Node by node; what no later node reads is let go."""
+        nodes, values = self.evaluator.rt_nodes_, {"": None, **self.evaluator.rt_inits_, **feed}
+        for i, node in enumerate(nodes):
+            more = {"context": values} if node.need_context() else {}
+            found = node.run(*[values[name] for name in node.input], **more)
+            values.update(zip(node.output, found, strict=False))
+            for name in self.ends[i]:
+                values.pop(name, None)
+        return [values[name] for name in self.outputs]
+
+
+def _ends(nodes: Sequence[NodeProto], kept: Collection[str]) -> list[list[str]]:
+    """For each node the tensors that no node after it reads, in bodies neither; `kept`: what must stay."""
+    seen, ends = {*kept, ""}, list[list[str]]()
+    for node in reversed(nodes):
+        names = {*node.output, *_read(node)}
+        ends.append(sorted(names - seen))
+        seen |= names
+    return ends[::-1]
+
+
+def _read(node: NodeProto) -> Iterator[str]:
+    """What a node reads, its bodies too, whose own names are among it."""
+    yield from node.input
+    for body in nested_graphs(node):
+        yield from (value.name for value in body.output)
+        for inner in body.node:
+            yield from _read(inner)
 
 
 def _named(names: Sequence[str], values: Sequence[Any]) -> dict[str, Array]:

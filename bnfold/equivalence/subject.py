@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import onnx
-
+from ..frontends.onnx.files import bare, load_whole
 from .device import Device
 from .inputs import Array, Feed, InputSpec
 from .locate import Probe
 from .nudges import Nudged, NudgedFile
 from .runners import CPU, OrtRunner, ReferenceRunner, Runner, engine_name
-from .widen import widened, widened_feed
+from .widen import parted, too_large, widened_feed
 
 _UNKNOWN = object()
 
@@ -90,8 +89,7 @@ class OnnxSubject:
     def exact(self, feed: Feed) -> dict[str, Array]:
         """In float64, by the reference evaluator."""
         if self._wide is _UNKNOWN:
-            model = widened(self.path)
-            self._wide = None if model is None else ReferenceRunner(model)
+            self._wide = None if too_large(self.path) else ReferenceRunner(*parted(load_whole(self.path)))
         return self._wide.run(widened_feed(feed)) if isinstance(self._wide, ReferenceRunner) else {}
 
     def nudged(self, engine: str) -> Nudged:
@@ -104,13 +102,12 @@ class OnnxSubject:
 
     def timed(self, feed: Feed, threads: int) -> tuple[str, Callable[[], object]]:
         """In onnxruntime."""
-        runner = OrtRunner(self.path, self.device, threads)
+        runner = OrtRunner(self.path, self.device, threads, timed=True)
         return runner.name, runner.prepared(feed)
 
     def operators(self) -> dict[str, int]:
         """The nodes of the main graph by type."""
-        graph = onnx.load(self.path, load_external_data=False).graph
-        return dict(Counter(node.op_type for node in graph.node).most_common())
+        return dict(Counter(node.op_type for node in bare(self.path).graph.node).most_common())
 
     def probe(self, engine: str) -> Probe | None:
         """The tensors of the main graph."""

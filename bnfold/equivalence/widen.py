@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ..frontends.onnx.files import load_whole
+from ..frontends.onnx.files import bare, load_whole
 from ..frontends.onnx.functions import inlined
 from .inputs import Array, Feed
 
@@ -19,9 +18,22 @@ WEIGHTS = 300_000_000
 
 def widened(path: Path) -> ModelProto | None:
     """The model of a file in float64, external data and local functions in it; None where it is too large for that."""
-    if sum(int(np.prod(t.dims)) for t in onnx.load(path, load_external_data=False).graph.initializer) > WEIGHTS:
-        return None
-    return widen(load_whole(path))
+    return None if too_large(path) else widen(load_whole(path))
+
+
+def too_large(path: Path) -> bool:
+    """Whether a file has so many weights that running it in float64 would take minutes."""
+    return sum(int(np.prod(t.dims)) for t in bare(path).graph.initializer) > WEIGHTS
+
+
+def parted(model: ModelProto) -> tuple[ModelProto, dict[str, Array]]:
+    """The model, changed to float64 without the initializers of its main graph, and these."""
+    if model.functions:
+        model.CopyFrom(inlined(model))
+    with np.errstate(invalid="ignore"):
+        weights = {tensor.name: _wide(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
+    del model.graph.initializer[:]
+    return widen(model), weights
 
 
 def widen(model: ModelProto) -> ModelProto:

@@ -6,7 +6,8 @@ import mmap
 import re
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +26,10 @@ from .sidefile import carry_over
 from .skeleton import Skeleton, nested_graphs, skeleton, small
 from .stream import write
 
+NUMBERS = tuple(
+    field for field in TensorProto.DESCRIPTOR.fields_by_name if field.endswith("_data") and field != "external_data"
+)
+"""Where a tensor may hold its numbers."""
 UNSORTED = re.compile(r"input '(?P<tensor>[^']*)' of node: (name: (?P<node>.*?) )?OpType: (?P<type>\S+) is not output")
 """How the checker complains of a tensor that nothing before its reader gives."""
 PACKED_ELSEWHERE = frozenset(
@@ -53,6 +58,26 @@ def load(path: Path) -> ModelProto:
         raise ModelError(f"{path}: not an ONNX model, or a truncated one ({size:,} bytes)") from None
     if not model.HasField("graph") or not model.ir_version:
         raise ModelError(f"{path}: not an ONNX model (it has no graph)")
+    return model
+
+
+def bare(path: Path) -> ModelProto:
+    """A file's model without its weights, read once for as long as the file stays as it is; not to be changed."""
+    with suppress(OSError):  # `load` says what is wrong
+        state = path.stat()
+        return _bare(path, (state.st_ino, state.st_size, state.st_mtime_ns))
+    return load(path)
+
+
+@lru_cache(maxsize=2)
+def _bare(path: Path, state: tuple[int, ...]) -> ModelProto:
+    model = load(path)
+    for tensor in (
+        *model.graph.initializer,
+        *(a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute),
+    ):
+        for field in NUMBERS:
+            tensor.ClearField(field)
     return model
 
 
