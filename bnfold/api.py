@@ -103,8 +103,13 @@ def fold(
     kwargs: Mapping[str, Any] | None = None,
     out: str | PathLike[str] | None = None,
     verify: bool = True,
+    data: Any = None,
+    samples: int | None = None,
     seed: int = 0,
+    kinds: Iterable[str] = (),
     shapes: Shapes | None = None,
+    mean: Any = 0.0,
+    std: Any = 1.0,
     skip: Iterable[str] = (),
     freeze_inputs: bool = False,
     precision_limit: float = PRECISION_LIMIT,
@@ -124,9 +129,9 @@ def fold(
     torch.export needs in `inputs` (a tuple, or one tensor) and `kwargs`; a torch.export.ExportedProgram; the path of a
     .pt2, TorchScript, .pt, .pth or .safetensors file. The result is of the same kind.
 
-    `out`: where to write it; the file appears only when the result passed. `shapes`: shapes of ONNX inputs for the
-    check, by name. `skip`, `freeze_inputs`, `precision_limit`, `leftovers`: as for `inspect`. `progress` is called with
-    the name of each stage.
+    `out`: where to write it; the file appears only when the result passed. `data`, `samples`, `seed`, `kinds`,
+    `shapes`, `mean`, `std`: the inputs of the check, as for `verify`; where nothing changes nothing is run. `skip`,
+    `freeze_inputs`, `precision_limit`, `leftovers`: as for `inspect`. `progress` is called with the name of each stage.
 
     For PyTorch: `eval`: put the module (the copy of it) in eval mode first; one in train mode is refused otherwise.
     `inplace`: change the module itself, once a copy has passed; it is put back when it then differs. `bake`: make
@@ -142,15 +147,21 @@ def fold(
     _check_leftovers(leftovers)
     options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
     loaded = _torch(model, options, skip, precision_limit, leftovers)
+    from .equivalence.inputs import inputs_of
+
+    checked_on = inputs_of(seed, shapes, kinds, data, samples, mean, std)
     if loaded is not None:
-        folded, plan, check = loaded.fold(None if out is None else Path(fspath(out)), verify, seed, inplace, progress)
+        from .pytorch import Judging
+
+        judging = Judging(verify, checked_on, progress)
+        folded, plan, check = loaded.fold(None if out is None else Path(fspath(out)), judging, inplace)
         return FoldResult(plan, check, lambda: folded)
     if inplace or inputs is not None:
         raise UsageError("inputs (--input) and inplace are for models of PyTorch; this one was read as ONNX")
     from .onnxmodels import fold_onnx
 
     complete, plan, check = fold_onnx(
-        model, out=out, verify=verify, seed=seed, shapes=shapes, skip=skip, freeze_inputs=freeze_inputs,
+        model, out=out, verify=verify, inputs=checked_on, skip=skip, freeze_inputs=freeze_inputs,
         precision_limit=precision_limit, leftovers=leftovers, progress=progress,
     )  # fmt: skip
     return FoldResult(plan, check, complete)
@@ -211,7 +222,8 @@ def verify(
     """
     from .equivalence.criterion import Criterion
     from .equivalence.device import Device
-    from .verifying import Pair, inputs_of
+    from .equivalence.inputs import inputs_of
+    from .verifying import Pair
 
     first = TorchOptions(inputs, kwargs, eval, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
     second = first
@@ -252,7 +264,8 @@ def bench(
     `optimise`: let onnxruntime change the graphs, as when serving. `threads`: of the CPU. Errors as for `verify`.
     """
     from .equivalence.device import Device
-    from .verifying import Pair, inputs_of
+    from .equivalence.inputs import inputs_of
+    from .verifying import Pair
 
     first = TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
     second = first
@@ -276,7 +289,12 @@ def export(
     dynamic: Iterable[str] = (),
     external_data: bool = False,
     verify: bool = True,
+    data: Any = None,
+    samples: int | None = None,
     seed: int = 0,
+    kinds: Iterable[str] = (),
+    mean: Any = 0.0,
+    std: Any = 1.0,
     skip: Iterable[str] = (),
     precision_limit: float = PRECISION_LIMIT,
     leftovers: str = LEFTOVERS[0],
@@ -302,12 +320,14 @@ def export(
     loaded = _torch(model, options, skip, precision_limit, leftovers)
     if loaded is None:
         raise UsageError("export: a model of PyTorch expected; bnfold fold takes ONNX files as they are")
+    from .equivalence.inputs import inputs_of
     from .exporting import Settings, export_model
     from .pytorch import Judging
 
     path = Path(fspath(out))
     settings = Settings(keep_bn, opset, tuple(dynamic), external_data)
-    plan, check = export_model(loaded, path, settings, Judging(verify, seed, progress))
+    judging = Judging(verify, inputs_of(seed, None, kinds, data, samples, mean, std), progress)
+    plan, check = export_model(loaded, path, settings, judging)
     kept = Plan(path.name, notes=("every batch norm was kept",))
     return FoldResult(plan or kept, check, lambda: path)
 

@@ -282,16 +282,16 @@ def _size(model: Any) -> int:
 
 def _judged(reference: nn.Module, path: Path, calls: Sequence[Call], judging: Judging, plan: Plan | None) -> Check:
     """The verdict of all calls; VerificationError where one did not pass."""
-    from .equivalence.inputs import Inputs
     from .equivalence.judge import judge
     from .equivalence.modules import ModuleSubject
     from .equivalence.subject import OnnxSubject
 
     checks = []
-    for call in calls:
+    for call in calls:  # data have the sizes of the first
+        inputs = judging.inputs if call is calls[0] else replace(judging.inputs, data=None)
         with quiet():
-            checks.append(judge(ModuleSubject(reference, call.args, call.kwargs), OnnxSubject(path),
-                                Inputs(judging.seed), None, judging.progress))  # fmt: skip
+            checks.append(judge(ModuleSubject(reference, call.args, call.kwargs), OnnxSubject(path), inputs, None,
+                                judging.progress))  # fmt: skip
         if not checks[-1].passed:
             error = VerificationError(f"the exported model did not pass, nothing was written: {checks[-1].message}")
             error.check, error.plan = checks[-1], plan

@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from time import monotonic as clock
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from .equivalence.check import Check
+from .equivalence.inputs import Inputs
 from .errors import BnfoldError, InternalError, ModelError, VerificationError
 from .frontends.torch import replay
 from .frontends.torch.blame import TO_SEND, Budget, Search, SpentError, internal, uncooperative, undecided
@@ -22,9 +23,6 @@ from .graph import Reason
 from .plan import Plan
 from .pytorch import Call, Judging, Policy, judged, judgement
 from .quiet import quiet
-
-if TYPE_CHECKING:
-    from .equivalence.check import Check
 
 QUICK = ("normal",)
 """The kinds of inputs, beside those that are given, on which a trial is checked where no others were refused."""
@@ -45,6 +43,9 @@ def fold_module(
     judging.progress("folding")
     folding = _Folding(seen, call, policy, judging, look, began)
     made = seen.plan(policy.plan)
+    if not made.plan.edits:
+        check = Check.unchanged(made.plan.model) if judging.verify else None
+        return ready(module, options) if inplace else copied(reference), made.plan, check
     folded = made.apply(copied(reference))
     check = None
     if judging.verify:
@@ -147,7 +148,8 @@ class _Folding:
         if self.other is None:
             return ""
         try:
-            check = judgement(self.seen.module, folded, self.other, self.judging, QUICK)
+            elsewhere = replace(self.judging, inputs=Inputs(self.judging.inputs.seed))  # data have sizes of their own
+            check = judgement(self.seen.module, folded, self.other, elsewhere, QUICK)
         except VerificationError:  # the module itself does not run on what is made up for these sizes
             return ""
         where = shapes((self.other.args, dict(self.other.kwargs)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from math import prod
@@ -23,14 +24,13 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from .equivalence.check import Check
-    from .equivalence.inputs import InputSpec
+    from .equivalence.inputs import Inputs, InputSpec
     from .frontends.onnx.read import Source
     from .frontends.onnx.skeleton import Skeleton
     from .lrn.onnx_find import OnnxSite
 
 Model = "str | PathLike[str] | ModelProto"
 Progress = Callable[[str], None]
-Shapes = Mapping[str, tuple[int, ...]]
 WEIGHTS = 300_000_000
 """Models with more are not run to find LRNs that are no operators."""
 
@@ -94,8 +94,7 @@ def fold_onnx(
     *,
     out: str | PathLike[str] | None = None,
     verify: bool = True,
-    seed: int = 0,
-    shapes: Shapes | None = None,
+    inputs: Inputs | None = None,
     skip: Iterable[str] = (),
     freeze_inputs: bool = False,
     precision_limit: float = PRECISION_LIMIT,
@@ -103,6 +102,7 @@ def fold_onnx(
     progress: Progress = lambda stage: None,
 ) -> tuple[Callable[[], ModelProto], Plan, Check | None]:
     """The folded model, for when it is asked for, the plan and the verdict. See `bnfold.fold`."""
+    from .equivalence.check import Check
     from .files import check_target
     from .frontends.onnx.apply import apply
     from .frontends.onnx.external import check_target as check_data_target
@@ -124,6 +124,11 @@ def fold_onnx(
         check_data_target(target, loaded.model, loaded.source.constants.folder)
     progress("planning")
     plan = _plan(loaded, precision_limit, leftovers)
+    if not plan.edits:
+        if verify and inputs is not None and inputs.shapes:
+            next(inputs.choices(_specs(loaded)))  # sizes that do not fit are an error, whether they are used or not
+        check = Check.unchanged(loaded.name) if verify else None
+        return _unchanged(model, loaded, target), plan, check
     progress("folding")
     specs = _specs(loaded) if verify else []
     with _reference(model, loaded, verify) as reference:
@@ -136,10 +141,36 @@ def fold_onnx(
                 dump(applied, temporary, folder)
             verdict = None
             if verify and temporary is not None:
-                verdict = _judge(reference, temporary, specs, seed, shapes, progress)
+                verdict = _judge(reference, temporary, specs, inputs, progress)
                 if not verdict.passed:
                     raise _failure(verdict, plan)
             return applied.complete, plan, verdict
+
+
+def _unchanged(
+    model: str | PathLike[str] | ModelProto, loaded: _Loaded, target: Path | None
+) -> Callable[[], ModelProto]:
+    """The original as the result, byte for byte where it is one file: what reading it has changed is forgotten."""
+    from onnx import ModelProto
+
+    from .files import written
+    from .frontends.onnx.apply import Applied
+    from .frontends.onnx.external import external_tensors
+    from .frontends.onnx.files import dump, load
+
+    def original() -> ModelProto:
+        made = ModelProto()
+        made.CopyFrom(load(loaded.path) if loaded.path else cast("ModelProto", model))
+        return made
+
+    single = loaded.path is not None and not external_tensors(loaded.model)
+    if target is not None:
+        with written(target) as temporary:
+            if single and loaded.path:
+                shutil.copyfile(loaded.path, temporary)
+            else:
+                dump(Applied(original()), temporary, loaded.source.constants.folder)
+    return original
 
 
 def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
@@ -313,16 +344,13 @@ def _specs(loaded: _Loaded) -> list[InputSpec]:
 
 
 def _judge(
-    reference: Path, candidate: Path, specs: list[InputSpec], seed: int, shapes: Shapes | None, progress: Progress
+    reference: Path, candidate: Path, specs: list[InputSpec], inputs: Inputs | None, progress: Progress
 ) -> Check:
-    from .equivalence.inputs import Inputs
     from .equivalence.judge import judge
     from .equivalence.subject import OnnxSubject
 
     with _verifiable():
-        return judge(
-            OnnxSubject(reference, specs), OnnxSubject(candidate, specs), Inputs(seed, shapes or {}), None, progress
-        )
+        return judge(OnnxSubject(reference, specs), OnnxSubject(candidate, specs), inputs, None, progress)
 
 
 @contextmanager

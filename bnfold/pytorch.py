@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
+from .equivalence.check import Check
+from .equivalence.inputs import Inputs
 from .errors import ModelError, UsageError, VerificationError
 from .frontends.torch import program as programs
 from .frontends.torch.capture import capture_program, one_line, without_autocast
@@ -23,9 +25,6 @@ from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import Plan
 from .planner import plan_that_fits
 from .quiet import quiet
-
-if TYPE_CHECKING:
-    from .equivalence.check import Check
 
 Progress = Callable[[str], None]
 
@@ -91,10 +90,10 @@ class Policy:
 
 @dataclass(frozen=True)
 class Judging:
-    """Whether and how a result is verified."""
+    """Whether a result is verified, and on which inputs."""
 
     verify: bool = True
-    seed: int = 0
+    inputs: Inputs = field(default_factory=Inputs)
     progress: Progress = lambda stage: None
 
 
@@ -116,7 +115,9 @@ def fold_program(
     source = policy.read(program, options)
     made = policy.plan(source)
     judging.progress("folding")
-    folded = programs.apply(source, made) if made.edits else copy.deepcopy(program)
+    if not made.edits:
+        return copy.deepcopy(program), made, Check.unchanged(made.model) if judging.verify else None
+    folded = programs.apply(source, made)
     if not judging.verify:
         return folded, made, None
     return folded, made, judged(program.module(), folded.module(), call, judging, made)
@@ -136,14 +137,14 @@ def judgement(
     reference: nn.Module, folded: nn.Module, call: Call, judging: Judging, kinds: tuple[str, ...] = ()
 ) -> Check:
     """The verdict on a folded module. `kinds`: on these inputs and those given, without looking for the place."""
-    from .equivalence.inputs import Inputs
     from .equivalence.judge import judge
     from .equivalence.modules import ModuleSubject, single
 
     short = single(reference)
     first, second = (ModuleSubject(m, call.args, call.kwargs, single=short) for m in (reference, folded))
     with quiet():
-        return judge(first, second, Inputs(judging.seed, kinds=kinds), None, judging.progress, not kinds)
+        inputs = replace(judging.inputs, kinds=kinds) if kinds else judging.inputs
+        return judge(first, second, inputs, None, judging.progress, not kinds)
 
 
 def program_of_script(module: torch.jit.ScriptModule, call: Call) -> ExportedProgram:

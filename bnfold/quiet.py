@@ -24,6 +24,24 @@ TURN = threading.RLock()
 """Held by whoever traces, runs or loads modules of PyTorch: torch.export and torch.load keep state for the process."""
 
 
+_owned = False
+
+
+@contextmanager
+def own_process() -> Iterator[None]:
+    """The process is the command's own: nobody else's threads run in it, whatever their number."""
+    global _owned
+    before, _owned = _owned, True
+    try:
+        yield
+    finally:
+        _owned = before
+
+
+def _shared() -> bool:
+    return threading.active_count() > 1 and not _owned
+
+
 def in_turn(work: Callable[P, T]) -> Callable[P, T]:
     """`work`, by one thread at a time."""
 
@@ -38,7 +56,7 @@ def in_turn(work: Callable[P, T]) -> Callable[P, T]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No warnings and no log lines of libraries inside the block, unless other threads would miss theirs."""
-    if threading.active_count() > 1:
+    if _shared():
         yield
         return
     with warnings.catch_warnings():
@@ -54,12 +72,12 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def aside() -> Iterator[None]:
     """What libraries print to stdout, where results go, goes to stderr, unless other threads print too."""
-    with redirect_stdout(sys.stderr) if threading.active_count() == 1 else nullcontext():
+    with redirect_stdout(sys.stderr) if not _shared() else nullcontext():
         yield
 
 
 @contextmanager
 def tracing() -> Iterator[None]:
     """The same, and nothing on stderr, where torch.export prints the whole graph when it fails."""
-    with quiet(), redirect_stderr(io.StringIO()) if threading.active_count() == 1 else nullcontext():
+    with quiet(), redirect_stderr(io.StringIO()) if not _shared() else nullcontext():
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
@@ -22,6 +23,7 @@ from .frontends.torch.checkpoint import Checkpoint
 from .frontends.torch.fold import Options, copied, evaluated
 from .frontends.torch.script import completed, grown, save_scripted
 from .frontends.torch.specs import dtype_of, examples, named
+from .kinds import kind_of
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .lrn.find import find_lrn
 from .modulefolding import fold_module
@@ -30,7 +32,6 @@ from .pytorch import (
     Call,
     Judging,
     Policy,
-    Progress,
     fold_program,
     inspect_module,
     inspect_program,
@@ -78,12 +79,9 @@ class TorchModel:
         return self._noted(with_lrns(plan, self.model, self.call))
 
     @in_turn
-    def fold(
-        self, out: Path | None, verify: bool, seed: int, inplace: bool, progress: Progress
-    ) -> tuple[Any, Plan, Check | None]:
+    def fold(self, out: Path | None, judging: Judging, inplace: bool) -> tuple[Any, Plan, Check | None]:
         """The folded model; written to `out` when it passed."""
         form = self._form(out)
-        judging = Judging(verify, seed, progress)
         folded: nn.Module | ExportedProgram
         if isinstance(self.model, ExportedProgram):
             if inplace:
@@ -96,10 +94,14 @@ class TorchModel:
             plan = self._noted(plan)
             placed = self._placed(save.changes(before, folded) if form in ("checkpoint", "safetensors") else {})
             tensors = form in ("checkpoint", "safetensors")
-            stored, note = self._stored(before, folded, judging) if tensors else (folded, ())
+            stored, note = self._stored(before, folded, judging) if tensors and plan.edits else (folded, ())
             plan = replace(plan, notes=(*plan.notes, *note))
-        if out is not None:
-            progress("writing")
+        original = self._same(form, plan)
+        if out is not None and original is not None:
+            with written(out) as temporary:
+                shutil.copyfile(original, temporary)
+        elif out is not None:
+            judging.progress("writing")
             with written(out) as temporary:
                 if isinstance(folded, ExportedProgram):
                     self._write_program(folded, form, temporary)
@@ -121,6 +123,12 @@ class TorchModel:
         except BnfoldError:  # not every op takes every type
             passed = False
         return (made, (f"written as {name}",)) if passed else (folded, (f"not written as {name}: it did not pass so",))
+
+    def _same(self, form: str, plan: Plan) -> Path | None:
+        """The file that the result is a copy of: where nothing changed, and the kind of file stays the same."""
+        if plan.edits or self.options.bake or self.path is None or kind_of(self.path) != form:
+            return None
+        return self.path if self.state is not None or isinstance(self.model, ExportedProgram) else None
 
     def _noted(self, plan: Plan) -> Plan:
         """With what is to be said of the file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .equivalence.criterion import Criterion
 from .equivalence.device import Device
-from .equivalence.inputs import Feed, Inputs, InputSpec
+from .equivalence.inputs import Feed, Inputs, InputSpec, inputs_of
 from .equivalence.judge import judge
 from .equivalence.latency import FEWEST, Bench, race
 from .equivalence.subject import OnnxSubject, Subject
@@ -193,25 +192,3 @@ def check_settings(arguments: Mapping[str, Any]) -> None:
     Device(arguments.get("device") or "cpu")
     plain = {"seed": 0, "kinds": (), "samples": None, "mean": 0.0, "std": 1.0}
     inputs_of(**{**plain, **some(*plain)}, shapes=None, data=None)
-
-
-def inputs_of(
-    seed: int, shapes: Mapping[str, tuple[int, ...]] | None, kinds: Any, data: Any, samples: int | None,
-    mean: Any, std: Any,
-) -> Inputs:  # fmt: skip
-    """What the front door takes as one value."""
-    chosen = (kinds,) if isinstance(kinds, str) else tuple(kinds or ())
-    return Inputs(seed, dict(shapes or {}), chosen, data, samples, _numbers("mean", mean), _numbers("std", std))
-
-
-def _numbers(name: str, value: Any) -> tuple[float, ...]:
-    """One number or one for each channel. UsageError for anything else, and for a deviation of 0."""
-    try:
-        found = tuple(float(part) for part in (value if isinstance(value, tuple | list) else (value,)))
-    except (TypeError, ValueError):
-        found = ()
-    if not found or not all(math.isfinite(number) for number in found) or (name == "std" and 0 in found):
-        raise UsageError(
-            f"{name} {value!r}: a number or one for each channel expected{', none of them 0' * (name == 'std')}"
-        )
-    return found

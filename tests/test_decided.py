@@ -67,7 +67,7 @@ def test_ifs_in_branches_that_are_taken_and_outputs_that_branches_hand_on() -> N
                               [value(name, TensorProto.DOUBLE, None) for name in names])  # fmt: skip
     net.nodes.append(helper.make_node("If", [flag], ["y", "as_it_was", "again"], then_branch=outer, else_branch=outer))
     z = net.node("Sum", ["y", "as_it_was", "again"], "sum")
-    net.output(net.conv(z, (4, 2), "after"), ("N", 2, 4, 4))
+    net.output(net.conv(net.bn(z, 4, "behind"), (4, 2), "after"), ("N", 2, 4, 4))
     model = net.model()
     result = bnfold.fold(model, verify=False)
     assert "If" not in op_types(result.model)

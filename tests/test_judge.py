@@ -541,7 +541,7 @@ def test_there_is_no_warning_where_there_is_nothing_to_vary(tmp_path: Path) -> N
 
 def test_warnings_are_in_the_table_the_json_and_the_report(tmp_path: Path) -> None:
     net = Net()
-    x = net.conv(net.input(), (3, 4), "conv")
+    x = net.bn(net.conv(net.input(), (3, 4), "conv"), 4, "first")
     x = net.bn(net.node("Mul", [x, net.weight("zero", [0.0])], "zeroed"), 4, "bn")
     net.output(x, ("N", 4, 6, 6))
     source, target, report = (str(tmp_path / name) for name in ("model.onnx", "out.onnx", "report.json"))

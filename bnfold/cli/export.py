@@ -9,7 +9,7 @@ import click
 
 from ..errors import VerificationError
 from ..limits import LEFTOVERS
-from .options import FILE, common, pytorch, torch_options
+from .options import FILE, common, comparing_on, means_given, pytorch, torch_options
 from .output import check_report, errors, progress_line, show_result, write_report
 
 
@@ -31,6 +31,7 @@ from .output import check_report, errors, progress_line, show_result, write_repo
 @click.option("--skip", multiple=True, metavar="NAME", help="Leave this norm alone; * and ? match. Repeatable.")
 @click.option("--leftovers", type=click.Choice(LEFTOVERS), default=LEFTOVERS[0], show_default=True,
               help="Forms in which norms that cannot go are left; see bnfold fold.")  # fmt: skip
+@comparing_on
 @pytorch
 @common
 def export(
@@ -51,8 +52,9 @@ def export(
                 from ..api import export as run
 
                 result = run(
-                    model, out=output, verify=not no_verify, progress=progress, **torch_options(given), **given
-                )
+                    model, out=output, verify=not no_verify, progress=progress, **torch_options(given),
+                    **means_given(given), **given,
+                )  # fmt: skip
         except VerificationError as error:
             if error.plan is not None:
                 write_report(report_file, error.plan, error.check, None)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import VerificationError
-from .options import FILE, common, judging, pytorch, reading, torch_options
+from .options import FILE, common, comparing_on, judging, means_given, pytorch, reading, torch_options
 from .output import check_reports, errors, progress_line, show_result, write_page, write_report
 
 
@@ -35,6 +35,7 @@ def inspect(model: Path, as_json: bool, quiet: bool, debug: bool, **given: Any) 
 )
 @click.option("--html", type=FILE, metavar="R.html", help="Write the report as a page, also when the check fails.")
 @click.option("--no-verify", is_flag=True, help="Write without running the models; the report says so.")
+@comparing_on
 @judging
 @reading
 @pytorch
@@ -62,8 +63,9 @@ def fold(
                 from ..api import fold as run
 
                 result = run(
-                    model, out=output, verify=not no_verify, progress=progress, **torch_options(given), **given
-                )
+                    model, out=output, verify=not no_verify, progress=progress, **torch_options(given),
+                    **means_given(given), **given,
+                )  # fmt: skip
         except VerificationError as error:
             if error.plan is not None:
                 write_report(report_file, error.plan, error.check, None)

@@ -76,6 +76,25 @@ def judging(command: F) -> F:
     return command
 
 
+def comparing_on(command: F) -> F:
+    """The inputs on which models are compared."""
+    for option in (
+        click.option("--kind", "kinds", multiple=True, metavar="KIND",
+                     help="Kind of random inputs: normal, uniform, image, large, constant, tiny, zeros. Repeatable."),
+        click.option("--samples", type=click.IntRange(min=1),
+                     help="Samples of each kind of random inputs, or of the data at most (then 64 by default)."),
+        click.option("--data", type=FILE, metavar="PATH",
+                     help="Inputs from a file (.npz by input names, .npy) or a folder of images, not random ones."),
+    ):  # fmt: skip
+        command = option(command)
+    return scaling(command)
+
+
+def means_given(given: dict[str, Any]) -> dict[str, Any]:
+    """What `scaling` parsed, as the API names it; taken out of `given`."""
+    return {"mean": given.pop("means"), "std": given.pop("stds")}
+
+
 def samples(command: F) -> F:
     """Options of the commands that run a network over data."""
     for option in (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import BnfoldError, OutputError, UsageError
-from ..quiet import quiet as silence
+from ..quiet import own_process, quiet
 
 if TYPE_CHECKING:
     from ..config import PairSettings
@@ -174,7 +174,8 @@ def show_result(
 
     show(plan_table(plan), *([check_table(check)] if check else []))
     if output is not None:
-        click.echo(wrote(output, model) + ("" if check else ", NOT VERIFIED (--no-verify)"))
+        copied = "" if plan.edits else ", nothing was changed"
+        click.echo(wrote(output, model) + copied + ("" if check else ", NOT VERIFIED (--no-verify)"))
 
 
 def wrote(output: Path, model: Path | None = None) -> str:
@@ -214,7 +215,7 @@ def progress_line(quiet: bool) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def _contained() -> Iterator[None]:
     """stdout for results only: prints inside the block go to stderr; no warnings, and no log lines of libraries."""
-    with _diverted(), redirect_stdout(sys.stderr), silence():
+    with own_process(), _diverted(), redirect_stdout(sys.stderr), quiet():
         yield
 
 

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from ..errors import BnfoldError, UsageError
 from ..limits import MULTIPLE
-from .options import FILE, common, judging, network, scaling
+from .options import FILE, common, comparing_on, judging, means_given, network
 from .output import check_spared, check_targets, errors, progress_line, show_checks, write_checks
 
 if TYPE_CHECKING:
@@ -25,14 +25,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def comparing(command: F) -> F:
-    """What counts as the same, and on which inputs."""
+    """What counts as the same, and where."""
     for option in (
-        click.option("--kind", "kinds", multiple=True, metavar="KIND",
-                     help="Kind of random inputs: normal, uniform, image, large, constant, tiny, zeros. Repeatable."),
-        click.option("--samples", type=click.IntRange(min=1),
-                     help="Samples of each kind of random inputs, or of the data at most (then 64 by default)."),
-        click.option("--data", type=FILE, metavar="PATH",
-                     help="Inputs from a file (.npz by input names, .npy) or a folder of images, not random ones."),
         click.option("--agreement", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0,
                      show_default=True, help="Share of the samples for which --top-k must hold."),
         click.option("--top-k", type=click.IntRange(min=1), metavar="K", help="The same K best entries per sample."),
@@ -69,7 +63,7 @@ def reporting(command: F) -> F:
 @click.option("--config", type=FILE, metavar="FILE.toml",
               help="Compare the pairs that bnfold.toml, or [tool.bnfold] of pyproject.toml, lists.")  # fmt: skip
 @comparing
-@scaling
+@comparing_on
 @judging
 @click.option("--candidate-arch", metavar="MODULE:NAME", help="As --arch, where the candidate needs another.")
 @click.option("--candidate-arch-args", metavar="JSON", help="Arguments for --candidate-arch.")
@@ -157,7 +151,7 @@ def _compared(pair: PairSettings, progress: Callable[[str], None], alone: bool) 
 def _chosen(given: dict[str, Any]) -> dict[str, Any]:
     """Without a device, a module runs where it is; no inputs are None."""
     chosen = {**given, "inputs": given["inputs"] or None}
-    chosen |= {"mean": chosen.pop("means"), "std": chosen.pop("stds")}
+    chosen |= means_given(chosen)
     if chosen["device"] == "cpu" and not chosen["tf32"] and not chosen["optimise"]:
         chosen["device"] = ""
     return chosen

@@ -83,6 +83,10 @@ class OutputError:
         return next((measure.value for measure in self.measures if measure.name == name), None)
 
 
+UNCHANGED = "nothing was changed, so nothing was run"
+"""Stands for the runner where the candidate is the reference."""
+
+
 @dataclass(frozen=True)
 class Check:
     """Whether a candidate is the same function as its reference, in finite precision.
@@ -104,6 +108,11 @@ class Check:
     where: Where | None = None
     names: tuple[str, str] = ("", "")
     operators: tuple[dict[str, int], dict[str, int]] = field(default_factory=lambda: ({}, {}))
+
+    @classmethod
+    def unchanged(cls, name: str) -> Check:
+        """The verdict on a model in which nothing was changed, so that nothing needs to be run."""
+        return cls(True, UNCHANGED, 0, {}, (), names=(name, name))
 
     def __repr__(self) -> str:
         return f"Check({'passed' if self.passed else f'failed: {self.message}'}; {len(self.outputs)} comparisons)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -276,3 +277,25 @@ def _fill(
     if spec.dtype.kind == "O":  # strings: any will do, and those that are numbers can be read as such too
         return np.asarray(rng.integers(0, spec.high, shape)).astype(str).astype(object)
     return np.asarray(make(rng, shape)).astype(spec.dtype)
+
+
+def inputs_of(
+    seed: int, shapes: Mapping[str, tuple[int, ...]] | None, kinds: Any, data: Any, samples: int | None,
+    mean: Any, std: Any,
+) -> Inputs:  # fmt: skip
+    """What the front door takes as one value."""
+    chosen = (kinds,) if isinstance(kinds, str) else tuple(kinds or ())
+    return Inputs(seed, dict(shapes or {}), chosen, data, samples, _numbers("mean", mean), _numbers("std", std))
+
+
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    """One number or one for each channel. UsageError for anything else, and for a deviation of 0."""
+    try:
+        found = tuple(float(part) for part in (value if isinstance(value, tuple | list) else (value,)))
+    except (TypeError, ValueError):
+        found = ()
+    if not found or not all(math.isfinite(number) for number in found) or (name == "std" and 0 in found):
+        raise UsageError(
+            f"{name} {value!r}: a number or one for each channel expected{', none of them 0' * (name == 'std')}"
+        )
+    return found

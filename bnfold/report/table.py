@@ -81,7 +81,8 @@ def check_table(check: Check) -> RenderableType:
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in check.shapes.items())
     verdict = "passed" if check.passed else f"FAILED: {check.message}"
     by = f"; {check.criterion}" if check.criterion else ""
-    line = Text(f"{verdict} ({check.runner}; {shapes}; seed {check.seed}{by})", "green" if check.passed else "red")
+    how = f"{check.runner}; {shapes}; seed {check.seed}{by}" if check.outputs else check.runner
+    line = Text(f"{verdict} ({how})", "green" if check.passed else "red")
     notes = [Text(f"warning: {warning}", "yellow") for warning in check.warnings]
     where = [Text(str(check.where)), *([profile(check.where)] if check.where.profile else [])] if check.where else []
     seen = [Text(finest_line(check))] if check.passed and check.resolution else []
