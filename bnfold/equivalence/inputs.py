@@ -76,7 +76,8 @@ class Inputs:
             yield from_data(self, specs)
             return
         for shapes in shape_choices(specs, self.shapes):
-            yield Choice(shapes, lambda shapes=shapes: self._seeded(specs, shapes))  # type: ignore[misc]
+            count = self._draws(shapes) * len(self.kinds or KINDS)
+            yield Choice(shapes, lambda shapes=shapes: self._seeded(specs, shapes), count)  # type: ignore[misc]
 
     def resized(
         self, specs: list[InputSpec], shapes: Mapping[str, tuple[int, ...]], axes: Axes
@@ -102,20 +103,24 @@ class Inputs:
         yield RESIZED, next(feeds(specs, shapes, self.seed))[1]
 
     def _seeded(self, specs: list[InputSpec], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Feed]]:
-        batch = min((shape[0] for shape in shapes.values() if shape), default=1)
-        draws = max(1, -(-(self.samples or 1) // batch))
-        for draw in range(draws):
+        for draw in range(self._draws(shapes)):
             for kind, feed in feeds(specs, shapes, self.seed, draw):
                 if not self.kinds or kind in self.kinds:
                     yield kind, feed
 
+    def _draws(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """How many batches of each kind hold the samples that were asked for."""
+        batch = min((shape[0] for shape in shapes.values() if shape), default=1)
+        return max(1, -(-(self.samples or 1) // batch))
+
 
 @dataclass(frozen=True)
 class Choice:
-    """Sizes of the inputs, and a function that goes through the inputs, each with its kind."""
+    """Sizes of the inputs, and a function that goes through the inputs, each with its kind; how many there are."""
 
     shapes: dict[str, tuple[int, ...]]
     feeds: Callable[[], Iterator[tuple[str, Feed]]]
+    count: int = 1
 
 
 def from_data(inputs: Inputs, specs: list[InputSpec]) -> Choice:
@@ -140,7 +145,7 @@ def from_data(inputs: Inputs, specs: list[InputSpec]) -> Choice:
             found = samples.rows(rows)
             yield "data", {spec.name: _cast(spec, found[spec.name], samples.source) for spec in specs}
 
-    return Choice(shapes, batches)
+    return Choice(shapes, batches, -(-count // size))
 
 
 def _checked(spec: InputSpec, samples: Samples, batch: int, count: int) -> tuple[int, ...]:

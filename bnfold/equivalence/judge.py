@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from time import monotonic
 
 import numpy as np
 
@@ -77,7 +78,8 @@ def judge(
     """
     inputs, criterion = inputs or Inputs(), criterion or Criterion()
     runner, choice, first = _open(reference, inputs, progress)
-    hearing = Hearing(reference, Nudges(reference, runner, inputs.seed), criterion, progress)
+    pace = Pace(progress, choice.count + _gives(reference, choice))
+    hearing = Hearing(reference, Nudges(reference, runner, inputs.seed), criterion, pace.note)
     entries: dict[tuple[str, str], OutputError] = {}
     warnings: list[str] = []
     varying: set[str] = set()
@@ -112,7 +114,7 @@ def judge(
 
     def compared(kind: str, feed: Feed, expected: Mapping[str, Array]) -> str:
         nonlocal failing
-        progress(f"comparing on {kind} inputs")
+        pace.begin(kind)
         try:
             found = other.run(feed)
         except Exception as error:
@@ -415,8 +417,7 @@ class Hearing:
         )
 
     def _exact(self, feed: Feed, kind: str) -> dict[str, Array]:
-        """The outputs of the reference in float64; none, and a warning, where nothing here computes them."""
-        self.progress(f"running the reference in float64 on {kind} inputs")
+        """The outputs of the reference in float64 on inputs of a kind; none, and a warning, where nothing here computes them."""
         why = "nothing here computes the reference in float64"
         try:
             found = self.reference.exact(feed)
@@ -657,9 +658,37 @@ def _aligned(candidate: Subject, runner: Runner, reference: Subject, first: Mapp
 def _all_feeds(reference: Subject, choice: Choice) -> Iterator[tuple[str, Feed]]:
     """Inputs of all kinds, and those that came with the reference."""
     yield from choice.feeds()
+    if _gives(reference, choice):
+        yield "given", reference.given() or {}
+
+
+def _gives(reference: Subject, choice: Choice) -> bool:
+    """Whether inputs came with the reference, of the sizes that the others have."""
     given = reference.given()
-    if given is not None and {name: value.shape for name, value in given.items()} == choice.shapes:
-        yield "given", given
+    return given is not None and {name: value.shape for name, value in given.items()} == choice.shapes
+
+
+class Pace:
+    """Tells how far the comparisons are, and how long the rest will take by those that are done."""
+
+    def __init__(self, progress: Progress, total: int, clock: Callable[[], float] = monotonic) -> None:
+        self.progress, self.total, self.clock = progress, total, clock
+        self.begun, self.start, self.text = 0, clock(), ""
+
+    def begin(self, kind: str) -> None:
+        """The next comparison, on inputs of a kind; there may be one more than expected, of other sizes."""
+        self.begun += 1
+        self.total = max(self.total, self.begun)
+        spent, done = self.clock() - self.start, self.begun - 1
+        left = spent / done * (self.total - done) if done else 0.0
+        self.text = f"comparing {self.begun} of {self.total}: {kind}" + (
+            f", about {left:.0f} s left" if left >= 1 else ""
+        )
+        self.progress(self.text)
+
+    def note(self, what: str) -> None:
+        """What is done for the comparison beyond running both models."""
+        self.progress(f"{self.text}; {what}")
 
 
 def _line(error: Exception) -> str:
