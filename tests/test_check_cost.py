@@ -190,7 +190,7 @@ def test_what_no_node_reads_any_more_is_let_go(monkeypatch: pytest.MonkeyPatch) 
         return plain(self, *args, **kwargs)
 
     feed = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
-    expected = runner.evaluator.run(None, feed)[0]
+    (expected,) = runner.evaluator.run(None, feed)
     monkeypatch.setattr(windows.Conv, "_run", watched)
     np.testing.assert_array_equal(runner.run(feed)["choice_out"], expected)
     assert max(held) == 2  # the one that the body reads, and what the layer reads

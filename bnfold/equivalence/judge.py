@@ -417,7 +417,7 @@ class Hearing:
         )
 
     def _exact(self, feed: Feed, kind: str) -> dict[str, Array]:
-        """The outputs of the reference in float64 on inputs of a kind; none, and a warning, where nothing here computes them."""
+        """The outputs of the reference in float64 on inputs; none, and a warning, where nothing computes them."""
         why = "nothing here computes the reference in float64"
         try:
             found = self.reference.exact(feed)
