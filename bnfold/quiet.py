@@ -39,7 +39,9 @@ def own_process() -> Iterator[None]:
 
 
 def _shared() -> bool:
-    return threading.active_count() > 1 and not _owned
+    """Whether other threads may work here; the monitor of tqdm, which torch imports, only looks at progress bars."""
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    return not _owned and any(not type(thread).__module__.startswith("tqdm") for thread in others)
 
 
 def in_turn(work: Callable[P, T]) -> Callable[P, T]:
