@@ -102,11 +102,13 @@ def inspect_module(module: nn.Module, call: Call, policy: Policy, options: Optio
     return survey(prepared(module, options), call.args, call.kwargs, options).plan(policy.plan).plan
 
 
+@quiet()
 def inspect_program(program: ExportedProgram, policy: Policy, options: Options) -> Plan:
     """What folding an exported program would do."""
     return policy.plan(policy.read(program, options))
 
 
+@quiet()
 def fold_program(
     program: ExportedProgram, call: Call, policy: Policy, options: Options, judging: Judging
 ) -> tuple[ExportedProgram, Plan, Check | None]:

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from bnfold.cli import main
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bnfold"
 STAGES = [
-    {"version", "limits", "layers", "quiet"},
+    {"version", "limits", "layers", "quiet", "ends", "private"},
     {"errors"},
     {"files", "kinds", "data", "config", "skip"},
     {"graph", "affine"},
@@ -136,16 +137,50 @@ def test_every_command_has_help(command: str) -> None:
     assert result.output.startswith("Usage:")
 
 
-SHARED = re.compile(
-    r"catch_warnings|simplefilter|filterwarnings|redirect_std|logging\.disable|set_default_dtype|safe_globals\(|"
-    r"sys\.(stdout|stderr|path_hooks) =|os\.(chdir|environ\[.*\] =)|setattr\((torch|pickle|importlib)"
-)
-"""Ways to change what all threads of a process share."""
+ROOMS = {
+    "catch_warnings": {"quiet.py"}, "simplefilter": {"quiet.py"}, "filterwarnings": set(), "captureWarnings": set(),
+    "disable": {"quiet.py"}, "redirect_stderr": {"quiet.py"}, "redirect_stdout": {"cli/output.py", "quiet.py"},
+    "dup2": {"cli/output.py", "ends.py"}, "signal": {"ends.py"}, "umask": set(), "safe_globals": set(),
+    "add_safe_globals": set(), "chdir": set(), "set_num_threads": {"equivalence/modules.py", "verifying.py"},
+    "allow_tf32": {"equivalence/modules.py"}, "set_default_dtype": set(), "set_default_device": set(),
+    "use_deterministic_algorithms": set(), "setrecursionlimit": set(), "seterr": set(), "basicConfig": set(),
+}  # fmt: skip
+"""What changes the process for all of its threads, and the files that may use it, each for a reason that it gives."""
 
 
-@pytest.mark.parametrize("path", [path for path in sorted(PACKAGE.rglob("*.py")) if "cli" not in path.parts], ids=str)
-def test_the_library_touches_nothing_that_threads_share(path: Path) -> None:
-    """One module does, while no other thread runs; the command has its process to itself."""
-    if path.name != "quiet.py":
-        found = [line for line in path.read_text().splitlines() if SHARED.search(line)]
-        assert not [line for line in found if "get_safe_globals" not in line and "_add_safe_globals" not in line]
+def _changes(path: Path) -> Iterator[tuple[str, int]]:
+    """What a file uses that changes the process: calls and switches by name, and attributes of modules that it sets."""
+    tree = ast.parse(path.read_text())
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in ROOMS:
+                yield name, node.lineno
+            if name == "setattr" and isinstance(node.args[0], ast.Name) and node.args[0].id in imported:
+                yield f"setattr({node.args[0].id}, ...)", node.lineno
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            if isinstance(target, ast.Attribute):
+                base = ast.unparse(target.value)
+                if base.partition(".")[0] in imported or target.attr in ROOMS:
+                    yield target.attr if target.attr in ROOMS else f"{base}.{target.attr} = ...", target.lineno
+
+
+def test_nothing_of_the_process_is_changed() -> None:
+    found = [
+        (path.relative_to(PACKAGE).as_posix(), *change) for path in PACKAGE.rglob("*.py") for change in _changes(path)
+    ]
+    assert [(own, name, line) for own, name, line in found if own not in ROOMS.get(name, set())] == []
+    assert {name: {own for own, used, _ in found if used == name} for name in ROOMS} == ROOMS, "a room that is not used"
+
+
+def test_the_rule_sees_what_it_forbids(tmp_path: Path) -> None:
+    code = ("import sys, torch, warnings as w", "sys.stderr = None", "torch.load = print", "setattr(torch, 'load', 1)",
+            "w.catch_warnings()", "torch.backends.cudnn.allow_tf32 = True", "sys.stdout: object = 1")  # fmt: skip
+    (tmp_path / "bad.py").write_text("\n".join(code))
+    assert {line for _, line in _changes(tmp_path / "bad.py")} == set(range(2, len(code) + 1))

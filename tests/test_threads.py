@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import pickle
+import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx_graphsurgeon.logger import G_LOGGER
 from torch import nn
 
 import bnfold
+from bnfold.quiet import TURN, own_process, tracing
 from tests.nets import Net
+
+X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
 def _module(seed: int) -> nn.Module:
@@ -64,7 +72,7 @@ def _state() -> tuple[Any, ...]:
         warnings.showwarning, logging.root.manager.disable, sys.stdout, sys.stderr, torch.load,
         torch.export.load, pickle.loads, importlib.import_module, _package.load_pt2, _package._load_aoti,
         GraphModuleDeserializer.deserialize_node, tuple(torch.serialization.get_safe_globals()),
-        torch.get_default_dtype(), torch.backends.cudnn.allow_tf32,
+        torch.get_default_dtype(), torch.backends.cudnn.allow_tf32, G_LOGGER.severity,
     )  # fmt: skip
 
 
@@ -111,9 +119,10 @@ def _jobs(folder: Path) -> list[Callable[[], list[bytes]]]:
 def test_a_hundred_folds_in_eight_threads(tmp_path: Path) -> None:
     jobs = _jobs(tmp_path)
     expected = [job() for job in jobs]
+    order = [2 * (i // 6 % 4) if i % 6 == 0 else 2 * (i % 4) + 1 for i in range(104)]  # PyTorch: even
     with _watched() as changed, ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda i: jobs[i % len(jobs)](), range(104)))
-    assert found == [expected[i % len(jobs)] for i in range(104)]
+        found = list(pool.map(lambda i: jobs[i](), order))
+    assert found == [expected[i] for i in order]
     assert not changed
 
 
@@ -159,3 +168,99 @@ def test_silence_ends_with_the_block() -> None:
     with quiet(), tracing(), aside():
         np.zeros(1)
     assert _state() == before
+
+
+def test_models_of_onnx_are_folded_at_once_and_those_of_pytorch_in_turn(tmp_path: Path) -> None:
+    """Two folds of ONNX meet in the middle; those of PyTorch never do."""
+    meeting, model = threading.Barrier(2, timeout=20), _onnx(2)
+    onnx.save(_onnx(4), tmp_path / "net.onnx")
+
+    def meet(stage: str) -> None:
+        if stage == "folding":
+            meeting.wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(lambda given: bnfold.fold(given, progress=meet), (model, tmp_path / "net.onnx")):
+            assert result.plan.counts()["folded"] == 2
+
+    working: list[int] = []
+
+    def work(stage: str) -> None:
+        working.append(threading.get_ident())
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda seed: bnfold.fold(_module(seed), (X,), verify=False, progress=work), range(3)))
+    assert len(working) > 3
+    assert len(list(groupby(working))) == 3
+
+
+def test_a_process_that_is_forked_while_another_thread_works_does_not_wait_for_it() -> None:
+    if not hasattr(os, "fork"):
+        pytest.skip("fork is of Unix")
+    held, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with TURN:
+            held.set()
+            done.wait(20)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    held.wait(20)
+    child = os.fork()
+    if not child:
+        signal.alarm(5)
+        with TURN, TURN:
+            os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    done.set()
+    worker.join()
+    assert status == 0
+
+
+def test_silence_where_nobody_else_could_miss_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    """Warnings and log lines of a library stay away in a program of one thread, and come through in one of several."""
+
+    def said() -> bool:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with tracing():
+                warnings.warn("said", stacklevel=1)
+                print("said", file=sys.stderr)
+        assert bool(caught) == bool(capsys.readouterr().err)
+        return bool(caught)
+
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    if all(thread.name == "tqdm_monitor" for thread in others):
+        assert not said()
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        assert said()
+        with own_process():
+            assert not said()
+    finally:
+        done.set()
+        other.join()
+
+
+def test_a_program_of_operators_that_the_caller_has_made_is_read(tmp_path: Path) -> None:
+    """They are known in this process only: a file is read in it, and not in a child."""
+    name = f"bnfold_tests::doubled_{os.getpid()}"
+    doubled = torch.library.custom_op(name, lambda x: x * 2, mutates_args=(), schema="(Tensor x) -> Tensor")
+    doubled.register_fake(torch.empty_like)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = _module(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.as_tensor(doubled(self.body(x)))
+
+    net = Net().eval()
+    torch.export.save(torch.export.export(net, (X,)), tmp_path / "net.pt2")
+    result = bnfold.fold(tmp_path / "net.pt2", out=tmp_path / "out.pt2")
+    assert result.plan.counts()["folded"] == 2
+    torch.testing.assert_close(torch.export.load(tmp_path / "out.pt2").module()(X), net(X), rtol=1e-4, atol=1e-5)

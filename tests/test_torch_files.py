@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import pickle
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -399,14 +401,17 @@ def _evil_call(target: str, schema_name: str = "") -> str:
     return _rewritten(change, {})
 
 
-def _evil_structure() -> str:
+FACTORY = {"default_factory_module": "ran_when_imported", "default_factory_name": "make", "dict_context": []}
+KEY = {"__enum__": True, "fqn": "ran_when_imported:Key", "name": "a"}
+
+
+def _evil_structure(kind: str, context: Any) -> str:
     """A program whose inputs are described by a type from a module that reading it would import."""
 
     def change(module: dict[str, Any]) -> None:
         signature = module["module_call_graph"][0]["signature"]
         spec = json.loads(signature["in_spec"])
-        context = {"default_factory_module": "ran_when_imported", "default_factory_name": "make", "dict_context": []}
-        evil = {"type": "collections.defaultdict", "context": context, "children_spec": []}
+        evil = {"type": kind, "context": context, "children_spec": []}
         signature["in_spec"] = json.dumps([spec[0], evil])
 
     Path("ran_when_imported.py").write_text("import pathlib; pathlib.Path('ran').touch()\ndef make(): pass")
@@ -419,7 +424,7 @@ def _evil_library() -> str:
     return _rewritten(lambda module: None, {f"{folder}/x.so": b"\x7fELF", f"{folder}/x_metadata.json": b"{}"})
 
 
-HOSTILE = {
+HOSTILE: dict[str, Callable[[], str]] = {
     "checkpoint": _evil_checkpoint,
     "bare pickle": _evil_pickle,
     "sample inputs": lambda: _evil_program("sample_inputs/model.pt"),
@@ -429,11 +434,15 @@ HOSTILE = {
     "library": lambda: _evil_call("torch.ops.load_library"),
     "mapped file": lambda: _evil_call("torch.ops.aten.from_file.default", "filename"),
     "compiled": _evil_library,
-    "structure": _evil_structure,
+    "structure": lambda: _evil_structure("collections.defaultdict", FACTORY),
+    "structure in text": lambda: _evil_structure("collections.defaultdict", json.dumps(FACTORY)),
+    "keys": lambda: _evil_structure("builtins.dict", [KEY]),
+    "keys in text": lambda: _evil_structure("builtins.dict", json.dumps([KEY])),
 }
 SAID = {"checkpoint": "holds more than tensors", "bare pickle": "holds more than tensors", "sizes": "no size",
         "function": "torch.os.system", "library": "load_library", "mapped file": "from_file",
-        "compiled": "compiled code", "structure": "ran_when_imported"}  # fmt: skip
+        "compiled": "compiled code", "structure": "ran_when_imported", "structure in text": "ran_when_imported",
+        "keys": "ran_when_imported", "keys in text": "ran_when_imported"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -444,6 +453,20 @@ def test_a_hostile_file_runs_nothing(here: Path, name: str, monkeypatch: pytest.
     assert SAID.get(name, "a pickle that would run code") in said
     assert "--trust-pickle" in said
     assert not Path("ran").exists()
+
+
+def test_an_archive_of_the_first_torch_is_not_unpacked(here: Path) -> None:
+    """A link in it would be followed to any file; torch reads none of them but where they are trusted."""
+    plain = pickle.dumps(None, protocol=2)
+    with tarfile.open("in.pt", "w") as archive:
+        link = tarfile.TarInfo("storages")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        archive.addfile(link)
+        for name in ("tensors", "pickle"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(plain)
+            archive.addfile(entry, io.BytesIO(plain))
+    assert "legacy .tar format" in refused(1, "fold", "in.pt", "-o", "out.pt2", *ARCH)
 
 
 def test_the_hostile_files_are_hostile(here: Path) -> None:

@@ -27,7 +27,7 @@ def main() -> None:
     """Take batch normalisation out of trained networks, exactly, and prove it.
 
     Results go to stdout, progress and warnings to stderr. Exit codes: 0 done; 1 the models differ, or the model is not
-    usable; 2 wrong usage.
+    usable; 2 wrong usage; and as shells count them 130 after Ctrl-C, 143 after SIGTERM, 141 where a pipe was closed.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names in a model may hold letters that the terminal does not know

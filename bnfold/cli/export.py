@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import VerificationError
+from ..files import together
 from ..limits import LEFTOVERS
 from .options import FILE, common, comparing_on, means_given, pytorch, torch_options
 from .output import check_report, errors, progress_line, show_result, write_report
@@ -48,17 +49,17 @@ def export(
     with errors(debug):
         check_report(report_file, output, model)
         try:
-            with progress_line(quiet or as_json) as progress:
+            with together(), progress_line(quiet or as_json) as progress:
                 from ..api import export as run
 
                 result = run(
                     model, out=output, verify=not no_verify, progress=progress, **torch_options(given),
                     **means_given(given), **given,
                 )  # fmt: skip
+                write_report(report_file, result.plan, result.check, output)
         except VerificationError as error:
             if error.plan is not None:
                 write_report(report_file, error.plan, error.check, None)
                 show_result(error.plan, error.check, as_json)
             raise
-        write_report(report_file, result.plan, result.check, output)
         show_result(result.plan, result.check, as_json, output, model)

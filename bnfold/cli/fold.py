@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import VerificationError
+from ..files import together
 from .options import FILE, common, comparing_on, judging, means_given, pytorch, reading, torch_options
 from .output import check_reports, errors, progress_line, show_result, write_page, write_report
 
@@ -59,19 +60,20 @@ def fold(
     with errors(debug):
         check_reports((report_file, html), output, model)
         try:
-            with progress_line(quiet or as_json) as progress:
+            with together(), progress_line(quiet or as_json) as progress:
                 from ..api import fold as run
 
                 result = run(
                     model, out=output, verify=not no_verify, progress=progress, **torch_options(given),
                     **means_given(given), **given,
                 )  # fmt: skip
+                write_report(report_file, result.plan, result.check, output)
+                write_page(html, result.plan, result.check, model, output)
         except VerificationError as error:
             if error.plan is not None:
-                write_report(report_file, error.plan, error.check, None)
-                write_page(html, error.plan, error.check, model, output)
+                with together():
+                    write_report(report_file, error.plan, error.check, None)
+                    write_page(html, error.plan, error.check, model, output)
                 show_result(error.plan, error.check, as_json)
             raise
-        write_report(report_file, result.plan, result.check, output)
-        write_page(html, result.plan, result.check, model, output)
         show_result(result.plan, result.check, as_json, output, model)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..files import together, written
 from .options import FILE, common, network, pixels, samples, torch_options
 from .output import check_report, errors, progress_line
 from .processes import processes
@@ -88,15 +89,14 @@ def _run(
         check_report(report_file, output, model, given["data"])
         given["pixels"] = pixels(options["inputs"], given.pop("means"), given.pop("stds"))
         options = {name: options[name] for name in ("inputs", "arch", "arch_args", "trust_pickle")}
-        with progress_line(quiet or as_json or not first) as progress:
+        with together(), progress_line(quiet or as_json or not first) as progress:
             result = run(model, out=output, progress=progress, **options, **given)
+            from ..report.data import to_json
+
+            text = to_json({**result.report.to_dict(), "output": str(output)})
+            if report_file is not None and first:
+                with written(report_file) as temporary:
+                    temporary.write_text(text)
         if not first:
             return
-        from ..files import written
-        from ..report.data import to_json
-
-        text = to_json({**result.report.to_dict(), "output": str(output)})
-        if report_file is not None:
-            with written(report_file) as temporary:
-                temporary.write_text(text)
         click.echo(text if as_json else f"{result.report}\nwrote {output}", nl=not as_json)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..ends import blameless, heed
 from ..errors import BnfoldError, OutputError, UsageError
 from ..quiet import own_process, quiet
 
@@ -100,16 +101,19 @@ def write_checks(
     single: bool,
 ) -> None:  # fmt: skip
     """The reports of comparisons that were asked for."""
-    if report is not None:
-        _write(report, _checks_json(results, single))
-    if junit is not None:
-        from ..report.junit import to_junit
+    from ..files import together
 
-        _write(junit, to_junit([(pair.name, check) for pair, check in results]))
-    if html is not None:
-        from ..report.page import to_html
+    with together():
+        if report is not None:
+            _write(report, _checks_json(results, single))
+        if junit is not None:
+            from ..report.junit import to_junit
 
-        _write(html, to_html([(pair.name, check, _norms(pair, check)) for pair, check in results], done=False))
+            _write(junit, to_junit([(pair.name, check) for pair, check in results]))
+        if html is not None:
+            from ..report.page import to_html
+
+            _write(html, to_html([(pair.name, check, _norms(pair, check)) for pair, check in results], done=False))
 
 
 def show_checks(results: Sequence[tuple[PairSettings, Check | str]], as_json: bool, single: bool) -> None:
@@ -204,12 +208,17 @@ def progress_line(quiet: bool) -> Iterator[Callable[[str], None]]:
     """
     with _contained():
         if quiet or not sys.stderr.isatty():
-            yield lambda stage: None
+            yield lambda stage: heed()
             return
         from rich.console import Console
 
-        with Console(stderr=True).status("starting") as status:
-            yield status.update
+        with Console(file=sys.stderr).status("starting") as status:
+
+            def progress(stage: str) -> None:
+                heed()
+                status.update(stage)
+
+            yield progress
 
 
 @contextmanager
@@ -241,22 +250,19 @@ def _diverted() -> Iterator[None]:
         os.close(saved)
 
 
-class PipeClosedError(Exception):
-    """Whoever reads the results has seen enough. No OSError, which click would end with 1."""
-
-
 @contextmanager
 def errors(debug: bool) -> Iterator[None]:
     """One clear line on stderr and the exit code of the error; a traceback with --debug only."""
     try:
-        yield
+        with blameless():
+            yield
     except BnfoldError as error:
         if debug:
             raise
         click.echo(f"bnfold: {error}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError as error:
-        raise PipeClosedError from error
+    except BrokenPipeError:  # whoever reads the results has seen enough
+        raise
     except OSError as error:
         if debug:
             raise
@@ -272,7 +278,7 @@ def errors(debug: bool) -> Iterator[None]:
             raise
         click.echo("bnfold: not enough memory for this model", err=True)
         sys.exit(1)
-    except (click.ClickException, PipeClosedError):
+    except click.ClickException:
         raise
     except Exception as error:  # a fault of bnfold itself: still one line
         if debug:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
+from ..files import together, written
 from .options import FILE, common, network, pixels, scaling, torch_options
 from .output import check_report, check_spared, errors, progress_line
 from .processes import processes
@@ -108,20 +109,21 @@ def retrain(
             raise UsageError(f"{html}: the report and the page are the same file")
         _check_curves(curves, output, model)
         images = pixels(options.pop("inputs"), means, stds)
-        with processes(given["device"]) as (first, own), progress_line(quiet or as_json or not first) as progress:
+        quiet = quiet or as_json
+        with processes(given["device"]) as (first, own), together(), progress_line(quiet or not first) as progress:
             from ..api import retrain as run
+            from ..report.data import to_json
+            from ..report.training import training_report
 
             given["device"] = own
             result = run(model, out=output, pixels=images, progress=progress, **options, **given)
+            settings = {name: given[name] for name in SETTINGS}
+            data = training_report(str(model), str(output), settings, result.history)
+            if first:
+                _write(report_file, curves, to_json(data), result)
+                _write_page(html, str(model), str(output), settings, result)
         if not first:
             return
-        from ..report.data import to_json
-        from ..report.training import training_report
-
-        settings = {name: given[name] for name in SETTINGS}
-        data = training_report(str(model), str(output), settings, result.history)
-        _write(report_file, curves, to_json(data), result)
-        _write_page(html, str(model), str(output), settings, result)
         _show(to_json(data) if as_json else None, result, output)
 
 
@@ -136,7 +138,6 @@ def _check_curves(curves: Path | None, output: Path, model: Path) -> None:
 
 
 def _write(report_file: Path | None, curves: Path | None, text: str, result: Any) -> None:
-    from ..files import written
     from ..lrn.curves import plot_history
 
     if report_file is not None:
@@ -149,7 +150,6 @@ def _write(report_file: Path | None, curves: Path | None, text: str, result: Any
 def _write_page(path: Path | None, model: str, output: str, settings: dict[str, Any], result: Any) -> None:
     if path is None:
         return
-    from ..files import written
     from ..report.trainingpage import training_html
 
     with written(path) as temporary:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,6 +42,16 @@ def _near(entry: OutputError, value: torch.Tensor) -> bool:
 def outputs(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
     """What a call gives, on copies of the arguments, with the same random numbers each time. Buffers are put back."""
     given, named = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), (tuple(args), dict(kwargs)))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), unchanged(module):
-        torch.manual_seed(0)
+    with torch.no_grad(), _seeded(module), unchanged(module):
         return [tensor.detach().clone() for tensor in tensors_in(module(*given, **named))]
+
+
+@contextmanager
+def _seeded(module: nn.Module) -> Iterator[None]:
+    """The same random numbers each time, on the CPU and where the module is; the caller's go on behind them."""
+    cards = {t.device for t in (*module.parameters(), *module.buffers()) if t.device.type == "cuda"}
+    with torch.random.fork_rng([card.index for card in cards]):
+        torch.default_generator.manual_seed(0)
+        for card in cards:
+            torch.cuda.default_generators[card.index].manual_seed(0)
+        yield

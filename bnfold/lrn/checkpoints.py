@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import OutputError, UsageError
-from ..files import written
+from ..files import at_once, written
 from ..frontends.torch.capture import one_line
 from .feed import Feed
 from .history import History
@@ -100,7 +100,7 @@ def _ends(feed: Feed) -> dict[str, torch.Tensor]:
 
 def save(folder: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint: whole, or the one before stays."""
-    with written(folder / FILE) as temporary:
+    with at_once(), written(folder / FILE) as temporary:
         torch.save({"schema": SCHEMA, **content}, temporary)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data import Array
 from ..errors import DataError, UsageError
-from ..files import written
+from ..files import at_once, written
 from .moments import Moments
 
 Statistics = tuple[Any, Any]
@@ -54,7 +54,7 @@ class State:
         for kind, pairs in (("moments", [(m.mean, m.m2) for m in self.moments.values()]), ("done", self.done.values())):
             for i, pair in enumerate(pairs):
                 arrays |= {f"{kind}_{i}_{j}": np.asarray(vector) for j, vector in enumerate(pair)}
-        with written(path) as temporary, temporary.open("wb") as file:
+        with at_once(), written(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
     @classmethod

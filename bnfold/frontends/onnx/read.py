@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -17,6 +19,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from ...errors import BnfoldError, ModelError, UsageError
 from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape, fault, internal
+from ...private import copied_module
 from . import arithmetic, linear, movement, pointwise
 from .bindings import Binding, NodeBinding, Reading
 from .constants import Constants
@@ -232,18 +235,29 @@ def _complete_shapes(ops: list[Op], shapes: dict[str, Shape | None]) -> None:
             shapes[out] = shapes.get(op.inputs[0])
 
 
+@cache
+def _importer() -> ModuleType:
+    """The reader of onnx-graphsurgeon, which says nothing but errors."""
+    from onnx_graphsurgeon.logger.logger import Logger
+
+    made = copied_module("onnx_graphsurgeon.importers.onnx_importer", {})
+    vars(made)["G_LOGGER"] = Logger(Logger.ERROR)
+    return made
+
+
 def _import(model: ModelProto) -> gs.Graph:
     """The structure of a model, as onnx-graphsurgeon reads it, which modules of PyTorch do without."""
     try:
-        import onnx_graphsurgeon as gs
-        from onnx_graphsurgeon.logger import G_LOGGER
+        import onnx_graphsurgeon as gs  # noqa: F401
+
+        importer = _importer()
     except ImportError as error:
         raise UsageError(
             "ONNX files are read by the package onnx-graphsurgeon: pip install onnx-graphsurgeon"
         ) from error
-    G_LOGGER.severity = G_LOGGER.ERROR
     try:
-        return gs.import_onnx(model)
+        graph: gs.Graph = importer.import_onnx(model)
+        return graph
     except Exception as error:  # whatever it trips over, the caller needs to know which file and why
         raise ModelError(f"onnx-graphsurgeon cannot import the model ({error})") from error
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
+from ...private import Stand, copied_function, copied_module, importing
 from .capture import one_line
-from .private import Stand, copied_function, copied_module, importing
 
 SERIALIZE, PACKAGE = "torch._export.serde.serialize", "torch.export.pt2_archive._package"
 NAME = re.compile(r"[A-Za-z_]\w*")

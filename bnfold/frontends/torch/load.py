@@ -19,11 +19,11 @@ from torch.export import ExportedProgram
 
 from ...errors import ModelError, UsageError
 from ...kinds import kind_of
+from ...private import copied_function, copied_module
 from ...quiet import TURN, quiet
 from .capture import one_line
 from .checkpoint import Checkpoint, holds_tensors
 from .harmless import Watch, loader
-from .private import copied_function, copied_module
 
 Loaded = ExportedProgram | nn.Module | Checkpoint
 
@@ -123,7 +123,8 @@ def _reader() -> Callable[..., Any]:
     """torch.load, which knows more harmless types than torch does; nobody else's torch.load knows them."""
     unpickler: Any = copied_module("torch._weights_only_unpickler", {})
     unpickler._add_safe_globals([*torch.serialization.get_safe_globals(), *_plain()])
-    return copied_function(torch.load, _weights_only_unpickler=unpickler)
+    legacy = copied_function(torch.serialization._legacy_load, _weights_only_unpickler=unpickler)  # refuses .tar files
+    return copied_function(torch.serialization.load, _weights_only_unpickler=unpickler, _legacy_load=legacy)
 
 
 def _plain() -> list[Any]:
@@ -210,11 +211,11 @@ def _source(path: Path) -> Any:
     import sys
 
     folder, package = path.resolve().parent, ""
-    sys.path.insert(0, str(folder))
+    _find_in(folder, 0)
     while (folder / "__init__.py").exists() and folder.name.isidentifier():
         folder, package = folder.parent, f"{folder.name}.{package}"
     if package:
-        sys.path.insert(1, str(folder))
+        _find_in(folder, 1)
         importlib.import_module(package.rstrip("."))
     spec = importlib.util.spec_from_file_location(f"{package}bnfold_arch_{path.stem}", path)
     assert spec is not None
@@ -223,3 +224,11 @@ def _source(path: Path) -> Any:
     sys.modules[spec.name] = source
     spec.loader.exec_module(source)
     return source
+
+
+def _find_in(folder: Path, place: int) -> None:
+    """Look for modules in a folder, also later: code may import more when it runs."""
+    import sys
+
+    if sys.path[place : place + 1] != [str(folder)]:
+        sys.path.insert(place, str(folder))

@@ -177,6 +177,7 @@ def _add_biases(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
                 owner.register_parameter("bias", nn.Parameter(torch.zeros_like(tensor)))
 
 
+@in_turn
 def save_program(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any], out: Path) -> None:
     """An exported program."""
     with quiet(), torch.no_grad(), without_autocast():
@@ -191,6 +192,7 @@ def save_program(model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs
         torch.export.save(program, out)
 
 
+@in_turn
 def save_script(module: nn.Module, args: Sequence[Any], out: Path) -> None:
     """A traced TorchScript archive. ModelError where a trace would lose what the module's code does for other sizes."""
     with quiet(), torch.no_grad(), without_autocast():

@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_structure, tree_unflatten
 
 from ...errors import ModelError
-from ...quiet import quiet
+from ...quiet import in_turn, quiet
 from .capture import one_line, without_autocast
 
 TOLERANCE = {torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -55,6 +55,7 @@ def grown(module: nn.Module, args: Sequence[Any]) -> tuple[Any, ...]:
     return more if _run(module, more) is not None else tuple(args)
 
 
+@in_turn
 def save_scripted(program: ExportedProgram, original: nn.Module | None, args: Sequence[Any], out: Path) -> None:
     """Write a program as TorchScript. ModelError where that cannot be, or would take less than `original` does."""
     with quiet(), torch.no_grad(), without_autocast():

@@ -1,6 +1,6 @@
-"""Private copies of torch's modules and functions, in which names mean something else.
+"""Private copies of modules and functions of torch and others, in which names mean something else.
 
-What torch has is changed for the whole process, and other threads may be using it; a copy is changed for one call.
+What a package has is changed for the whole process, and other threads may be using it; a copy is changed for one call.
 """
 
 from __future__ import annotations
