@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,20 @@ def test_blocks_of_patches_give_what_one_product_gives(monkeypatch: pytest.Monke
     for size in (1, 1000, 20_000):
         monkeypatch.setattr(windows, "BLOCK", size)
         np.testing.assert_allclose(runner.run(feed)["b_out"], expected, rtol=1e-13, atol=1e-13)
+
+
+def test_memory_keeps_to_its_bound() -> None:
+    """The formula of docs/judging.md, on a network that is deep, and one whose patches are 9 times its input."""
+    net = Net(1, np.float64)
+    h = net.input("x", ("N", 8, 160, 160))
+    for i in range(12):
+        h = net.relu(net.conv(h, (8, 8), f"conv{i}", pad=1), f"relu{i}")
+    net.output(h)
+    runner, x = ReferenceRunner(net.model()), np.zeros((2, 8, 160, 160))
+    alive = 3 * x.size  # the input of the network, that of a layer, its result
+    weights = sum(value.size for value in net.weights.values())
+    tracemalloc.start()
+    runner.run({"x": x})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * (weights + alive + 2 * 8 * 162 * 162) + 2 * windows.BLOCK
