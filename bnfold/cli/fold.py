@@ -76,4 +76,6 @@ def fold(
                     write_page(html, error.plan, error.check, model, output)
                 show_result(error.plan, error.check, as_json)
             raise
-        show_result(result.plan, result.check, as_json, output, model)
+        plan, check = result.plan, result.check
+        del result  # and with it the model, before the files are looked at
+        show_result(plan, check, as_json, output, model)

@@ -55,10 +55,10 @@ def _files(given: Path) -> set[Path]:
     if given.suffix != ".onnx" or not given.is_file():
         return {given} if given.exists() else set()
     from ..frontends.onnx.external import side_files
-    from ..frontends.onnx.files import load
+    from ..frontends.onnx.files import load, may_have_sides
 
     try:
-        return {given, *side_files(load(given), given.parent)}
+        return {given, *(side_files(load(given), given.parent) if may_have_sides(given) else ())}
     except BnfoldError:  # what is wrong with it is said when it is read
         return {given}
 

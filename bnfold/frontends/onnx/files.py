@@ -81,6 +81,16 @@ def _bare(path: Path, state: tuple[int, ...]) -> ModelProto:
     return model
 
 
+def may_have_sides(path: Path) -> bool:
+    """Whether a file may name files of external data: whatever does says "location" somewhere. Nothing is parsed."""
+    with path.open("rb") as file:
+        try:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return data.find(b"location") >= 0
+        except (ValueError, OSError):  # an empty file, a pipe
+            return True
+
+
 def load_whole(path: Path) -> ModelProto:
     """The model in a file, all its external data in it. ModelError where that cannot be read."""
     model = load(path)
