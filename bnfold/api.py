@@ -65,6 +65,7 @@ def inspect(
     kwargs: Mapping[str, Any] | None = None,
     skip: Iterable[str] = (),
     freeze_inputs: bool = False,
+    keep_inputs: bool = False,
     precision_limit: float = PRECISION_LIMIT,
     leftovers: str = LEFTOVERS[0],
     eval: bool = False,
@@ -76,11 +77,12 @@ def inspect(
 ) -> Plan:
     """What `fold` would do to a model: every norm with its verdict. Nothing is changed or written.
 
-    `skip`: names, or patterns with * and ?, of norms to leave alone, each that of a norm. `freeze_inputs`: treat graph
-    inputs that have a default as constants (IR 4 and later). `precision_limit`: how much precision the other readers of
-    a tensor may lose to a fold, as a factor (docs/precision.md). `leftovers`: in which forms a norm that cannot go may
-    be left: "fast", those that measure no slower in the model's runtime (docs/benchmarks.md); "all", any single op;
-    "none".
+    `skip`: names, or patterns with * and ?, of norms to leave alone, each that of a norm. Graph inputs of ONNX with a
+    default stay as they are (from IR 4 on callers may override them), unless a file lists all its weights so, as old
+    exporters did: then they are constants. `freeze_inputs`: all are; `keep_inputs`: none. `precision_limit`: how much
+    precision the other readers of a tensor may lose to a fold, as a factor (docs/precision.md). `leftovers`: in which
+    forms a norm that cannot go may be left: "fast", those that measure no slower in the model's runtime
+    (docs/benchmarks.md); "all", any single op; "none".
     The rest is for PyTorch: see `fold`. Raises ModelError where the model cannot be read, UsageError where arguments do
     not fit.
     """
@@ -92,8 +94,9 @@ def inspect(
     from .onnxmodels import inspect_onnx
 
     return inspect_onnx(
-        model, skip=skip, freeze_inputs=freeze_inputs, precision_limit=precision_limit, leftovers=leftovers
-    )
+        model, skip=skip, freeze_inputs=_frozen(freeze_inputs, keep_inputs), precision_limit=precision_limit,
+        leftovers=leftovers,
+    )  # fmt: skip
 
 
 def fold(
@@ -112,6 +115,7 @@ def fold(
     std: Any = 1.0,
     skip: Iterable[str] = (),
     freeze_inputs: bool = False,
+    keep_inputs: bool = False,
     precision_limit: float = PRECISION_LIMIT,
     leftovers: str = LEFTOVERS[0],
     eval: bool = False,
@@ -131,7 +135,8 @@ def fold(
 
     `out`: where to write it; the file appears only when the result passed. `data`, `samples`, `seed`, `kinds`,
     `shapes`, `mean`, `std`: the inputs of the check, as for `verify`; where nothing changes nothing is run. `skip`,
-    `freeze_inputs`, `precision_limit`, `leftovers`: as for `inspect`. `progress` is called with the name of each stage.
+    `freeze_inputs`, `keep_inputs`, `precision_limit`, `leftovers`: as for `inspect`. `progress` is called with the name
+    of each stage.
 
     For PyTorch: `eval`: put the module (the copy of it) in eval mode first; one in train mode is refused otherwise.
     `inplace`: change the module itself, once a copy has passed; it is put back when it then differs. `bake`: make
@@ -161,8 +166,9 @@ def fold(
     from .onnxmodels import fold_onnx
 
     complete, plan, check = fold_onnx(
-        model, out=out, verify=verify, inputs=checked_on, skip=skip, freeze_inputs=freeze_inputs,
-        precision_limit=precision_limit, leftovers=leftovers, progress=progress,
+        model, out=out, verify=verify, inputs=checked_on, skip=skip,
+        freeze_inputs=_frozen(freeze_inputs, keep_inputs), precision_limit=precision_limit, leftovers=leftovers,
+        progress=progress,
     )  # fmt: skip
     return FoldResult(plan, check, complete)
 
@@ -578,6 +584,13 @@ def retrain(
         checkpoint=checkpoint, checkpoint_steps=checkpoint_steps, resume=resume, patience=patience, inplace=inplace,
         device=device, pixels=pixels, progress=progress,
     )  # fmt: skip
+
+
+def _frozen(freeze: bool, keep: bool) -> bool | None:
+    """What becomes of graph inputs with a default: constants, what they are, or what the file suggests (None)."""
+    if freeze and keep:
+        raise UsageError("freeze_inputs and keep_inputs (--freeze-inputs, --keep-inputs) say opposite things")
+    return True if freeze else False if keep else None
 
 
 def _check_leftovers(leftovers: str) -> None:

@@ -47,7 +47,7 @@ def inspect_onnx(
     model: str | PathLike[str] | ModelProto,
     *,
     skip: Iterable[str] = (),
-    freeze_inputs: bool = False,
+    freeze_inputs: bool | None = None,
     precision_limit: float = PRECISION_LIMIT,
     leftovers: str = LEFTOVERS[0],
 ) -> Plan:
@@ -96,7 +96,7 @@ def fold_onnx(
     verify: bool = True,
     inputs: Inputs | None = None,
     skip: Iterable[str] = (),
-    freeze_inputs: bool = False,
+    freeze_inputs: bool | None = None,
     precision_limit: float = PRECISION_LIMIT,
     leftovers: str = LEFTOVERS[0],
     progress: Progress = lambda stage: None,
@@ -181,12 +181,16 @@ def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
             loaded.source.graph, precision_limit, leftovers, lambda plan: strained(loaded.source, plan)
         )  # fmt: skip
     _vouch(loaded.model, loaded.source, loaded.name)
-    return replace(plan, notes=(*plan.notes, *_notes(loaded)))
+    return replace(plan, notes=(*plan.notes, *_notes(loaded, bool(plan.edits))))
 
 
-def _notes(loaded: _Loaded) -> list[str]:
+def _notes(loaded: _Loaded, changed: bool) -> list[str]:
     """What a reader of a plan should know of the file."""
     notes = []
+    frozen = sorted(loaded.source.constants.frozen) if changed else []
+    if frozen:
+        what = f"graph inputs with a default ({_some(frozen)}) are constants now, and no inputs any more"
+        notes.append(f"{len(frozen)} {what} (--keep-inputs leaves them as they are)")
     if loaded.model.training_info:
         notes.append("the training information in the file stays as it is, and may name tensors that are gone")
     if loaded.source.graph.annotated:
@@ -194,9 +198,12 @@ def _notes(loaded: _Loaded) -> list[str]:
     held = sorted(loaded.source.constants.overridable)
     if not held:
         return notes
-    some = ", ".join(held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
     why = "graph inputs with a default, which callers may override, so what reads them stays as it is"
-    return [*notes, f"{some}: {why} (--freeze-inputs makes them constant)"]
+    return [*notes, f"{_some(held)}: {why} (--freeze-inputs makes them constant)"]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @contextmanager
@@ -227,11 +234,12 @@ def _path(model: str | PathLike[str] | ModelProto) -> Path | None:
 
 
 def _load(
-    model: str | PathLike[str] | ModelProto, skip: Iterable[str], freeze_inputs: bool, lengths: bool = False
+    model: str | PathLike[str] | ModelProto, skip: Iterable[str], freeze_inputs: bool | None, lengths: bool = False
 ) -> _Loaded:
     """Read and check a model; a ModelProto is copied, so that the caller's stays as it is."""
     from onnx import ModelProto
 
+    from .frontends.onnx.constants import lists_weights
     from .frontends.onnx.external import check as check_external
     from .frontends.onnx.files import check, load
     from .frontends.onnx.read import read
@@ -245,13 +253,14 @@ def _load(
     else:
         raise UsageError(f"a path or an onnx.ModelProto expected, {type(model).__name__} found")
     folder = path.parent if path else None
+    frozen = lists_weights(proto) if freeze_inputs is None else freeze_inputs
     check_external(proto, folder)
     bare = check(proto, str(path or name), lengths, folder=folder)
     skipped = Skip(skip)
 
     def load_source(model: ModelProto, bare: Skeleton) -> Source:
         with _sound(model, name):
-            source = read(model, bare, name, folder, freeze_inputs, skipped)
+            source = read(model, bare, name, folder, frozen, skipped)
         _vouch(model, source, name)
         return source
 

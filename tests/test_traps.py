@@ -229,15 +229,34 @@ def test_an_empty_optional_input() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ir", "freeze", "expected"), [(3, False, "folded"), (8, False, "kept:overridable"), (8, True, "folded")]
+    ("ir", "options", "expected"),
+    [
+        (3, {}, "folded"),
+        (8, {}, "folded"),  # all of them are: an old exporter's file
+        (8, {"some": True}, "kept:overridable"),
+        (8, {"some": True, "freeze_inputs": True}, "folded"),
+        (8, {"keep_inputs": True}, "kept:overridable"),
+    ],
+    ids=str,
 )
-def test_initializers_that_are_graph_inputs(ir: int, freeze: bool, expected: str) -> None:
+def test_initializers_that_are_graph_inputs(ir: int, options: dict[str, bool], expected: str) -> None:
     n = Net(2, 3, 5, 5)
     model = n.model(n.op("Relu", n.bn(n.conv("x", 3, 3), 3)))
     model.ir_version = ir
-    for tensor in model.graph.initializer:
+    given = {name: value for name, value in options.items() if name != "some"}
+    for tensor in list(model.graph.initializer)[1 if "some" in options else 0 :]:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, TensorProto.DOUBLE, list(tensor.dims)))
-    assert fates(bnfold.fold(model, verify=False, freeze_inputs=freeze)) == [expected]
+    result = bnfold.fold(model, **given)  # type: ignore[arg-type]
+    assert fates(result) == [expected]
+    names = {value.name for value in result.model.graph.input}
+    if ir > 3 and expected == "folded":
+        assert names == {"x"}
+        assert any("are constants now" in note and "--keep-inputs" in note for note in result.plan.notes)
+    else:
+        assert len(names) > 1
+        assert not any("constants now" in note for note in result.plan.notes)
+    with pytest.raises(bnfold.UsageError, match="opposite"):
+        bnfold.inspect(model, freeze_inputs=True, keep_inputs=True)
 
 
 def test_float16_statistics_in_which_eps_would_underflow() -> None:

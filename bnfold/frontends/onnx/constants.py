@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ LARGE = 4096
 """Constants of more elements are not kept once read, and not computed anew before they are written."""
 MEMO = 1 << 24
 """Of computed constants of up to so many elements the last is kept: layers in a row share a mask."""
+FLOATING = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 MOVES = frozenset({"Identity", "Transpose", "Reshape", "Flatten", "Unsqueeze", "Squeeze", "Cast", "CastLike"})
 
 
@@ -226,6 +228,17 @@ class Constants:
 
     def _dtype_of(self, name: str) -> np.dtype[Any]:
         return self.dtype(name) if name in self else np.dtype(helper.tensor_dtype_to_np_dtype(self.dtypes[name]))
+
+
+def lists_weights(model: ModelProto) -> bool:
+    """Whether a file lists all of its weights as graph inputs, as old exporters did: nobody feeds those.
+
+    Weights are floating initializers that are no single numbers. Where some are listed and some are not, those that are
+    were meant for callers.
+    """
+    inputs = {value.name for value in model.graph.input}
+    weights = [t.name for t in model.graph.initializer if t.data_type in FLOATING and prod(t.dims) > 1]
+    return bool(weights) and inputs.issuperset(weights)
 
 
 def _as_read(tensor: TensorProto) -> TensorProto:
