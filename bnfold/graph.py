@@ -73,6 +73,7 @@ class Linear(Op):
     `scales`: which factors the weights can take: "both" sides, each channel its own; "out", as int8 weights with a
     scale for each output channel (the input one for all channels); or "none". `taps`: output channel c may get a
     multiple of input channel c, element by element (a conv of stride 1 that keeps the size has a centre tap for it).
+    `free`: of "out", the output channels that may have a negative factor, or 0; None where none may.
     `shared`: a name for all layers that read one and the same weight and so change in the same way, "" for one alone.
     """
 
@@ -90,6 +91,7 @@ class Linear(Op):
     shared: str = ""
     why: str = "has quantised weights, which take no other scale"
     """Why its weights take not every scale, in words that a person would use."""
+    free: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)

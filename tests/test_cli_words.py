@@ -225,9 +225,11 @@ def test_without_space_statistics_for_each_pixel_are_those_of_channels() -> None
 
 @pytest.mark.parametrize(("gammas", "code"), [([1.2, -0.7, 0.5, 0.9], "sign"), ([1.2, 0.0, 0.5, 0.9], "dead-channel")])
 def test_quantised_layers_are_named_for_what_they_cannot_take(gammas: list[float], code: str) -> None:
+    """Integers that the model computes cannot be written."""
     net = Net(0)
     integers = np.random.default_rng(0).integers(-99, 99, (4, 3, 1, 1)).astype(np.int8)
-    dequantize = helper.make_node("DequantizeLinear", ["q", net.weight("s", np.full(4, 0.01))], ["d"], axis=0)
+    net.nodes.append(helper.make_node("Identity", ["q"], ["moved"]))
+    dequantize = helper.make_node("DequantizeLinear", ["moved", net.weight("s", np.full(4, 0.01))], ["d"], axis=0)
     net.nodes.append(dequantize)
     y = net.bn(net.node("Conv", [net.input(), "d"], "conv"), 4, "bn")
     net.weights["bn_gamma"] = np.array(gammas, np.float32)

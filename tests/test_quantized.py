@@ -210,16 +210,83 @@ def test_a_dead_channel_leaves_positive_scales() -> None:
     assert result.check.passed
 
 
-def test_weights_that_two_layers_share_keep_their_scale() -> None:
+def _exact(n: Net, output: str, verdicts: list[str], opset: int = 17) -> onnx.ModelProto:
+    """Fold, compare the verdicts, and both models in onnxruntime; the folded one."""
+    model = n.model(output, opset)
+    result = bnfold.fold(model)
+    assert [bn.verdict for bn in result.plan.batch_norms] == verdicts
+    onnx.checker.check_model(result.model, full_check=True)
+    x = n.rng.standard_normal(n.shape).astype(np.float32)
+    for level in (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
+        before, after = (run(m, x, level) for m in (model, result.model))
+        np.testing.assert_allclose(after, before, rtol=0, atol=3e-6 * np.abs(before).max())
+    made: onnx.ModelProto = result.model
+    return made
+
+
+def _readers(model: onnx.ModelProto, name: str) -> int:
+    return sum(name in node.input for node in model.graph.node)
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["own", "behind a transpose"])
+def test_two_layers_with_one_dequantize_linear_get_copies(bare: bool) -> None:
     n = Net(2, 3, 6, 6)
     weight = n.quantized((3, 3, 1, 1), 0, False)
-    y = n.bn(n.op("Conv", "x", weight), 3)
-    y = n.op("Conv", n.op("Sigmoid", y), weight)
-    result = bnfold.fold(n.model(y))
-    (norm,) = result.plan.batch_norms
-    assert (norm.verdict, norm.reason and norm.reason.code) == ("kept", "scale-fixed")
-    assert result.check is not None
-    assert result.check.passed
+    read = n.op("Transpose", weight, perm=[0, 1, 3, 2]) if bare else weight
+    y = n.bn(n.op("Conv", "x", read), 3)
+    y = n.bn(n.op("Conv", n.op("Sigmoid", y), read), 3, [1.0, -0.4, 0.7])
+    made = _exact(n, n.op("Sigmoid", y), ["folded", "folded"])
+    assert sum(node.op_type == "DequantizeLinear" for node in made.graph.node) == 2
+    assert len(integers(made)) == 2  # those of the second have another sign in one channel
+
+
+def test_a_layer_that_does_not_change_keeps_what_it_shares() -> None:
+    n = Net(2, 3, 6, 6)
+    weight = n.quantized((3, 3, 1, 1), None, True)
+    first = n.op("Sigmoid", n.op("Conv", "x", weight))
+    made = _exact(n, n.op("Sigmoid", n.bn(n.op("Conv", first, weight), 3)), ["folded"])
+    assert sum(node.op_type == "DequantizeLinear" for node in made.graph.node) == 2
+    assert _readers(made, weight) == 1
+    assert len(integers(made)) == 1  # one set of integers, two scales
+
+
+TYPES = {
+    "int8": (np.int8, -100, 101), "uint8": (np.uint8, 20, 230), "int16": (np.int16, -9999, 9999),
+    "uint16": (np.uint16, 999, 60000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("axis", [None, 0], ids=["per tensor", "per channel"])
+@pytest.mark.parametrize("kind", TYPES)
+def test_negative_gammas_and_gammas_of_0_go_into_the_integers(kind: str, axis: int | None) -> None:
+    dtype, low, high = TYPES[kind]
+    middle = (low + high) // 2
+    n, count = Net(2, 3, 6, 6), () if axis is None else (5,)
+    scale = n.w(n.rng.uniform(0.005, 0.02, count) * (100 / (high - low)))
+    zero = n.w(np.full(count, middle), dtype)
+    weight = n.w(n.rng.integers(low, high, (5, 3, 3, 3)), dtype)
+    weight = n.op("DequantizeLinear", weight, scale, zero, **({} if axis is None else {"axis": axis}))
+    y = n.op("Relu", n.bn(n.op("Conv", "x", weight), 5, [1.0, -0.7, 0.0, 2.0, -3e-41]))
+    made = _exact(n, y, ["folded"], 21 if "16" in kind else 17)
+    arrays = [numpy_helper.to_array(tensor) for tensor in made.graph.initializer]
+    (stored,) = (array for array in arrays if array.dtype == dtype and array.ndim == 4)
+    assert (stored[2] == middle).all()
+    (factors,) = (node.input[1] for node in made.graph.node if node.op_type == "DequantizeLinear")
+    assert all((numpy_helper.to_array(t) > 0).all() for t in made.graph.initializer if t.name == factors)
+
+
+def test_integers_that_have_no_mirror_image_keep_their_sign() -> None:
+    """-128 has none in int8; only the channel that holds one is held."""
+    for gammas, verdict in (([1.0, -0.7, 1.2, -2.0], "folded"), ([-1.0, 0.7, 1.2, 2.0], "kept")):
+        n = Net(2, 3, 6, 6)
+        numbers = n.rng.integers(-127, 128, (4, 3, 3, 3))
+        numbers[0, 0, 0, 0] = -128
+        weight = n.op("DequantizeLinear", n.w(numbers, np.int8), n.w(n.rng.uniform(0.01, 0.02, 4)), axis=0)
+        model = n.model(n.op("Sigmoid", n.bn(n.op("Conv", "x", weight), 4, gammas)))
+        result = bnfold.fold(model)
+        (norm,) = result.plan.batch_norms
+        assert norm.verdict == verdict
+        assert verdict == "folded" or (norm.reason is not None and norm.reason.code == "sign")
 
 
 def test_before_opset_13_there_is_one_scale_only() -> None:

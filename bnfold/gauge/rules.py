@@ -112,8 +112,9 @@ def linear(op: Linear, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges |
         eqs.hold(y, op, "has no bias that could take an offset")
     if op.scales == "out":
         eqs.tie(np.broadcast_to(x[:1], x[1:].shape), x[1:], op)
-        eqs.demand_positive(np.concatenate([x, y]), op, "has quantised weights, whose scale is positive")
-        eqs.needed.append(y)
+        held = y if op.free is None else y[~op.free]
+        eqs.demand_positive(np.concatenate([x, held]), op, "has quantised weights, whose scale is positive")
+        eqs.needed.append(y if op.free is None else y[:0])
     elif op.scales == "none":
         eqs.fix(np.concatenate([x, y]), op, op.why)
     eqs.linears.append(LinearPort(op, x, y))

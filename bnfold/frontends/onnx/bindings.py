@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from ...absorb import Layout
 from ...graph import Op
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """Weights behind a DequantizeLinear: node `node` holds the scale, for each entry of `axis` or one for all."""
+    """Weights behind a DequantizeLinear: node `node` holds the scale, for each entry of `axis` or one for all.
+
+    `between`: the nodes from it to the layer, the layer's first. `shared`: others read what they give too, so that the
+    layer gets copies when it changes. `free`: output channels whose integers may be negated around the zero point; None
+    where no integers can be written.
+    """
 
     node: int
     axis: int
     channels: int
+    between: tuple[int, ...] = ()
+    shared: bool = False
+    free: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ class Editor:
         """Tensors that have new values under their old names."""
         self.released: set[str] = set()
         self.constant_nodes: list[NodeProto] = []
-        self.inserted: dict[int, NodeProto] = {}
-        """New nodes by the position of the node that each comes before."""
+        self.inserted: dict[int, list[NodeProto]] = {}
+        """New nodes by the position of the node that they come before."""
         self.pending: dict[str, Pending] = {}
 
     def let_go(self, index: int, drop: bool) -> None:
@@ -143,12 +143,13 @@ class Editor:
         _delete(self.graph.input, (i for i, v in enumerate(self.graph.input) if v.name in frozen))
         drop_nodes = self.dropped | self._unread_nodes()
         kept = [node for i, node in enumerate(self.graph.node) if i not in drop_nodes]
-        self.renaming.apply([*kept, *self.inserted.values()])
+        self.renaming.apply([*kept, *(node for nodes in self.inserted.values() for node in nodes)])
         for i in sorted(drop_nodes | set(self.inserted), reverse=True):
             if i in drop_nodes:
                 del self.graph.node[i]
             else:
-                self.graph.node.insert(i, self.inserted[i])
+                for node in reversed(self.inserted[i]):
+                    self.graph.node.insert(i, node)
         for node in reversed(self.constant_nodes):
             self.graph.node.insert(0, node)
         self._drop_tensors()

@@ -71,7 +71,8 @@ def _clip(editor: Editor, edit: Replace, at: ClipBinding) -> None:
     for op, bound in forms[:-1]:
         inner = editor.free_name(f"{node.output[0]}_{op.lower()}")
         value = _along(editor, edit, source, bound, dtype, op.lower())
-        editor.inserted[at.node] = helper.make_node(op, [source, value], [inner], f"{node.name or op}_{op.lower()}")
+        new = helper.make_node(op, [source, value], [inner], f"{node.name or op}_{op.lower()}")
+        editor.inserted.setdefault(at.node, []).append(new)
         source = inner
     op, bound = forms[-1]
     rewrite(node, op, [source, _along(editor, edit, node.input[0], bound, dtype, op.lower())])

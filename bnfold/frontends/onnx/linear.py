@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
+import numpy as np
+import numpy.typing as npt
+from onnx import NodeProto
+
 from ...absorb import Layout
 from ...graph import Linear, Opaque, Shape
 from .bindings import LinearBinding, Quantized, Reading
@@ -43,6 +47,7 @@ def conv(node: Node) -> Reading | None:
         2 + len(kernel),
         not _pads(node, kernel),
         scales=scales,
+        free=quantized.free if quantized else None,
         taps=scales == "both" and per_group * groups == out and _centred(node, kernel),
         conv=True,
     )
@@ -93,8 +98,9 @@ def conv_transpose(node: Node) -> Reading | None:
     out = per_group * groups
     scales, quantized = quantization(node, 1, 1 if groups == 1 else -1, out)
     op = Linear(
-        node.label, (node.input(0),), node.outputs[:1], 1, 1, inputs, out, 2 + len(kernel), plain, scales=scales
-    )
+        node.label, (node.input(0),), node.outputs[:1], 1, 1, inputs, out, 2 + len(kernel), plain, scales=scales,
+        free=quantized.free if quantized else None,
+    )  # fmt: skip
     return [op], {0: LinearBinding(node.index, 1, Layout("io", groups), node.index, 2, out, quantized=quantized)}
 
 
@@ -113,7 +119,10 @@ def gemm(node: Node) -> Reading | None:
     in_axis = 0 if node.attrs.get("transA", 0) else 1
     scales, quantized = quantization(node, 1, 0 if swapped else 1, out)
     taps = scales == "both" and inputs == out and in_axis == 1
-    op = Linear(node.label, (node.input(0),), node.outputs[:1], in_axis, 1, inputs, out, 2, scales=scales, taps=taps)
+    op = Linear(
+        node.label, (node.input(0),), node.outputs[:1], in_axis, 1, inputs, out, 2, scales=scales, taps=taps,
+        free=quantized.free if quantized else None,
+    )  # fmt: skip
     layout = Layout("oi" if swapped else "io")
     return [op], {0: LinearBinding(node.index, 1, layout, node.index, 2, out, alpha, beta, quantized=quantized)}
 
@@ -171,6 +180,7 @@ def _product(node: Node, output: str, takes_bias: bool) -> tuple[Linear, LinearB
         takes_bias,
         scales,
         taps=scales == "both" and inputs == out and node.type == "MatMul",
+        free=quantized.free if quantized else None,
     )
     layout = Layout("oi" if side == 0 else "io")
     matrix = (rows, columns) if len(shape) > 2 else None
@@ -211,19 +221,50 @@ def quantization(node: Node, i: int, axis: int, out: int) -> tuple[str, Quantize
             axis = _before(node.shape(inner.input[0]) or (), node.shape(inner.output[0]) or (), axis)
         elif inner.op_type != "Identity" and not (inner.op_type == "Cast" and to_floats(attributes(inner)["to"])):
             return "none", None
-    last = chain[-1]
-    scale = node.context.constants.shape(last.input[1])
+    last, constants = chain[-1], node.context.constants
+    scale = constants.shape(last.input[1])
     single = all(size == 1 for size in scale)
     rank = max(1, len(node.shape(last.output[0]) or ()))
     fits = node.opset >= 13 if single else len(scale) == 1 and attributes(last).get("axis", 1) % rank == axis
-    constants = node.context.constants
     if constants.dtype(last.input[1]).itemsize < constants.dtype(node.input(i)).itemsize:
         return "none", None  # a Cast follows, and the new scale would be rounded more coarsely than the weights
-    alone = all(node.context.uses[name] == 1 for name in names)
-    index = node.context.constants.position(last)
-    if axis < 0 or not fits or not alone or index is None:
+    index, between = constants.position(last), [constants.position(inner) for inner in chain[:-1]]
+    if axis < 0 or not fits or index is None or None in between:
         return "none", None
-    return "out", Quantized(index, axis, out)
+    shared = any(node.context.uses[name] != 1 for name in names)
+    places = tuple(place for place in between if place is not None)
+    return "out", Quantized(index, axis, out, places, shared, _free(node, last, axis))
+
+
+INTEGERS = frozenset({"int4", "uint4", "int8", "uint8", "int16", "uint16"})
+SIGNED_FLOATS = frozenset({"float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"})
+"""Short floats whose negative numbers mirror the positive ones, 0 included."""
+LARGEST = 1 << 26
+"""Integers are not read where there are more: it would take seconds."""
+
+
+def _free(node: Node, dequantize: NodeProto, axis: int) -> npt.NDArray[np.bool_] | None:
+    """Output channels of stored integers q that stay in their range as `2 * zero point - q`; None where not stored."""
+    constants, name = node.context.constants, dequantize.input[0]
+    zero = dequantize.input[2] if len(dequantize.input) > 2 else ""
+    if name not in constants.tensors or (zero and zero not in constants) or constants.may_be_overridden(name):
+        return None
+    kind, shape = constants.dtype(name).name, constants.shape(name)
+    if kind not in INTEGERS | SIGNED_FLOATS or prod(shape) > LARGEST:
+        return None
+    values = np.moveaxis(constants.value(name), axis, 0).reshape(shape[axis], -1)
+    centre = np.zeros((1, 1), np.int64) if not zero else constants.value(zero).astype(np.int64).reshape(-1, 1)
+    if kind in SIGNED_FLOATS:
+        return np.broadcast_to((centre == 0).ravel(), shape[axis]).copy()
+    low, high = bounds(kind)
+    mirrored = 2 * centre - values.astype(np.int64)
+    return np.asarray(np.logical_and(mirrored >= low, mirrored <= high).all(axis=1), np.bool_)
+
+
+def bounds(kind: str) -> tuple[int, int]:
+    """The smallest and the largest integer of a type."""
+    bits = int(kind.lstrip("uint"))
+    return (0, 2**bits - 1) if kind.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 def _before(source: Shape, target: Shape, axis: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from onnx import NodeProto
 
 from ...absorb import moves_bias, new_bias, scale_weight, tapped
 from ...errors import PlanError
@@ -25,7 +26,7 @@ def rescale(editor: Editor, edit: Rescale, at: LinearBinding) -> None:
     if moves_bias(edit) or (scales_bias and _has(editor, at)):
         _rebias(editor, edit, at, name)
     if at.quantized is not None:
-        _requantize(editor, edit, at.quantized)
+        _requantize(editor, edit, at, at.quantized)
     elif edit.p_out is not None or edit.u_in is not None or edit.mix is not None:
         constants = editor.constants
         weight = Pending(
@@ -37,14 +38,21 @@ def rescale(editor: Editor, edit: Rescale, at: LinearBinding) -> None:
         editor.put(node, at.weight, weight, f"{label}_weight")
 
 
-def _requantize(editor: Editor, edit: Rescale, at: Quantized) -> None:
-    """Other scales behind weights that stay: one for each output channel, the zero points with them."""
+def _requantize(editor: Editor, edit: Rescale, layer: LinearBinding, at: Quantized) -> None:
+    """Other scales behind weights that stay: one for each output channel, the zero points with them.
+
+    A negative factor negates the integers of its channel around their zero point; 0 sets them to it.
+    """
     factor = np.ones(at.channels) if edit.p_out is None else edit.p_out.copy()
     if edit.u_in is not None:
         factor *= edit.u_in[0]
     if (factor == 1).all():
         return
-    node = editor.graph.node[at.node]
+    node = _copied(editor, layer, at) if at.shared else editor.graph.node[at.node]
+    if (factor <= 0).any():
+        integers = editor.value(node.input[0])
+        editor.put(node, 0, ready(_mirrored(editor, node, integers, at.axis, np.sign(factor))), f"{edit.name}_weight")
+        factor = np.where(factor == 0, 1.0, np.abs(factor))
     old = editor.value(node.input[1])
     new = rounded(old.astype(np.float64).ravel() * factor, old.dtype)
     demand_finite(new, old, edit.name)
@@ -56,6 +64,37 @@ def _requantize(editor: Editor, edit: Rescale, at: Quantized) -> None:
         zero = editor.value(node.input[2])
         editor.put(node, 2, ready(np.broadcast_to(zero.ravel(), factor.shape).copy()), f"{edit.name}_zero_point")
     set_attribute(node, "axis", at.axis)
+
+
+def _mirrored(editor: Editor, node: NodeProto, integers: Array, axis: int, sign: Array) -> Array:
+    """`zero + sign * (q - zero)`: the integers q of a DequantizeLinear, channel by channel along `axis`."""
+    along = [-1 if i == axis else 1 for i in range(integers.ndim)]
+    zero: Array = np.zeros(1)
+    if len(node.input) > 2 and node.input[2]:
+        zero = editor.value(node.input[2]).astype(np.float64)
+    zero = zero.reshape(along) if zero.size > 1 else zero.reshape([1] * integers.ndim)
+    return (zero + sign.reshape(along) * (integers.astype(np.float64) - zero)).astype(integers.dtype)
+
+
+def _copied(editor: Editor, layer: LinearBinding, at: Quantized) -> NodeProto:
+    """A copy of the nodes that make a layer's weights, for that layer alone; its DequantizeLinear."""
+    copies: list[NodeProto] = []
+    for place in (at.node, *reversed(at.between)):
+        copy = NodeProto()
+        copy.CopyFrom(editor.graph.node[place])
+        if copies:
+            copy.input[0] = copies[-1].output[0]
+        for name in copy.input[1 if copies else 0 :]:
+            editor.uses[name] += 1
+        copy.output[0] = editor.free_name(f"{copy.output[0]}_copy")
+        copy.name = copy.output[0]
+        editor.uses[copy.output[0]] = 1
+        copies.append(copy)
+    node = editor.graph.node[layer.node]
+    editor.release(node.input[layer.weight])
+    node.input[layer.weight] = copies[-1].output[0]
+    editor.inserted.setdefault(layer.node, []).extend(copies)
+    return copies[0]
 
 
 def _has(editor: Editor, at: LinearBinding) -> bool:
