@@ -49,12 +49,14 @@ def _requantize(editor: Editor, edit: Rescale, layer: LinearBinding, at: Quantiz
     if (factor == 1).all():
         return
     node = _copied(editor, layer, at) if at.shared else editor.graph.node[at.node]
+    old = editor.value(node.input[1])
+    wide = old.astype(np.float64).ravel()
+    factor = np.where(rounded(wide * np.abs(factor), old.dtype) == 0, 0.0, factor)  # a scale of 0 is none
     if (factor <= 0).any():
         integers = editor.value(node.input[0])
         editor.put(node, 0, ready(_mirrored(editor, node, integers, at.axis, np.sign(factor))), f"{edit.name}_weight")
         factor = np.where(factor == 0, 1.0, np.abs(factor))
-    old = editor.value(node.input[1])
-    new = rounded(old.astype(np.float64).ravel() * factor, old.dtype)
+    new = rounded(wide * factor, old.dtype)
     demand_finite(new, old, edit.name)
     uniform = bool((factor == factor[0]).all()) and old.size == 1
     editor.put(node, 1, ready(new[:1].reshape(old.shape) if uniform else new), f"{edit.name}_weight_scale")
