@@ -168,6 +168,10 @@ def test_dequantized_weights_of_another_type_than_their_scale() -> None:
     net.weights["scale"] = np.abs(net.rng.standard_normal(4)).astype(np.float32) * np.float32(0.01)
     w = net.node("DequantizeLinear", ["q", "scale"], "w", axis=0, output_dtype=TensorProto.FLOAT16)
     net.output(net.relu(net.bn(net.node("Conv", [x, w], "conv"), 4, "bn"), "relu"))
+    try:
+        run(net.model(), np.zeros((1, 3, 8, 8), np.float16))
+    except ort.capi.onnxruntime_pybind11_state.Fail:
+        pytest.skip("this onnxruntime cannot dequantise to float16")
     result = same(net.model(), 5e-3)
     assert codes(result) == ["folded"]
     onnx.checker.check_model(result.model)
