@@ -31,7 +31,7 @@ Array = npt.NDArray[Any]
 # --- sound folds, each of which a judge that moves the inputs only refuses
 
 
-@pytest.mark.parametrize("number", [17, 95, 723, 213, 364, 595, 1044, 1114])
+@pytest.mark.parametrize("number", [17, 95, 723, 213, 364, 595, 1044, 1114, 20395, 21294])
 def test_folds_of_small_networks_pass(number: int) -> None:
     """Few output numbers behind half precision, a saturated end, a grid of whole numbers, or means far from 0."""
     result = bnfold.fold(Small.of(number).model())

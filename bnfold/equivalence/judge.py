@@ -344,15 +344,18 @@ class Hearing:
         """An entry of whole numbers that flip at ties, judged by those that flip in both models when they are nudged.
 
         As many may flip, or each to what the other model gives there. Where half of many do, they say nothing. What
-        flips to the number of float64 is right whatever flips in the candidate.
+        flips to the number of float64 is right, whatever flips in the candidate and what else in the reference.
         """
         share = entry.measure("flips")
         if entry.passed or entry.note or share is None or self.criterion.fixed:
             return entry
         bound = _flips(entry.output, share, noise, theirs)
+        truth = exact().get(entry.output) if theirs is not None else None
+        if bound is None and truth is not None:
+            bound = _flips(entry.output, share, noise, theirs, truth)
         if bound is not None and theirs is not None:
             a, b = noise.expected[entry.output], theirs.expected[entry.output]
-            right = _right(a, b, exact().get(entry.output))
+            right = _right(a, b, truth)
             other = bound if right else _flips(entry.output, share, theirs, noise)
             bound = None if other is None else min(bound, other)
         if bound is None:
@@ -510,10 +513,11 @@ def _right(a: Array, b: Array, truth: Array | None) -> bool:
     return truth is not None and truth.shape == b.shape and bool(np.logical_or(a == b, b == truth).all())
 
 
-def _flips(output: str, share: float, noise: Noise, other: Noise | None) -> float | None:
+def _flips(output: str, share: float, noise: Noise, other: Noise | None, truth: Array | None = None) -> float | None:
     """How many whole numbers may differ between two models, by what flips in one of them; None where fewer than do.
 
-    `other`: of the model whose numbers those that flip may flip to; None where it is not known.
+    `other`: of the model whose numbers those that flip may flip to; None where it is not known. `truth`: numbers that
+    are right wherever what flips is not sure of its own.
     """
     a = noise.expected[output]
     for seen in noise.flips(output):
@@ -523,7 +527,10 @@ def _flips(output: str, share: float, noise: Noise, other: Noise | None) -> floa
             return FLIPS * rate
         if other is not None and (most < 0.5 or a.size < FEW):
             b = other.expected[output]
-            if np.logical_or.reduce([b == value for _, value in ((0.0, a), *seen)]).all():
+            known = np.logical_or.reduce([b == value for _, value in ((0.0, a), *seen)])
+            if truth is not None and truth.shape == b.shape:
+                known |= (b == truth) & np.logical_or.reduce([a != value for _, value in seen])
+            if known.all():
                 return most
     return None
 
