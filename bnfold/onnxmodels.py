@@ -265,7 +265,7 @@ def _load(
         return source
 
     inlined = _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
-    loaded = _decided(inlined, load_source)
+    loaded = _swapped(_decided(inlined, load_source), load_source)
     rest = unmatched(skipped.patterns, skipped.names)
     if rest:
         demand_match(rest, [norm.name for norm in make_plan(loaded.source.graph).batch_norms], name)
@@ -282,6 +282,28 @@ def _decided(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Sour
         source = load_source(loaded.model, skeleton(loaded.model, folder))
         loaded = _Loaded(loaded.model, source, loaded.path, loaded.name)
     return loaded
+
+
+def _swapped(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Source]) -> _Loaded:
+    """The model with Adds before the Muls that stand between them and a product, where more goes that way."""
+    from onnx import ModelProto
+
+    from .frontends.onnx.skeleton import skeleton
+    from .frontends.onnx.swapped import swap, swappable
+
+    if not swappable(loaded.model.graph, loaded.source.constants):
+        return loaded
+    trial = ModelProto()
+    trial.CopyFrom(loaded.model)
+    swap(trial, loaded.source.constants)
+    source = load_source(trial, skeleton(trial, loaded.path.parent if loaded.path else None))
+
+    def left(source: Source) -> int:
+        plan = make_plan(source.graph)
+        return len(plan.batch_norms) - plan.counts()["folded"]
+
+    better = left(source) < left(loaded.source)
+    return _Loaded(trial, source, loaded.path, loaded.name) if better else loaded
 
 
 def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Source]) -> _Loaded:
