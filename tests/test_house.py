@@ -184,3 +184,20 @@ def test_the_rule_sees_what_it_forbids(tmp_path: Path) -> None:
             "w.catch_warnings()", "torch.backends.cudnn.allow_tf32 = True", "sys.stdout: object = 1")  # fmt: skip
     (tmp_path / "bad.py").write_text("\n".join(code))
     assert {line for _, line in _changes(tmp_path / "bad.py")} == set(range(2, len(code) + 1))
+
+
+def test_the_lower_bounds_are_those_that_were_tested() -> None:
+    """docs/versions.md records with which versions all tests passed: nothing older may be allowed."""
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", (ROOT / "docs" / "versions.md").read_text(), re.M)
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text()))
+    untested = {
+        "onnxruntime",
+        "tomli",
+        "ruff",
+        "mypy",
+        "mlxtend",
+        "setuptools",
+    }  # others stand for them, or no test runs
+    assert {name for name, _ in rows} == set(bounds) - untested
+    for name, tested in rows:
+        assert tested == bounds[name] or tested.startswith(bounds[name] + "."), name
