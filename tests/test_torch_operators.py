@@ -634,7 +634,7 @@ UNUSED = {"aten.mm.dtype", "aten.addmm.dtype", "aten.where.Scalar", "aten.where.
 def _of_tensors(overload: Any) -> bool:
     """Whether an overload works on tensors, and gives new ones; torch gave up those with names of axes."""
     kinds = " ".join(str(argument.type) for argument in overload._schema.arguments)
-    named = "names" in str(overload) or "dimname" in str(overload).lower()
+    named = any(word in str(overload).lower() for word in ("names", "named", "dimname"))
     return "Tensor" in kinds and not overload._schema.is_mutable and not named
 
 

@@ -136,9 +136,9 @@ class _Bytes:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         size = tensor.element_size()
-        strides = tuple(stride * size for stride in tensor.stride())
-        self.__array_interface__ = {"version": 3, "data": (tensor.data_ptr(), True), "shape": tuple(tensor.shape),
-                                    "strides": strides, "typestr": f"|V{size}"}  # fmt: skip
+        strides = (*(stride * size for stride in tensor.stride()), 1)  # byte by byte
+        self.__array_interface__ = {"version": 3, "data": (tensor.data_ptr(), True), "shape": (*tensor.shape, size),
+                                    "strides": strides, "typestr": "|u1"}  # fmt: skip
 
     def array(self) -> np.ndarray[Any, Any]:
         return np.asarray(self)
