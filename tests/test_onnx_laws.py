@@ -677,7 +677,10 @@ def test_the_law_holds(c: Case) -> None:
     carried: set[str] = set()
     for static in (True, False):
         model = _model(c, static)
-        expected = _run(model, _feed(c), c.by)
+        try:
+            expected = _run(model, _feed(c), c.by)
+        except NotImplementedError as error:
+            pytest.skip(f"this onnx cannot evaluate it: {error}")
         if static and not c.by:
             for ours, theirs in zip(expected, _run(model, _feed(c), "runtime"), strict=True):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -69,7 +69,7 @@ SETTINGS = (
     "--checkpoint", type=FILE, metavar="DIR", help="Save the run here after every epoch, and go on from there."
 )
 @click.option("--checkpoint-steps", type=int, metavar="N", help="Save it after every N steps as well.")
-@click.option("--no-resume", "resume", flag_value=False, default=True, help="Start anew, whatever is in --checkpoint.")
+@click.option("--no-resume", is_flag=True, help="Start anew, whatever is in --checkpoint.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:1.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of order, dropout and the like.")
 @click.option("--curves", type=FILE, metavar="R.png", help="Draw loss and accuracy by epoch.")
@@ -98,6 +98,7 @@ def retrain(
     """
     options = torch_options(given)
     given["labels"] = given["labels"] or None
+    given["resume"] = not given.pop("no_resume")
     given["distil"] = "features" if given["feature_names"] else "outputs"
     with errors(debug):
         check_report(report_file, output, model)
