@@ -73,13 +73,14 @@ class Conv(OpRun):
         around = padding(x.shape[2:], kernel, strides, dilations, pads, auto_pad)
         out = sizes_out(x.shape[2:], around, kernel, strides, dilations)
         wide: Any = np.pad(x, [(0, 0), (0, 0), *around]) if np.any(around) else x
-        y: Any = np.zeros((len(x), w.shape[0], *out), np.result_type(x, w))
+        y: Any = np.empty((len(x), w.shape[0], *out), np.result_type(x, w))
         if w.shape[:2] == (g, 1):
+            y[...] = 0
             _by_taps(wide, w, y, strides, dilations)
         else:
             for samples, rows in _pieces(x.shape[1] * int(np.prod(kernel)) * y.itemsize, len(x), out):
                 seen = _patches(wide[samples], kernel, strides, dilations, out, rows)
-                y[samples, :, rows] = _product(w, seen, g)
+                _multiply(w, seen, g, y[samples, :, rows])
         return ((y if b is None else y + b.reshape(-1, *[1] * rank)).astype(x.dtype, copy=False),)
 
 
@@ -118,15 +119,18 @@ def _patches(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations:
     return np.lib.stride_tricks.as_strided(start, shape, (*x.strides[:2], *apart), writeable=False)
 
 
-def _product(w: Array, seen: Array, groups: int) -> Array:
-    """What filters give on patches, (samples, out, *positions)."""
+def _multiply(w: Array, seen: Array, groups: int, y: Array) -> None:
+    """What filters give on patches, into `y`: (samples, out, *positions)."""
     n, c, rank = len(seen), seen.shape[1], w.ndim - 2
-    place = seen.shape[2 + rank :]
     # (n, g, c/g, *kernel, *place) -> (g, c/g, *kernel, n, *place) -> (g, c/g * taps, n * place)
+    place = seen.shape[2 + rank :]
     seen = seen.reshape(n, groups, c // groups, *seen.shape[2:])
-    columns = np.moveaxis(seen, 0, 3 + rank - 1).reshape(groups, -1, n * int(np.prod(place)))
-    found = w.reshape(groups, w.shape[0] // groups, -1) @ columns
-    return np.moveaxis(found.reshape(w.shape[0], n, *place), 1, 0)
+    columns = np.moveaxis(seen, 0, 2 + rank).reshape(groups, -1, n * int(np.prod(place)))
+    filters = w.reshape(groups, w.shape[0] // groups, -1)
+    if n == 1 and y.flags.c_contiguous:
+        np.matmul(filters, columns, out=y.reshape(groups, w.shape[0] // groups, -1))
+    else:
+        y[...] = np.moveaxis((filters @ columns).reshape(w.shape[0], n, *place), 1, 0)
 
 
 class ConvTranspose(OpRun):
