@@ -49,6 +49,8 @@ class T:
         value = torch.randn(self.shape, generator=RNG, dtype=torch.float64)
         if self.kind == "mask":
             return value > 0
+        if self.kind in ("all", "no"):
+            return torch.full(self.shape, self.kind == "all")
         if self.kind == "none":
             return torch.zeros(self.shape, dtype=torch.int64)
         if self.kind == "whole":
@@ -239,6 +241,10 @@ def _pointwise() -> list[Case]:
         c("where.self", D(2, 1, 6, 6, kind="mask"), X, X, carries="+-s"),
         c("where.self", D(2, 1, 6, 6, kind="mask"), X, C(4, 1, 1)),
         c("where.self", D(3, 2, 4, 6, 6, kind="mask"), X, X),
+        c("where.self", C(2, 1, 6, 6, kind="all"), X, D(4, 1, 1), carries="+-s"),
+        c("where.self", C(1, kind="no"), D(2, 4, 6, 6), X, carries="+-s"),
+        c("where.ScalarOther", C(6, kind="all"), X, 2.0, carries="+-s"),
+        c("where.ScalarSelf", C(6, kind="no"), 2.0, X, carries="+-s"),
         c("where.ScalarOther", D(2, 1, 6, 6, kind="mask"), X, 0.0),
         c("where.ScalarSelf", D(2, 1, 6, 6, kind="mask"), 0.0, X),
         c("masked_fill.Scalar", X, D(2, 1, 6, 6, kind="mask"), 0, carries="+-"),

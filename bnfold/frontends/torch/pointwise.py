@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ...graph import Carry, Clipped, Gate, Homogeneous, Opaque, Select, Sum
+from ...graph import Broadcast, Carry, Clipped, Gate, Homogeneous, Opaque, Select, Sum
 from .bindings import ActivationBinding
 from .node import Node, Ops, Reading
 from .norms import first_output
@@ -86,8 +86,21 @@ def extremum(node: Node) -> Ops | None:
 
 
 def where(node: Node) -> Ops | None:
-    """where of two tensors."""
+    """where of two tensors. In a program a condition that is constant and everywhere the same leaves one of the two,
+    broadcast to the shape of both; a module's code may be given another.
+    """
     given = (node.args.get("self"), node.args.get("other"))
+    condition = node.args["condition"]
+    if node.context.program and isinstance(condition, fx.Node) and condition in node.context.constants:
+        taken = node.context.constants.value(condition) != 0
+        chosen = given[0] if taken.all() else given[1]
+        if (
+            taken.size
+            and (taken.all() or not taken.any())
+            and isinstance(chosen, fx.Node)
+            and not node.constant(chosen)
+        ):
+            return [Broadcast(node.label, (chosen.name,), (node.name,))]
     values = [value for value in given if isinstance(value, fx.Node) and not node.constant(value)]
     if len(values) < 2:
         return None
