@@ -12,7 +12,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from .errors import DataError, ModelError, UsageError, VerificationError
+from .errors import BnfoldError, DataError, ModelError, UsageError, VerificationError
 from .kinds import check_suffix
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import OtherNorm, Plan
@@ -296,7 +296,10 @@ def _swapped(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Sour
     trial = ModelProto()
     trial.CopyFrom(loaded.model)
     swap(trial, loaded.source.constants)
-    source = load_source(trial, skeleton(trial, loaded.path.parent if loaded.path else None))
+    try:
+        source = load_source(trial, skeleton(trial, loaded.path.parent if loaded.path else None))
+    except BnfoldError:  # what is tried costs nothing but the trial
+        return loaded
 
     def left(source: Source) -> int:
         plan = make_plan(source.graph)
