@@ -14,18 +14,13 @@ In bnfold.toml the tables are called `verify` and `pairs`.
 
 from __future__ import annotations
 
-import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 NUMBER = (int, float)
 SETTINGS: dict[str, Any] = {
