@@ -160,5 +160,7 @@ def outcome(name: str, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    for ignored in (signal.SIGHUP, signal.SIGINT):  # as by jobs in the background
+        signal.signal(ignored, signal.default_int_handler if ignored == signal.SIGINT else signal.SIG_DFL)
     here = Path(sys.argv[1])
     print(json.dumps({name: outcome(name, here) for name in CASES}))
