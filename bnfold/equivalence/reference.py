@@ -84,8 +84,10 @@ def _legacy(name: str, function: Any) -> Any:
 
 
 def operators(opset: int) -> list[Any]:
-    """Those that take the place of the evaluator's own in a model of this opset."""
-    return [*OPERATORS, *LEGACY] if opset < 7 else OPERATORS
+    """Those that take the place of the evaluator's own in a model of this opset: a list of the caller's own, since the
+    evaluator adds to what it is given.
+    """
+    return [*OPERATORS, *(LEGACY if opset < 7 else ())]
 
 
 def _quotient(a: Array, b: Array) -> Array:
