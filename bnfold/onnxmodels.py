@@ -278,7 +278,7 @@ def _decided(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Sour
     from .frontends.onnx.skeleton import skeleton
 
     folder = loaded.path.parent if loaded.path else None
-    while decide(loaded.model, loaded.source.constants):
+    while decide(loaded.model, loaded.source.scopes):
         source = load_source(loaded.model, skeleton(loaded.model, folder))
         loaded = _Loaded(loaded.model, source, loaded.path, loaded.name)
     return loaded

@@ -18,6 +18,7 @@ from .equivalence.inputs import Inputs
 from .errors import ModelError, UsageError, VerificationError
 from .frontends.torch import program as programs
 from .frontends.torch.capture import capture_program, one_line, without_autocast
+from .frontends.torch.decided import decide
 from .frontends.torch.fold import Options, prepared, survey
 from .frontends.torch.read import Source, read
 from .frontends.torch.strain import strained
@@ -85,7 +86,7 @@ class Policy:
 
     def read(self, program: ExportedProgram, options: Options) -> Source:
         """An exported program as it is planned."""
-        return read(capture_program(program), "program", None, skipped=options.skipped, layers=self.exports)
+        return read(decide(capture_program(program)), "program", None, skipped=options.skipped, layers=self.exports)
 
 
 @dataclass(frozen=True)

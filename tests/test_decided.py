@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
+from bnfold.frontends.onnx.skeleton import nested_graphs
+from tests import test_bodies, test_rules
 from tests.evaluate import evaluate
 from tests.nets import Net, op_types
 
@@ -74,6 +77,51 @@ def test_ifs_in_branches_that_are_taken_and_outputs_that_branches_hand_on() -> N
     x_value = np.random.default_rng(0).standard_normal((2, 3, 8, 8))
     for before, after in zip(evaluate(model, x=x_value), evaluate(result.model, x=x_value), strict=True):
         np.testing.assert_allclose(after, before, rtol=0, atol=1e-12)
+
+
+def _decided(n: test_rules.Net, x: str, y: str, deep: int) -> list[onnx.NodeProto]:
+    """An If in an If, `deep` of them, that always take a layer and a norm; weights and flags lie inside."""
+    names = [f"{y}_{i}" for i in range(deep)] + [y]
+    nodes, weights = test_bodies.block(n, x, names[0])
+    flag = numpy_helper.from_array(np.array(True), "flag")
+    for inner, outer in pairwise(names):
+        abs_ = helper.make_node("Abs", [x], [f"{inner}_no"])
+        no = helper.make_graph([abs_], "no", [], [test_bodies.value(f"{inner}_no", *n.shape)])
+        yes = helper.make_graph(nodes, "yes", [], [test_bodies.value(inner, *n.shape)], weights)
+        stored = helper.make_node("Constant", [], [f"{inner}_flag"], value=flag)
+        nodes, weights = [stored, helper.make_node("If", stored.output, [outer], then_branch=yes, else_branch=no)], []
+    return nodes
+
+
+@pytest.mark.parametrize("deep", [1, 2])
+@pytest.mark.parametrize("op", ["Loop", "If"])
+def test_an_if_in_a_body_gives_way_to_its_branch(op: str, deep: int) -> None:
+    n = test_rules.Net(2, 3, 5, 5)
+    value, boolean = test_bodies.value, TensorProto.BOOL
+    nodes = _decided(n, "state" if op == "Loop" else "x", "next", deep)
+    if op == "Loop":
+        keep = helper.make_node("Identity", ["going"], ["still"])
+        given = [value("i", dtype=TensorProto.INT64), value("going", dtype=boolean), value("state", *n.shape)]
+        body = helper.make_graph(
+            [*nodes, keep], "body", given, [value("still", dtype=boolean), value("next", *n.shape)]
+        )
+        result = n.op("Loop", n.w(3, np.int64), n.w(True, np.bool_), "x", body=body)
+    else:
+        neg = helper.make_graph([helper.make_node("Neg", ["x"], ["z"])], "neg", [], [value("z", *n.shape)])
+        yes = helper.make_graph(nodes, "outer", [], [value("next", *n.shape)])
+        choice = n.op("Greater", n.op("ReduceMean", "x", keepdims=0), n.w(0.0))
+        result = n.op("If", choice, then_branch=yes, else_branch=neg)
+    model = test_bodies.finish(n, result)
+    folded = bnfold.fold(model, verify=False)
+    assert [norm.verdict for norm in folded.plan.batch_norms] == ["folded"]
+    (outer,) = (node for node in folded.model.graph.node if node.op_type == op)
+    inner = next(graph for graph in nested_graphs(outer) if graph.name in ("body", "outer"))
+    left = [node.op_type for node in inner.node if node.op_type not in ("Constant", "Identity")]
+    assert left == ["Conv", "Relu"]
+    onnx.checker.check_model(folded.model, full_check=True)
+    for sign in (1, -1):
+        x = np.abs(np.random.default_rng(deep).standard_normal(n.shape)) * sign
+        np.testing.assert_allclose(evaluate(folded.model, x=x)[0], evaluate(model, x=x)[0], rtol=0, atol=1e-12)
 
 
 def test_a_flag_that_a_caller_may_override_decides_nothing() -> None:

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from ..errors import BnfoldError
 from ..frontends.torch.capture import capture_program
+from ..frontends.torch.decided import decide
 from ..frontends.torch.read import read
 from ..limits import LEFTOVERS
 from ..planner import gauges
@@ -47,7 +48,7 @@ class ProgramProbe:
     def gauges(self) -> Iterator[Mapping[str, Gauge]]:
         """Those of each set of forms that a fold may leave; none where the program cannot be read."""
         try:
-            graph = read(capture_program(self.program), "program", None).graph
+            graph = read(decide(capture_program(self.program)), "program", None).graph
             for leftovers in LEFTOVERS:
                 yield gauges(graph, leftovers=leftovers)
         except BnfoldError:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from .constants import Constants
+from .scope import Scope
 from .skeleton import nested_graphs, sparse_names
 
 
-def decide(model: ModelProto, constants: Constants) -> bool:
-    """Take the branches of such Ifs into the model's graph, in place; whether there was one.
+def decide(model: ModelProto, scopes: Sequence[Scope]) -> bool:
+    """Take the branches of such Ifs into the graphs in which these stand, in place; whether there was one.
 
-    `constants`: those of the graph. Ifs in what is taken in are left for another call.
+    `scopes`: the graphs of the model, bodies behind what is around them.
     """
-    branches = {i: branch for i, node in enumerate(model.graph.node) if (branch := _taken(node, constants)) is not None}
+    known = Counter(name for graph in _graphs(model.graph) for name in _defined(graph))
+    found = [_decide_in(scope.graph, scope.constants, known) for scope in reversed(scopes)]
+    return any(found)
+
+
+def _decide_in(graph: GraphProto, constants: Constants, known: Counter[str]) -> bool:
+    branches = {i: branch for i, node in enumerate(graph.node) if (branch := _taken(node, constants)) is not None}
     if not branches:
         return False
-    known = Counter(name for graph in _graphs(model.graph) for name in _defined(graph))
     nodes: list[NodeProto] = []
-    for i, node in enumerate(model.graph.node):
-        nodes += _inside(model, node, branches[i], known) if i in branches else [node]
-    model.graph.ClearField("node")
-    model.graph.node.extend(nodes)
+    for i, node in enumerate(graph.node):
+        nodes += _inside(graph, node, branches[i], known) if i in branches else [node]
+    graph.ClearField("node")
+    graph.node.extend(nodes)
     return True
 
 
@@ -37,8 +43,8 @@ def _taken(node: NodeProto, constants: Constants) -> GraphProto | None:
     return next((a.g for a in node.attribute if a.name == wanted), None) if value.size == 1 else None
 
 
-def _inside(model: ModelProto, node: NodeProto, branch: GraphProto, known: Counter[str]) -> Iterator[NodeProto]:
-    """The nodes of a branch, whose weights go into the model's graph; names that are used twice become others."""
+def _inside(graph: GraphProto, node: NodeProto, branch: GraphProto, known: Counter[str]) -> Iterator[NodeProto]:
+    """The nodes of a branch, whose weights go into the graph around it; names that are used twice become others."""
     names: dict[str, str] = {}
     made = {name for inner in branch.node for name in inner.output if name}
     for value, outer in zip(branch.output, node.output, strict=True):
@@ -53,7 +59,7 @@ def _inside(model: ModelProto, node: NodeProto, branch: GraphProto, known: Count
             names[name] = fresh
     _rename(branch, names)
     for part in ("initializer", "sparse_initializer", "value_info", "quantization_annotation"):
-        getattr(model.graph, part).extend(getattr(branch, part))
+        getattr(graph, part).extend(getattr(branch, part))
     yield from branch.node
     for value, outer in zip(branch.output, node.output, strict=True):
         if outer and value.name != outer:

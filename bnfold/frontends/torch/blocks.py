@@ -7,7 +7,7 @@ to. Where the block computes what it would compute without, its nodes belong amo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import getitem
 from typing import Any
 
@@ -33,14 +33,18 @@ def flat(program: ExportedProgram, everything: bool = False) -> ExportedProgram:
 
     if not any(chosen(program.graph_module, block) for block in _blocks(program.graph_module)):
         return program
-    module = copy.deepcopy(program.graph_module)
+    module = copied(program)
+    while block := next((b for b in _blocks(module) if chosen(module, b)), None):
+        inline(module, block, body(module, block), block.args[BODY[kind(block)] + 1 :])
+    return with_graph(program, module)
+
+
+def copied(program: ExportedProgram) -> fx.GraphModule:
+    """A copy of the graph of a program, to be changed."""
+    module: fx.GraphModule = copy.deepcopy(program.graph_module)
     for old, new in zip(program.graph_module.graph.nodes, module.graph.nodes, strict=True):
         new.name = old.name  # a copy calls `input` input_1, since Python has a function of that name
-    while block := next((b for b in _blocks(module) if chosen(module, b)), None):
-        _inline(module, block)
-    module.delete_all_unused_submodules()
-    module.recompile()
-    return _with_graph(program, module)
+    return module
 
 
 def _blocks(module: fx.GraphModule) -> Iterator[fx.Node]:
@@ -55,7 +59,8 @@ def kind(node: fx.Node) -> str:
 def body(outer: fx.GraphModule, block: fx.Node) -> fx.GraphModule:
     """The graph of a block."""
     holder: Any = block.args[BODY[kind(block)]]
-    return getattr(outer, holder.target)  # type: ignore[no-any-return]
+    inner: fx.GraphModule = getattr(outer, holder.target)
+    return inner
 
 
 def casts(outer: fx.GraphModule, block: fx.Node) -> bool:
@@ -82,10 +87,9 @@ def _all(module: fx.GraphModule) -> Iterator[fx.Node]:
             yield from _all(body(module, node))
 
 
-def _inline(outer: fx.GraphModule, block: fx.Node) -> None:
-    """The nodes of a block in the place of the op that stands for it."""
-    inner, place = body(outer, block), BODY[kind(block)]
-    values = dict(zip(inner.graph.find_nodes(op="placeholder"), block.args[place + 1 :], strict=True))
+def inline(outer: fx.GraphModule, block: fx.Node, inner: fx.GraphModule, operands: Sequence[Any]) -> None:
+    """The nodes of a block, whose graph is `inner`, in the place of the op that stands for it."""
+    values = dict(zip(inner.graph.find_nodes(op="placeholder"), operands, strict=True))
     results: Any = None
     lookup: Callable[[fx.Node], Any] = values.__getitem__
     with outer.graph.inserting_before(block):
@@ -102,10 +106,11 @@ def _inline(outer: fx.GraphModule, block: fx.Node) -> None:
             outer.graph.erase_node(user)
     if block.users:
         block.replace_all_uses_with(results)
-    holder: Any = block.args[place]
+    holders = [node for node in block.all_input_nodes if node.op == "get_attr"]
     outer.graph.erase_node(block)
-    if not holder.users:
-        outer.graph.erase_node(holder)
+    for holder in holders:
+        if not holder.users:
+            outer.graph.erase_node(holder)
 
 
 def _held(outer: fx.GraphModule, value: Any) -> str:
@@ -117,8 +122,10 @@ def _held(outer: fx.GraphModule, value: Any) -> str:
     return f"block_{count}"
 
 
-def _with_graph(program: ExportedProgram, module: fx.GraphModule) -> ExportedProgram:
+def with_graph(program: ExportedProgram, module: fx.GraphModule) -> ExportedProgram:
     """The same program with another graph that takes and gives the same."""
+    module.delete_all_unused_submodules()
+    module.recompile()
     last: Any = next(iter(module.graph.find_nodes(op="output")))
     outputs = []
     for spec, node in zip(program.graph_signature.output_specs, last.args[0], strict=True):

@@ -59,7 +59,8 @@ def plan_module(
 
 def _with_hidden(plan: Plan, program: Plan) -> Plan:
     """A plan without norms, that says so where there are some in the code, which shows in the program that it makes."""
-    found = [norm.name for norm in program.batch_norms]
+    inside = {norm.name for norm in program.batch_norms if norm.reason and norm.reason.code == "in-subgraph"}
+    found = [norm.name for norm in program.batch_norms if norm.name not in inside]
     if not found:
         return plan
     text = (

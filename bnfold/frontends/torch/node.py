@@ -89,6 +89,13 @@ class Node:
         kind = value.meta["val"].dtype
         return self.context.constants.value(value) if kind.is_floating_point or kind in INTEGERS else None
 
+    def settled(self, condition: object) -> bool | None:
+        """What a constant condition says where it says the same everywhere, else None."""
+        if not isinstance(condition, fx.Node) or condition not in self.context.constants:
+            return None
+        said = self.context.constants.value(condition).astype(bool)
+        return bool(said.flat[0]) if said.size and said.all() == said.any() else None
+
     def shape(self, value: object) -> Shape | None:
         """The shape of an argument, dynamic sizes by name."""
         return shape_of(value.meta.get("val")) if isinstance(value, fx.Node) else None

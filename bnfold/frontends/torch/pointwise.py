@@ -86,21 +86,12 @@ def extremum(node: Node) -> Ops | None:
 
 
 def where(node: Node) -> Ops | None:
-    """where of two tensors. In a program a condition that is constant and everywhere the same leaves one of the two,
-    broadcast to the shape of both; a module's code may be given another.
-    """
+    """where of two tensors; a condition that is constant and everywhere the same leaves one of them."""
     given = (node.args.get("self"), node.args.get("other"))
-    condition = node.args["condition"]
-    if node.context.program and isinstance(condition, fx.Node) and condition in node.context.constants:
-        taken = node.context.constants.value(condition) != 0
-        chosen = given[0] if taken.all() else given[1]
-        if (
-            taken.size
-            and (taken.all() or not taken.any())
-            and isinstance(chosen, fx.Node)
-            and not node.constant(chosen)
-        ):
-            return [Broadcast(node.label, (chosen.name,), (node.name,))]
+    taken = node.settled(node.args["condition"])
+    chosen = None if taken is None else given[0 if taken else 1]
+    if isinstance(chosen, fx.Node) and not node.constant(chosen):
+        return [Broadcast(node.label, (chosen.name,), (node.name,))]
     values = [value for value in given if isinstance(value, fx.Node) and not node.constant(value)]
     if len(values) < 2:
         return None
@@ -111,7 +102,9 @@ def where(node: Node) -> Ops | None:
 
 
 def masked_fill(node: Node) -> Ops | None:
-    """masked_fill with 0: a gate."""
+    """masked_fill with 0: a gate; with a constant mask that is nowhere set: the input."""
+    if node.settled(node.args["mask"]) is False:
+        return [Broadcast(node.label, (node.input,), (node.name,))]
     if node.args.get("value") != 0 or not isinstance(node.args["mask"], fx.Node):
         return None
     return [Gate(node.label, (node.input, node.step("mask", node.shape(node.args["mask"]))), (node.name,))]

@@ -12,6 +12,7 @@ from torch import fx
 from ...graph import Affine, Graph, Op, Opaque, Reason, Statistics, fault, internal
 from . import arithmetic, linear, movement, norms, pointwise
 from .bindings import Binding
+from .blocks import kind
 from .capture import SEEN, Capture
 from .constants import Constants, op_name
 from .memory import Key
@@ -199,6 +200,8 @@ class _Reader:
                 self._add(*self._read_node(node))
                 done.add(node)
         self._pin()
+        if self.program:
+            self.source.graph.ops += _hidden(self.capture.program.graph)
         return self.source
 
     def _affine_calls(self) -> Iterator[tuple[Call, Op, Binding]]:
@@ -285,6 +288,31 @@ class _Reader:
                     border = [inner for inner in node.all_input_nodes if key not in calls_of(inner)]
                     border += [] if all(key in calls_of(user) for user in node.users) else [node]
                     pinned.update((inner.name, text) for inner in border if inner not in self.constants)
+
+
+def _hidden(graph: fx.Graph) -> list[Op]:
+    """The norms in graphs of other ops: a branch of torch.cond that data choose, a block in other types."""
+    found: list[Op] = []
+    for holder in graph.find_nodes(op="get_attr") if graph.owning_module else ():
+        inner = getattr(graph.owning_module, str(holder.target), None)
+        if not isinstance(inner, fx.GraphModule):
+            continue
+        found += _hidden(inner.graph)
+        outer = next((kind(user) for user in holder.users), "") or "another op"
+        why = Reason("in-subgraph", f"it stands in a body of {outer}, whose choice or types are its own", outer)
+        for node in inner.graph.nodes:
+            if node.op == "call_function" and op_name(node) in norms.NORMS:
+                found.append(
+                    Opaque(
+                        f"{holder.target}.{node.name}",
+                        (),
+                        (),
+                        "BatchNormalization",
+                        why,
+                        where=(str(node.args[0]), node.name),
+                    )
+                )
+    return found
 
 
 def _writes(node: fx.Node) -> bool:
