@@ -417,6 +417,15 @@ def dead_channel_on_a_stream_becomes_bias_of_the_reader() -> onnx.ModelProto:
     return n.model(n.op("Add", x, y))
 
 
+@case("folded", "folded", "folded")
+def a_norm_in_front_of_a_factor_of_zero_on_a_stream() -> onnx.ModelProto:
+    n = Net(2, 3, 5, 5)
+    x = n.conv("x", 3, 4)
+    y = n.op("Mul", n.bn(x, 4), n.w(np.reshape([0.0, -0.9, 0.7, 0.0], (4, 1, 1))))
+    y = n.conv(n.op("Add", y, n.w(np.reshape([0.3, -0.2, 0.5, 0.8], (4, 1, 1)))), 4, 4)
+    return n.model(n.op("Add", n.conv(x, 4, 4), y))
+
+
 @case("kept:dead-channel")
 def dead_channel_that_meets_zero_padding_as_a_positive_constant() -> onnx.ModelProto:
     n = Net(2, 3, 5, 5)

@@ -1172,3 +1172,24 @@ def test_a_recurrent_layer_whose_weights_others_read_is_left_alone() -> None:
     tied.r.weight_ih_l0_reverse = tied.r.weight_ih_l0
     for m in (tied, net(twice, b=nn.BatchNorm1d(5), r=nn.GRU(5, 3))):
         assert fates(folded(m, torch.randn(2, 5, 4))) == {"b": "kept"}
+
+
+class Borrowed(nn.Module):
+    """A layer that is called twice, and whose weight the code reads too: the calls share a bias and no gauge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Conv2d(4, 4, 1), nn.Conv2d(8, 3, 1)
+        self.first, self.second = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(self.layer(x))
+        z = self.second(self.layer(y)) * self.layer.weight.abs().mean()
+        found: torch.Tensor = self.last(torch.cat([y, z.tanh()], 1))
+        return found
+
+
+def test_calls_that_share_no_gauge_share_no_bias() -> None:
+    x = torch.randn(2, 4, 6, 6)
+    for leftovers in ("none", "all"):
+        assert "second" in fates(folded(alive(Borrowed()), x, leftovers=leftovers))

@@ -131,11 +131,15 @@ class Scale:
             factor[on], parent[on] = factor[on] * factor[at], parent[at]
         self._set(self.parent, child, parent)
         self._set(self.ratio, child, factor)
-        for array in (self.size, self.readers, self.sources):
-            top, where = np.unique(parent, return_inverse=True)
-            self._set(array, top, array[top] + np.bincount(where, array[child], top.size).astype(np.int64))
+        self._add_up(child, parent)
         self._join_rings(child, parent)
         return self._demand(parent, self.sign[child] * np.sign(factor).astype(np.int64), row)
+
+    def _add_up(self, child: Ids, parent: Ids) -> None:
+        """Count what roots have at those above them."""
+        top, where = np.unique(parent, return_inverse=True)
+        for array in (self.size, self.readers, self.sources):
+            self._set(array, top, array[top] + np.bincount(where, array[child], top.size).astype(np.int64))
 
     def _join_rings(self, child: Ids, root: Ids) -> None:
         """One ring of each root and its children: each leads on to the ring of the next, the last to the root's."""
@@ -204,8 +208,7 @@ class Scale:
             unit_root, factor = self.find(units[alone][first])
             self._set(self.parent, top, unit_root)
             self._set(self.ratio, top, factor)
-            above, where = np.unique(unit_root, return_inverse=True)
-            self._set(self.size, above, self.size[above] + np.bincount(where, self.size[top]).astype(np.int64))
+            self._add_up(top, unit_root)
             self._join_rings(top, unit_root)
         return alone
 

@@ -76,8 +76,8 @@ def solve(
     for port in reversed([o.port for o in second.outcomes if o.form == "gone"]):  # constants behind a norm went with it
         form[port.x] = np.maximum(form[port.x], form[port.y])
     outcomes = [
-        Outcome(o.port, ("", "max", "clip")[form[o.port.y].max()], reasons[o.port.op])
-        if o.form == "gone" and reasons[o.port.op] and form[o.port.y].any()
+        Outcome(o.port, ("", "max", "clip")[side.max()], reasons[o.port.op])
+        if o.form == "gone" and reasons[o.port.op] and (side := form[np.concatenate([o.port.y, o.port.x])]).any()
         else o
         for o in second.outcomes
     ]
@@ -275,6 +275,7 @@ class _Search:
             outcome = outcomes[port.op]
             if outcome.form == "stays" and port.op.kind == "bn":
                 outcomes[port.op] = Outcome(port, self._reduce(port), outcome.conflict)
+        self._again(ranked, outcomes)  # the scale of a norm that is an Add now may have left channels dead
         thresholds = [bend for bend in self.released if not self._straighten(bend)]
         while True:
             solution = self._solution(gauges, list(outcomes.values()), thresholds)
@@ -359,8 +360,9 @@ class _Search:
         killed = self._kill(port, np.flatnonzero(dead & ~known & (drained | kill)))
         dead[killed] = False
         rest = np.flatnonzero(dead)
+        # nobody reads what is drained: its value is any, what is constant lies behind the factor of 0 that drained it
         value = port.offset + port.scale * np.where(known, scale.constant[x], 0.0)
-        if drained[rest].any() or not self._constant(y[rest], value[rest]):
+        if not self._constant(y[rest], np.where(drained, 0.0, value)[rest]):
             return Conflict("dead", int(rest[0]))
         if not shift:
             return None

@@ -91,7 +91,7 @@ class Weights:
         shared = name if scaled and len(group) > 1 else ""
         if shared:
             shared = min(n for n, key in self.constants.keys.items() if key == self.constants.keys[name])
-        owned = self._owned(bias, node, group)
+        owned = self._owned(bias, node, group if shared else [node])  # calls of one gauge may share a bias, no others
         why = "" if scaled else COMPUTED if not name else f"shares its weight {name} with other code"
         return Sides(scaled, owned, name if scaled else "", bias if owned else "", turned, shared, why)
 
