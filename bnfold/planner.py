@@ -14,6 +14,7 @@ from .gauge.depthwise import with_layers
 from .gauge.equations import AffinePort, Bend, BoundPort, Ids, LinearPort, Vector
 from .gauge.explain import Explainer
 from .gauge.guard import GONE, off_centre, solve_within
+from .gauge.offered import with_biases
 from .gauge.scale import Conflict
 from .gauge.shift import ranges
 from .gauge.solve import Outcome, Solution
@@ -33,9 +34,7 @@ def plan(
     `precision_limit`: see `gauge.guard`. `leftovers`: see `gauge.leftovers`. `strained`: outputs of norms that stay,
     since the weights that would take them up do not fit their type.
     """
-    solution = solve_within(graph, precision_limit, leftovers, strained)
-    shortened = _without_branches(graph, solution, precision_limit, leftovers, strained)
-    chosen, made = shortened or (solution, Cut(graph, {}, []))
+    chosen, made = _chosen(graph, precision_limit, leftovers, strained)
     chosen = with_layers(made.graph, _blamed(graph, chosen, precision_limit), leftovers, precision_limit)
     return _planned(graph, chosen, made)
 
@@ -61,10 +60,18 @@ def gauges(
     graph: Graph, precision_limit: float = PRECISION_LIMIT, leftovers: str = LEFTOVERS[0]
 ) -> dict[str, tuple[Vector, Vector]]:
     """How the model that `plan` makes holds each tensor: `p*v + q`, both shaped to broadcast with it."""
-    solution = solve_within(graph, precision_limit, leftovers)
-    shortened = _without_branches(graph, solution, precision_limit, leftovers)
-    chosen = shortened[0] if shortened else solution
+    chosen, _ = _chosen(graph, precision_limit, leftovers)
     return {name: (chosen.p[ids], chosen.q[ids]) for name, ids in chosen.gauges.items() if ids is not None}
+
+
+def _chosen(graph: Graph, limit: float, leftovers: str, strained: Container[str] = ()) -> tuple[Solution, Cut]:
+    """The solution, and the graph that it solves: with identity branches cut out and biases given to products."""
+    solution = solve_within(graph, limit, leftovers, strained)
+    shortened = _without_branches(graph, solution, limit, leftovers, strained)
+    chosen, made = shortened or (solution, Cut(graph, {}, []))
+    if leftovers == "none":
+        return chosen, made
+    return with_biases(made, chosen, lambda with_more: solve_within(with_more, limit, leftovers, strained))
 
 
 def _without_branches(

@@ -124,7 +124,7 @@ def test_a_product_whose_bias_stays_keeps_its_input(skip: bool, monkeypatch: pyt
     result = bnfold.fold(net.model(), skip=["add"] if skip else [])
     assert result.check is not None
     assert result.check.passed
-    assert fates(result) == {"bn": "reduced" if skip else "kept"}
+    assert fates(result) == {"bn": "folded" if skip else "kept"}
 
 
 def test_a_constant_that_cannot_be_computed(monkeypatch: pytest.MonkeyPatch) -> None:

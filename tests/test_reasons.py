@@ -114,7 +114,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "sign": RULES["negative_gamma_on_a_stream_before_relu"],
     "zero-padding": RULES["bn_then_zero_padded_conv"],
     "shift-taken": RULES["two_readers_that_need_different_offsets_before_padded_convs"],
-    "shift-fixed": RULES["matmul_without_bias_keeps_the_offset"],
+    "shift-fixed": RULES["no_more_biases_than_norms"],
     "dead-channel": RULES["dead_channel_that_meets_zero_padding_as_a_positive_constant"],
     "precision": lambda: hostile("resnetv2_50", "gamma", 4),
     "range": _half_precision,
@@ -169,10 +169,11 @@ def test_exactly_the_codes_of_the_source_are_documented() -> None:
 
 
 def test_a_layer_without_room_for_an_offset_is_not_said_to_pad_with_zeros() -> None:
-    """BN -> MatMul -> Relu: the scale could go into the matrix, the offset nowhere."""
+    """BN -> two MatMuls: the scale could go into the matrices, the offset would cost more than the norm."""
     n = Net(2, 4)
-    y = n.op("Relu", n.op("MatMul", n.bn("x", 4), n.w(np.random.default_rng(0).standard_normal((4, 3)))))
-    (bn,) = bnfold.inspect(n.model(y)).batch_norms
+    x = n.bn("x", 4)
+    ends = [n.op("Relu", n.op("MatMul", x, n.w(np.random.default_rng(i).standard_normal((4, 3))))) for i in range(2)]
+    (bn,) = bnfold.inspect(n.model(*ends)).batch_norms
     assert bn.reason is not None
     assert bn.reason.code == "shift-fixed"
     assert "no bias" in bn.reason.text

@@ -190,10 +190,49 @@ def matmul_with_bias_add_then_bn() -> onnx.ModelProto:
     return n.model(n.bn(n.op("Add", n.w(n.rng.normal(size=5)), y), 5))
 
 
-@case("reduced:add")
-def matmul_without_bias_keeps_the_offset() -> onnx.ModelProto:
+@case("folded")
+def matmul_without_bias_gets_one_in_an_addition() -> onnx.ModelProto:
     n = Net(3, 4)
     return n.model(n.bn(n.op("MatMul", "x", n.w(n.rng.normal(size=(4, 5)))), 5))
+
+
+@case("folded", "folded")
+def one_addition_takes_the_offsets_of_norms_on_both_sides_of_a_matmul() -> onnx.ModelProto:
+    n = Net(3, 4)
+    y = n.op("MatMul", n.bn("x", 4, [1.2, -0.7, 0.0, 1e-41]), n.w(n.rng.normal(size=(4, 5))))
+    return n.model(n.op("Relu", n.bn(y, 5, [0.9, -1.1, 0.0, 1e-41, 0.4])))
+
+
+@case("folded")
+def a_bias_behind_a_matmul_lies_along_its_own_axis() -> onnx.ModelProto:
+    n = Net(2, 3, 4)
+    y = n.op("Transpose", n.op("MatMul", "x", n.w(n.rng.normal(size=(4, 5)))), perm=[0, 2, 1])
+    return n.model(n.op("Sigmoid", n.bn(y, 5, [0.9, -1.1, 0.0, 1.3, 0.4])))
+
+
+@case("folded", "folded")
+def a_mul_and_an_add_behind_a_matmul_from_the_left() -> onnx.ModelProto:
+    n = Net(2, 2, 4, 3)
+    y = n.op("MatMul", n.w(n.rng.normal(size=(5, 4))), "x")
+    y = n.op("Mul", y, n.w(n.rng.normal(size=(5, 1))))
+    return n.model(n.op("Sigmoid", n.op("Sub", y, n.w(n.rng.normal(size=(5, 1))))))
+
+
+@case("folded")
+def a_bias_behind_an_einsum_lies_along_the_axis_of_its_outputs() -> onnx.ModelProto:
+    n = Net(2, 4, 3, 5)
+    y = n.op("Einsum", "x", n.w(n.rng.normal(size=(6, 4))), equation="nchw,oc->nohw")
+    return n.model(n.op("Sigmoid", n.bn(y, 6)))
+
+
+@case("reduced:add", "folded")
+def no_more_biases_than_norms() -> onnx.ModelProto:
+    """Query, key and value would each need one; the other layer's is worth its norm."""
+    n = Net(2, 3, 4)
+    x = n.op("Transpose", n.bn("x", 3), perm=[0, 2, 1])
+    ends = [n.op("Sigmoid", n.op("MatMul", x, n.w(n.rng.normal(size=(3, 4))))) for _ in range(3)]
+    y = n.op("Transpose", n.op("MatMul", ends[0], n.w(n.rng.normal(size=(4, 5)))), perm=[0, 2, 1])
+    return n.model(*ends, n.op("Sigmoid", n.bn(y, 5)))
 
 
 @case("kept:channels-tied")

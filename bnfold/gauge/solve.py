@@ -454,10 +454,15 @@ class _Search:
         return Solution(self.equations, gauges, outcomes, p, q, u, t, constant, thresholds, self.base)
 
     def _order(self) -> Iterator[Ids]:
-        """The variables whose shifts are set to 0 where nothing decides them, late ones first; no sums of others."""
+        """The variables whose shifts are set to 0 where nothing decides them, late ones first; no sums of others.
+
+        Before all, a product needs no bias where it has none of its own.
+        """
         derived = np.zeros(self.equations.count, bool)
         derived[self.derived] = True
-        return (block[::-1] for block in reversed(self.equations.blocks) if block.size and not derived[block[0]])
+        for side in (side for port in self.equations.linears if port.op.grows for side in (port.x, port.y)):
+            yield np.unique(side[~derived[side]])
+        yield from (block[::-1] for block in reversed(self.equations.blocks) if block.size and not derived[block[0]])
 
     def _units(self, root: Ids, ratio: Vector, gauges: dict[str, Ids | None]) -> Vector:
         """For each root the ratio that becomes p = 1: it leaves most tensors as they were; the last of equals.

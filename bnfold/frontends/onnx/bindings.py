@@ -50,6 +50,8 @@ class LinearBinding:
     matrix: tuple[int, int] | None = None
     quantized: Quantized | None = None
     halves: int = 0
+    behind: int | None = None
+    """Where an addition may be put behind it: how many axes of the output follow that of its channels."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ...errors import BnfoldError, ModelError, UsageError
 from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape, fault, internal
 from ...private import copied_module
 from . import arithmetic, linear, movement, pointwise
-from .bindings import Binding, NodeBinding, Reading
+from .bindings import Binding, LinearBinding, NodeBinding, Reading
 from .constants import Constants
 from .node import Context, Node, Ops
 from .scope import BODIES, Scope, count_uses, pinned
@@ -129,8 +129,19 @@ def read(
     graph = Graph([], {}, {}, name, OCTAVES.get(_narrowest(model, dtypes), 40.0))
     source = Source(graph, {}, {}, [scope])
     _Reader(source, skip).read(scope, imported.nodes, inferred.graph.node, bare.nodes)
+    if constants.opset >= 7:  # from there on an Add broadcasts
+        _offer_biases(source)
     graph.ops += _hidden(model)
     return source
+
+
+def _offer_biases(source: Source) -> None:
+    """Let products that have no room for a bias get one in an addition of its own."""
+    for i, binding in source.bindings.items():
+        op = source.graph.ops[i]
+        if isinstance(op, Linear) and isinstance(binding, LinearBinding) and binding.bias is None:
+            source.graph.ops[i] = replace(op, grows=True)
+            source.bindings[i] = replace(binding, behind=op.rank - op.out_axis - 1)
 
 
 class _Reader:

@@ -12,7 +12,7 @@ from ...absorb import moves_bias, new_bias, scale_weight, tapped
 from ...errors import PlanError
 from ...plan import Rescale
 from .bindings import LinearBinding, Quantized
-from .editor import Editor, Pending, demand_finite, ready, rounded, set_attribute, set_float
+from .editor import Editor, Pending, demand_finite, ready, rewrite, rounded, set_attribute, set_float
 
 Array = npt.NDArray[Any]
 
@@ -23,7 +23,8 @@ def rescale(editor: Editor, edit: Rescale, at: LinearBinding) -> None:
     label = edit.name
     name = node.input[at.weight]
     scales_bias = edit.p_out is not None or edit.mix is not None
-    if moves_bias(edit) or (scales_bias and _has(editor, at)):
+    grown = _grown_bias(editor, edit, at, name) if at.bias is None else None
+    if at.bias is not None and (moves_bias(edit) or (scales_bias and _has(editor, at))):
         _rebias(editor, edit, at, name)
     if at.quantized is not None:
         _requantize(editor, edit, at, at.quantized)
@@ -36,6 +37,8 @@ def rescale(editor: Editor, edit: Rescale, at: LinearBinding) -> None:
             name,
         )
         editor.put(node, at.weight, weight, f"{label}_weight")
+    if grown is not None:
+        _put_behind(editor, at, ready(grown), label)
 
 
 def _requantize(editor: Editor, edit: Rescale, layer: LinearBinding, at: Quantized) -> None:
@@ -104,12 +107,39 @@ def _has(editor: Editor, at: LinearBinding) -> bool:
     return at.bias is not None and at.bias < len(inputs) and bool(inputs[at.bias])
 
 
+def _grown_bias(editor: Editor, edit: Rescale, at: LinearBinding, weight_name: str) -> Array | None:
+    """The bias of a layer that has no room for one, in the shape that adds it; None where it needs none."""
+    if not moves_bias(edit):
+        return None
+    if at.behind is None:
+        raise PlanError(f"{edit.name}: has no bias to put an offset into")
+    new = new_bias(None, _read_weight(editor, edit, at, weight_name), at.layout, edit, at.out_channels)
+    bias = rounded(new, editor.constants.dtype(weight_name))
+    demand_finite(bias, new, edit.name)
+    return bias.reshape(-1, *[1] * at.behind) if bias.any() else None
+
+
+def _put_behind(editor: Editor, at: LinearBinding, bias: Pending, label: str) -> None:
+    """Let the node of a layer become the addition of a bias, and put the layer itself in front of it."""
+    node, layer = editor.graph.node[at.node], NodeProto()
+    layer.CopyFrom(node)
+    layer.output[0] = editor.free_name(f"{node.output[0]}_product")
+    editor.inserted.setdefault(at.node, []).append(layer)
+    rewrite(node, "Add", [layer.output[0], editor.new(bias, f"{label}_bias")])
+    node.name = f"{node.name or layer.op_type}_bias"
+
+
+def _read_weight(editor: Editor, edit: Rescale, at: LinearBinding, name: str) -> Array:
+    """The weight as the layout reads it, nothing where only its place counts."""
+    weight = editor.value(name) if edit.t_in is not None else np.zeros(0)
+    weight = weight.reshape(at.matrix) if at.matrix and weight.size else weight
+    return tapped(weight, at.layout, edit, at.alpha) if weight.size else weight
+
+
 def _rebias(editor: Editor, edit: Rescale, at: LinearBinding, weight_name: str) -> None:
     if at.bias is None:
         raise PlanError(f"{edit.name}: has no bias to put an offset into")
-    weight = editor.value(weight_name) if edit.t_in is not None else np.zeros(0)
-    weight = weight.reshape(at.matrix) if at.matrix and weight.size else weight
-    weight = tapped(weight, at.layout, edit, at.alpha) if weight.size else weight
+    weight = _read_weight(editor, edit, at, weight_name)
     node = editor.graph.node[at.bias_node]
     old = editor.value(node.input[at.bias]) if _has(editor, at) else None
     if at.halves:
