@@ -144,7 +144,8 @@ class Clipped(Op):
 @dataclass(frozen=True, eq=False)
 class Bound(Op):
     """`y = f(x, c)` with a constant c, where `f(p*x + q, p*c + q) = p*f(x, c) + q`: Max and Min (`ordered`: for
-    p > 0 only), Where. `shape` is that of c, which broadcasts to x. With `adds` it is `x + c`: c becomes `p*c`.
+    p > 0 only), Where. `shape` is that of c, which broadcasts to x. With `adds` it is `x + c`, and c becomes
+    `p*c + q_out - q_in`: it takes up any offset.
     """
 
     shape: tuple[int, ...] = ()

@@ -136,8 +136,8 @@ def _planned(graph: Graph, solution: Solution, made: Cut) -> Plan:
     affines = {outcome.port.op: _affine_edit(outcome, index, solution) for outcome in solution.outcomes}
     edits: list[Edit] = [edit for _, edit in linears] + [edit for edit in affines.values() if edit]
     edits += [_threshold(bend, index[bend.op], solution) for bend in solution.thresholds]
-    moved = [port for port in solution.equations.bounds if not _trivial(port.y, solution)]
-    edits += [_bound(port, index[port.op], solution) for port in moved]
+    bounds = [_bound(port, index[port.op], solution) for port in solution.equations.bounds]
+    edits += [edit for edit in bounds if (edit.scale != 1).any() or edit.offset.any()]
     edits += [_merge(branch, index) for branch in made.branches]
     into = _Into(solution, [port for port, _ in linears])
     explainer = Explainer(made.graph, solution)
@@ -271,8 +271,8 @@ def _threshold(bend: Bend, index: int, s: Solution) -> Replace:
 
 
 def _bound(port: BoundPort, index: int, s: Solution) -> Replace:
-    """A constant c becomes `p*c + q`; one that is added, `p*c`."""
-    offset = np.zeros(port.y.size) if port.op.adds else s.q[port.y]
+    """A constant c becomes `p*c + q`; one that is added, `p*c + q_out - q_in`."""
+    offset = s.q[port.y] - s.q[port.x] if port.op.adds else s.q[port.y]
     return Replace(index, port.op.name, "constant", port.axis, s.p[port.y], offset)
 
 

@@ -163,12 +163,17 @@ def _arithmetic() -> Iterator[Case]:
     yield case("BatchNormalization", "pq", (3, 4), *norm, spatial=0, opset=7)
     yield case("BatchNormalization", "pq", X, *norm, is_test=1, opset=6, by="reference")
     yield case("BatchNormalization", "pq", (3, 4, 2), *norm, momentum=0.5)
+    yield from _normalizations()
     for op in ("Add", "Sub", "Mul", "Div"):
         linear = op in ("Mul", "Div")
         for c in (R(4, 1, 1), R(1, 4, 1, 1), np.broadcast_to(R(4, 1, 1), X).copy()):
             yield case(op, "pq", X, c)
         yield case(op, "pq", X, R(5))
-        yield case(op, "p" if linear else "q", X, R(4, 1, 5))
+        yield case(op, "p" if linear else "pq", X, R(4, 1, 5))
+        yield case(op, "p" if linear else "pq", X, R(1, 4, 3, 5))
+        yield case(op, "p" if linear else "pq", X, R(3, 5))
+        yield case(op, "p" if linear else "pq", X, np.broadcast_to(R(2, 1, 3, 1), X).copy())
+        yield case(op, "" if op == "Div" else "p" if linear else "pq", R(4, 3, 1), X)
         yield case(op, "pq", X, R())
         yield case(op, "pq", X, R(1))
         yield case(op, "pq", (4,), R(4))
@@ -203,6 +208,22 @@ def _arithmetic() -> Iterator[Case]:
     yield case("Mean", "", X, R(4, 1, 1))
     yield case("Neg", "pq", X)
     yield case("Neg", "pq", ())
+
+
+def _normalizations() -> Iterator[Case]:
+    """What goes in is pinned; what comes out is free, in the scale and the bias."""
+    for axis in (-1, 1, 2):
+        yield case("LayerNormalization", "", X, R(*X[axis:]), R(*X[axis:]), axis=axis, epsilon=0.01)
+    yield case("LayerNormalization", "", X, R(5))
+    yield case("LayerNormalization", "", X, R(5), R(5), outputs=3)
+    yield case("LayerNormalization", "", X, (5,), R(5))
+    yield case("LayerNormalization", "", X, R(3, 1), axis=2, by="reference")
+    yield case("RMSNormalization", "", X, R(5), opset=23, by="reference")
+    yield case("RMSNormalization", "", X, R(3, 5), axis=-2, opset=23, by="reference")
+    for x in (X, (2, 4, 6)):
+        yield case("InstanceNormalization", "", x, R(4), R(4), epsilon=0.1)
+        yield case("GroupNormalization", "", x, R(4), R(4), num_groups=2, opset=21, by="reference")
+    yield case("InstanceNormalization", "", X, (4,), R(4))
 
 
 def _pointwise() -> Iterator[Case]:

@@ -250,6 +250,65 @@ def matmul_from_the_left_mixes_axis_1() -> onnx.ModelProto:
     return n.model(n.bn(n.op("Add", y, n.w(n.rng.normal(size=(5, 1)))), 5))
 
 
+# --- norms and constants that take up what they stand before
+
+
+def _behind_norm(kind: str, x: tuple[int, ...], scale: tuple[int, ...], opset: int, **attrs: Any) -> onnx.ModelProto:
+    n = Net(*x)
+    bias = () if kind == "RMSNormalization" else (n.w(n.rng.normal(0.4, 1.0, scale)),)
+    y = n.op(kind, "x", n.w(n.rng.normal(0.4, 1.0, scale)), *bias, **attrs)
+    if kind in ("LayerNormalization", "RMSNormalization"):
+        y = n.op("Mul", y, n.w(np.reshape([0.5, -2.0, 0.0, 1e-41, 1.5], (-1, *[1] * (len(scale) - 1)))))
+        y = n.op("Add", y, n.w(n.rng.normal(0.4, 1.0, (5, *[1] * (len(scale) - 1)))))
+    else:
+        y = n.bn(y, 4, [0.5, -2.0, 0.0, 1e-41])
+    y, made = n.op("Sigmoid", y), n.model(opset=opset)
+    made.graph.output.append(helper.make_tensor_value_info(y, TensorProto.DOUBLE, x))  # onnx does not infer all of them
+    return made
+
+
+@case("folded", "folded")
+def behind_layer_normalization() -> onnx.ModelProto:
+    return _behind_norm("LayerNormalization", (2, 3, 5), (5,), 17)
+
+
+@case("folded", "folded")
+def behind_layer_normalization_over_three_axes() -> onnx.ModelProto:
+    return _behind_norm("LayerNormalization", (2, 5, 3, 2), (5, 3, 2), 17, axis=1)
+
+
+@case("folded", "folded")
+def behind_rms_normalization() -> onnx.ModelProto:
+    return _behind_norm("RMSNormalization", (2, 3, 5), (5,), 23)
+
+
+@case("folded")
+def behind_instance_normalization() -> onnx.ModelProto:
+    return _behind_norm("InstanceNormalization", (2, 4, 3, 2), (4,), 17)
+
+
+@case("folded")
+def behind_group_normalization() -> onnx.ModelProto:
+    return _behind_norm("GroupNormalization", (2, 4, 3, 2), (4,), 21, num_groups=2)
+
+
+@case("folded", "folded")
+def a_map_of_positions_is_scaled_along() -> onnx.ModelProto:
+    n = Net(2, 3, 4, 5)
+    y = n.bn(n.conv("x", 3, 4, 3, pads=[1] * 4), 4, [0.9, -1.2, 0.0, 1e-41])
+    y = n.op("Sub", n.w(n.rng.normal(0.4, 1.0, (1, 4, 4, 5))), y)
+    return n.model(n.op("Sigmoid", n.bn(y, 4, [-0.8, 1.1, 0.0, 1e-41])))
+
+
+@case("folded", "folded")
+def a_map_of_positions_takes_an_offset_up() -> onnx.ModelProto:
+    """Two norms want different offsets of what one layer makes; the map in front of one of them has the difference."""
+    n = Net(2, 3, 4, 5)
+    y = n.conv("x", 3, 4)
+    z = n.op("Add", y, n.w(n.rng.normal(0.4, 1.0, (4, 4, 5))))
+    return n.model(*(n.conv(n.op("Relu", n.bn(v, 4)), 4, 2, 3, pads=[1] * 4) for v in (y, z)))
+
+
 # --- between
 
 

@@ -42,9 +42,10 @@ class AffinePort:
 
 @dataclass(frozen=True, eq=False)
 class BoundPort:
-    """An op with a constant that moves with its gauge, and the variables of its output along `axis`."""
+    """An op with a constant that moves with its gauge, and the variables of its input and output along `axis`."""
 
     op: Bound
+    x: Ids
     y: Ids
     axis: int
 

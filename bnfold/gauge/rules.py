@@ -200,18 +200,30 @@ def clipped(op: Clipped, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges
 
 
 def bound(op: Bound, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges | None:
-    """p_out = p_in (> 0 where the order matters), q_out = q_in; the constant moves along."""
+    """p_out = p_in (> 0 where the order matters), q_out = q_in (free where it adds); the constant moves along."""
     x = inputs[0]
     varying = [axis for axis, size in enumerate(x.shape) if size > 1]
-    if len(varying) > 1:
+    if len(varying) > 1 and not op.adds:
         return None
-    y = eqs.fresh(x.shape)
-    eqs.same(x, y, op)
+    y, axis = eqs.fresh(x.shape), varying[0] if varying else 0
+    eqs.tie(x, y, op)
     eqs.sources.append(y.ravel())
+    held = op.adds and (len(varying) > 1 or _would_grow(op.shape, axis, x))
+    if held:
+        eqs.fix(x.ravel(), op, "adds a constant that does not run along the channels")
+    if held or not op.adds:
+        eqs.equal.append((x.ravel(), y.ravel(), op))
     if op.ordered:
         eqs.demand_positive(x, op, "keeps the order of values only under a positive scale")
-    eqs.bounds.append(BoundPort(op, y.ravel(), varying[0] if varying else 0))
+    if not held:
+        eqs.bounds.append(BoundPort(op, x.ravel(), y.ravel(), axis))
     return [y]
+
+
+def _would_grow(shape: tuple[int, ...], axis: int, x: Ids) -> bool:
+    """Whether a constant of several numbers would have to be repeated along the axis on which the gauge varies."""
+    place = axis - x.ndim
+    return x.size > 1 and max(shape, default=1) > 1 and (-place > len(shape) or shape[place] == 1)
 
 
 def select(op: Select, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges:

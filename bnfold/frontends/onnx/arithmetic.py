@@ -7,10 +7,10 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from ...affine import ChannelAffine
-from ...graph import Affine, Gate, Opaque, Reason, Shape, Statistics, Sum
-from .bindings import AffineBinding, Reading
+from ...graph import Affine, Bound, Gate, Opaque, Reason, Shape, Statistics, Sum
+from .bindings import AffineBinding, BoundBinding, Reading
 from .linear import bias_add
-from .node import Node
+from .node import Node, Ops
 
 Number = npt.NDArray[np.float64]
 
@@ -148,6 +148,7 @@ def _constant_arithmetic(node: Node, number: Number, data: int, shape: Shape) ->
     product = node.type in ("Mul", "Div")
     if any(shape[axis] != number.shape[axis] for axis in varying) or not np.isfinite(number).all():
         return None
+    whole = tuple(number.shape)
     if len(varying) > 1:  # it may be expanded to the shape of the data
         number = _shrunk(number, varying)
         varying = [axis for axis, size in enumerate(number.shape) if size > 1]
@@ -159,6 +160,8 @@ def _constant_arithmetic(node: Node, number: Number, data: int, shape: Shape) ->
     alone = node.beside_layer(data)
     if not varying and product and not (alone and value.item()):
         return [Sum(node.label, source, node.outputs[:1], (value.item(),))], {}
+    if len(varying) > 1 and not product and node.opset >= 7:
+        return _added_map(node, source, whole, shape, data, backward)
     if len(varying) > 1:
         both = (*source, node.step("constant", tuple(number.shape)))
         op = (
@@ -183,6 +186,19 @@ def _constant_arithmetic(node: Node, number: Number, data: int, shape: Shape) ->
     )
     dtype = node.value(1 - data).dtype.name
     return [affine], {0: AffineBinding(node.index, data, dtype)}
+
+
+def _added_map(
+    node: Node, source: tuple[str, ...], size: tuple[int, ...], shape: Shape, data: int, backward: bool
+) -> Reading:
+    """A constant along several axes, a map of positions say, which is scaled along and takes up offsets."""
+    ops: Ops = []
+    if backward:  # c - x = -x + c
+        turned = node.step("turned", shape)
+        ops, source = [Sum(node.label, source, (turned,), (-1.0,))], (turned,)
+    ops.append(Bound(node.label, source, node.outputs[:1], size, ordered=False, adds=True))
+    sign = -1.0 if node.type == "Sub" and not backward else 1.0
+    return ops, {len(ops) - 1: BoundBinding(node.index, data, 1 - data, sign)}
 
 
 def _shrunk(number: Number, axes: list[int]) -> Number:

@@ -50,6 +50,8 @@ class LinearBinding:
     matrix: tuple[int, int] | None = None
     quantized: Quantized | None = None
     halves: int = 0
+    tail: bool = False
+    """Whether its bias has the shape of its weight, with more than one entry for each channel."""
     behind: int | None = None
     """Where an addition may be put behind it: how many axes of the output follow that of its channels."""
 
@@ -74,11 +76,15 @@ class ClipBinding:
 
 @dataclass(frozen=True)
 class BoundBinding:
-    """Max, Min or Where with the constant at input `constant` and the data at input `data`."""
+    """Max, Min, Where or a sum with the constant at input `constant` and the data at input `data`.
+
+    `sign`: -1 where the constant is taken off.
+    """
 
     node: int
     data: int
     constant: int
+    sign: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def _bound(editor: Editor, edit: Replace, at: BoundBinding) -> None:
     shape = [1] * (old.ndim if rank is None else rank)
     shape[edit.axis : edit.axis + 1] = [-1] * bool(shape)
     scale, offset = edit.scale.reshape(shape), edit.offset.reshape(shape)
-    new = rounded(scale * old.astype(np.float64) + offset, old.dtype)
+    new = rounded(scale * old.astype(np.float64) + at.sign * offset, old.dtype)
     if new.size == old.size:
         new = new.reshape(old.shape)  # a Pad takes a scalar only
     demand_finite(new, old, edit.name)

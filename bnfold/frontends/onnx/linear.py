@@ -294,6 +294,30 @@ def recurrent(node: Node) -> Reading | None:
     return [into, Opaque(node.label, (step, *rest), node.outputs, node.type)], {0: binding}
 
 
+def normalization(node: Node) -> Reading | None:
+    """LayerNormalization and its kin: its last step, a constant scale and offset, takes up what comes behind it."""
+    shape, rank = node.shape(node.input(1)) or (), node.rank()
+    bias = None if "RMS" in node.type or "Simplified" in node.type else 2
+    if rank is None or not _float_weight(node, 1) or (bias and node.input(bias) and not _float_weight(node, bias)):
+        return None
+    by_channel = node.type in ("InstanceNormalization", "GroupNormalization")
+    axis = 1 if by_channel else rank - len(shape)
+    sizes = [size for size in shape if isinstance(size, int)]
+    if not sizes or len(sizes) < len(shape) or (by_channel and len(shape) > 1) or not 0 <= axis < rank:
+        return None
+    size, data = sizes[0], node.shape(node.input(0)) or ()
+    if 1 in sizes or data[axis] != size or (bias and node.input(bias) and node.shape(node.input(bias)) != shape):
+        return None
+    if node.shape(node.outputs[0]) is None:  # onnx does not infer all of them
+        node.context.shapes[node.outputs[0]] = data
+    step = node.step("normalised", data)
+    last = Linear(node.label, (step,), node.outputs[:1], axis, axis, size, size, rank, True, bias is not None)
+    binding = LinearBinding(
+        node.index, 1, Layout("oi"), node.index, bias, size, matrix=(size, prod(sizes[1:])), tail=len(sizes) > 1
+    )
+    return [Opaque(node.label, node.inputs[:1], (step, *node.outputs[1:]), node.type), last], {1: binding}
+
+
 def bias_of(add: Node, product: Node) -> bool:
     """Whether an Add is nothing but a product's bias: a constant along the output channels, and the only reader."""
     position = 1 if add.input(0) == product.outputs[0] else 0

@@ -142,7 +142,9 @@ def _rebias(editor: Editor, edit: Rescale, at: LinearBinding, weight_name: str) 
     weight = _read_weight(editor, edit, at, weight_name)
     node = editor.graph.node[at.bias_node]
     old = editor.value(node.input[at.bias]) if _has(editor, at) else None
-    if at.halves:
+    if at.tail:
+        new = _entries_bias(editor, edit, at, editor.constants.shape(weight_name), old)
+    elif at.halves:
         new = _recurrent_bias(editor, edit, at, weight, old)
     elif old is not None and old.ndim == 2 and old.shape[0] > 1 and not at.column_bias:
         new = _matrix_bias(editor, edit, at, weight, old)
@@ -176,6 +178,14 @@ def _matrix_bias(editor: Editor, edit: Rescale, at: LinearBinding, weight: Array
     scaled = old.astype(np.float64) * (1.0 if edit.p_out is None else edit.p_out)
     scaled = scaled if edit.mix is None else scaled * edit.mix
     return scaled + moved / at.beta
+
+
+def _entries_bias(editor: Editor, edit: Rescale, at: LinearBinding, shape: tuple[int, ...], old: Array | None) -> Array:
+    """(channels, *more): the offset joins every entry of its channel."""
+    start = np.zeros(shape) if old is None else old.astype(np.float64)
+    scale = np.ones(at.out_channels) if edit.p_out is None else edit.p_out
+    moved = np.zeros(at.out_channels) if edit.q_out is None else edit.q_out
+    return (scale[:, None] * start.reshape(at.out_channels, -1) + moved[:, None]).reshape(shape)
 
 
 def _recurrent_bias(editor: Editor, edit: Rescale, at: LinearBinding, weight: Array, old: Array | None) -> Array:
