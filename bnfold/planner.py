@@ -285,7 +285,7 @@ class _Into:
 
     def __post_init__(self) -> None:
         base = self.solution.base
-        labels = [base[np.concatenate([port.x, port.y])] for port in self.ports]
+        labels = [base[_touched(port, self.solution)] for port in self.ports]
         # channels with the same neighbours are told by the sum of scattered numbers, one for each linear op
         token = _scramble(np.arange(1, len(labels) + 1, dtype=np.uint64))
         self.key = np.zeros(base.size, np.uint64)
@@ -327,6 +327,12 @@ class _Into:
         begin, end = (np.searchsorted(self.channel, channels, side) for side in ("left", "right"))
         linears = np.unique(self.linear[ranges(begin, end - begin)]).tolist()
         return tuple(self.ports[linear].op.name for linear in linears)
+
+
+def _touched(port: LinearPort, s: Solution) -> Ids:
+    """The sides on which a layer was changed."""
+    sides = [ids for ids in (port.x, port.y) if not _trivial(ids, s)]
+    return np.concatenate(sides or [port.x, port.y])
 
 
 def _scramble(number: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -64,7 +64,7 @@ def test_onnx_gives_the_same_plan_name_for_name(name: str, tmp_path: Path) -> No
         form = ("kept", "") if b.form == "conv" else (b.verdict, b.form)  # a norm is faster in torch than a convolution
         assert (a.name, a.verdict, a.form, a.reason and a.reason.code) == (b.name, *form, b.reason and b.reason.code)
         if len(norms[1]) == len(theirs.batch_norms):  # no constants in the code that only ONNX can take out
-            assert set(a.into) == set(b.into)
+            assert set(a.into) <= set(b.into)  # what lies behind an added map of positions is reached in ONNX only
 
 
 @pytest.mark.skipif(
