@@ -91,6 +91,8 @@ class Linear(Op):
     shared: str = ""
     why: str = "has quantised weights, which take no other scale"
     """Why its weights take not every scale, in words that a person would use."""
+    biased: bool = True
+    """Whether it has a bias where it takes one."""
     grows: bool = False
     """Whether an addition may be put behind it, as a bias that it does not have."""
     free: npt.NDArray[np.bool_] | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -186,11 +186,28 @@ class Plan:
     def __repr__(self) -> str:
         return f"Plan({self.model!r}: {self.headline()})"
 
+    @property
+    def lines(self) -> tuple[BatchNorm, ...]:
+        """The norms as reports show them: constants in a row, which stand for one norm, are one."""
+        readers = Counter(bn.input for bn in self.batch_norms)
+        runs: list[list[BatchNorm]] = []
+        ends: dict[str, list[BatchNorm]] = {}
+        for bn in self.batch_norms:
+            run = ends.get(bn.input, []) if bn.op_type != "BatchNormalization" and readers[bn.input] == 1 else []
+            if not run or run[-1].channels != bn.channels:
+                run = []
+                runs.append(run)
+            run.append(bn)
+            if bn.op_type != "BatchNormalization":
+                ends[bn.output] = run
+        return tuple(_as_one(run) for run in runs)
+
     def headline(self) -> str:
         """One line that counts; norms written as constants of Mul, Add and their kin are told apart."""
-        counts = self.counts()
-        norms = sum(bn.op_type == "BatchNormalization" for bn in self.batch_norms)
-        rest = counts["batch_norms"] - norms
+        lines = self.lines
+        counts = Counter(bn.verdict for bn in lines)
+        norms = sum(bn.op_type == "BatchNormalization" for bn in lines)
+        rest = len(lines) - norms
         what = f"{norms} batch norm{'' if norms == 1 else 's'}"
         what += f" and {rest} constant{'' if rest == 1 else 's'} like them" if rest else ""
         return f"{what}: {counts['folded']} folded, {counts['reduced']} reduced, {counts['kept']} kept"
@@ -242,8 +259,26 @@ class Plan:
 
     def __str__(self) -> str:
         """A line for each norm; `bnfold.report` has the full table."""
-        lines = [f"{self.model}: {self.headline()}", *(f"  {_line(bn)}" for bn in self.batch_norms)]
+        lines = [f"{self.model}: {self.headline()}", *(f"  {_line(bn)}" for bn in self.lines)]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def _as_one(run: list[BatchNorm]) -> BatchNorm:
+    """Constants in a row as the norm that they stand for: reduced where some of them go, to those that stay."""
+    if len(run) == 1:
+        return run[0]
+    left = [bn for bn in run if bn.verdict != "folded"]
+    gone = not left or len(left) < len(run)
+    return replace(
+        run[0],
+        name=" + ".join(bn.name for bn in run),
+        op_type=", ".join(bn.op_type for bn in run),
+        output=run[-1].output,
+        verdict=("reduced" if left else "folded") if gone else "kept",
+        form=" and ".join(bn.form or bn.op_type.lower() for bn in left) if gone else "",
+        into=tuple(dict.fromkeys(name for bn in run for name in bn.into)),
+        reason=next((bn.reason for bn in left if bn.reason), None),
+    )
 
 
 def _line(bn: BatchNorm) -> str:

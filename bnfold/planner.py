@@ -18,7 +18,7 @@ from .gauge.offered import with_biases
 from .gauge.scale import Conflict
 from .gauge.shift import ranges
 from .gauge.solve import Outcome, Solution
-from .graph import Affine, Fault, Graph, Op, Opaque, Reason, internal
+from .graph import Affine, Fault, Graph, Linear, Op, Opaque, Reason, Reshape, Transpose, internal
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import BatchNorm, Conditioning, Edit, Merge, OtherNorm, Plan, Remove, Replace, Rescale
 
@@ -147,7 +147,8 @@ def _planned(graph: Graph, solution: Solution, made: Cut) -> Plan:
         _in_branch(op, branched[op]) if op in branched else _verdict(op, outcomes.get(op), solution, into, explainer)
         for op in graph.ops
     ]
-    listed = tuple(norm for norm in norms if norm)
+    biases = _biases(graph)
+    listed = tuple(norm for op, norm in zip(graph.ops, norms, strict=True) if norm and op not in biases)
     lrns = [op for op in graph.ops if isinstance(op, Opaque) and op.type in LRN_TYPES]
     others = [OtherNorm(op.name, op.type, op.inputs[0], op.outputs[0]) for op in lrns]
     return Plan(
@@ -160,15 +161,30 @@ def _planned(graph: Graph, solution: Solution, made: Cut) -> Plan:
     )
 
 
+def _biases(graph: Graph) -> set[Op]:
+    """Additions behind dense layers, on the same elements however shaped, which are their biases and no norms."""
+    made: dict[str, Op] = {}
+    found: set[Op] = set()
+    for op in graph.ops:
+        if isinstance(op, Reshape | Transpose) and op.inputs[0] in made:
+            made[op.outputs[0]] = made[op.inputs[0]]
+        elif isinstance(op, Linear) and not op.conv and not (op.takes_bias and op.biased):
+            made[op.outputs[0]] = op
+        elif isinstance(op, Affine) and op.type == "Add" and op.kind == "add" and op.inputs[0] in made:
+            found.add(op)
+    return found
+
+
 def _numbers(graph: Graph, edits: list[Edit]) -> tuple[str, ...]:
-    """What is changed in a model of which no norm is listed: single numbers that layers beside them take up."""
+    """What is changed in a model of which no norm is listed: numbers and biases that layers beside them take up."""
     gone = [graph.ops[edit.op] for edit in edits if isinstance(edit, Remove)]
     names = [f"{op.type} {op.name}" for op in gone if isinstance(op, Affine)]
     rest = [edit.name for edit in edits if not isinstance(edit, Remove)]
     if not edits:
         return ()
     what = f"{_some(names)} went into {_some(rest)}" if names else f"{_some(rest)} changed"
-    return (f"no batch norms, but constants that are one number: {what}",)
+    one = all(not isinstance(op, Affine) or op.scale.size == 1 for op in gone)
+    return (f"no batch norms, but constants{' that are one number' if one else ''}: {what}",)
 
 
 def _some(names: list[str]) -> str:

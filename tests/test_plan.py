@@ -17,6 +17,8 @@ from bnfold.frontends.onnx.skeleton import skeleton
 from bnfold.graph import Reason
 from bnfold.plan import BatchNorm, Conditioning, OtherNorm, Plan, Remove, Replace, Rescale
 from bnfold.planner import plan as make_plan
+from tests.evaluate import evaluate
+from tests.test_rules import Net
 from tests.zoo import ZOO
 
 NORM = BatchNorm("bn", "BatchNormalization", "x", "y", 3, "reduced", "add", ("conv",), Reason("sign", "why", "n", "h"),
@@ -120,3 +122,54 @@ def test_a_plan_for_another_model_is_refused() -> None:
     source = read(model, skeleton(model), "mlp")
     with pytest.raises(PlanError, match="was the plan made for this model"):
         apply(model, source, bnfold.inspect(ZOO["resnetv2_50"](dtype=np.float32)))
+
+
+def _constant(name: str, kind: str, ends: tuple[str, str], verdict: str = "folded", channels: int = 4) -> BatchNorm:
+    why = None if verdict == "folded" else Reason("shift-fixed", "why")
+    return BatchNorm(name, kind, *ends, channels, verdict, into=("conv",) if verdict == "folded" else (), reason=why)
+
+
+def test_constants_in_a_row_are_one_line() -> None:
+    """They stand for one norm; what reads another tensor, or has other channels, or is a norm itself, does not."""
+    row = [_constant("mul", "Mul", ("x", "y")), _constant("add", "Add", ("y", "z"), "kept")]
+    apart = [
+        _constant("far", "Mul", ("a", "b")),
+        _constant("bn", "BatchNormalization", ("b", "c")),
+        _constant("sub", "Sub", ("c", "d"), "kept"),
+        _constant("wide", "Add", ("d", "e"), channels=8),
+    ]
+    forks = [_constant("one", "Mul", ("e", "f"), channels=8), *(_constant(n, "Add", ("f", n)) for n in ("g", "h"))]
+    plan = Plan("m", (row[0], apart[0], row[1], *apart[1:], *forks))
+    names = ["mul + add", "far", "bn", "sub", "wide + one", "g", "h"]
+    assert [line.name for line in plan.lines] == names
+    assert plan.headline() == "1 batch norm and 6 constants like them: 5 folded, 1 reduced, 1 kept"
+    assert plan.counts() == {"batch_norms": 9, "folded": 7, "reduced": 0, "kept": 2}
+    assert str(plan).splitlines()[1] == "  mul + add: reduced to add into conv [shift-fixed] why"
+    assert (plan.lines[0].op_type, plan.lines[0].output) == ("Mul, Add", "z")
+
+
+@pytest.mark.parametrize("dense", ["Gemm", "MatMul", "reshaped"])
+def test_the_bias_of_a_dense_layer_is_no_norm(dense: str) -> None:
+    n = Net(4, 6)
+    y = n.op("Gemm" if dense == "Gemm" else "MatMul", "x", n.w(n.rng.standard_normal((6, 5))))
+    y = n.op("Reshape", y, n.w([2, 2, 5], np.int64)) if dense == "reshaped" else y
+    y = n.op("Add", y, n.w(n.rng.normal(0.4, 1.0, 5)))
+    alone = bnfold.inspect(n.model(n.op("Sigmoid", y)))
+    assert alone.counts()["batch_norms"] == 0
+    assert not any("one number" in note for note in alone.notes)
+    y = n.op("Add", n.op("Mul", y, n.w([0.5, -2.0, 0.0, 1e-41, 1.5])), n.w(n.rng.normal(0.4, 1.0, 5)))
+    model = n.model(n.op("Sigmoid", y))
+    result = bnfold.fold(model, verify=False)
+    assert result.plan.headline() == "0 batch norms and 1 constant like them: 1 folded, 0 reduced, 0 kept"
+    assert [node.op_type for node in result.model.graph.node if node.op_type != "Reshape"] in (
+        ["MatMul", "Add", "Sigmoid"],
+        ["Gemm", "Sigmoid"],
+    )
+    x = np.random.default_rng(0).standard_normal((4, 6))
+    np.testing.assert_allclose(evaluate(result.model, x=x)[0], evaluate(model, x=x)[0], rtol=0, atol=1e-12)
+
+
+def test_a_bias_of_its_own_makes_an_addition_a_constant_like_a_norm() -> None:
+    n = Net(4, 6)
+    y = n.op("Gemm", "x", n.w(n.rng.standard_normal((6, 5))), n.w(n.rng.normal(0.4, 1.0, 5)))
+    assert bnfold.inspect(n.model(n.op("Add", y, n.w(n.rng.normal(0.4, 1.0, 5))))).counts()["batch_norms"] == 1

@@ -223,7 +223,7 @@ def _profile(where: Where) -> str:
 
 def _norms(plan: Plan, done: bool) -> str:
     head = ("batch norm", "between", "verdict", "went into / why it stayed")
-    rows = [(bn.name, f"{bn.input} -> {bn.output}", (bn.said, bn.verdict), fate(bn)) for bn in plan.batch_norms]
+    rows = [(bn.name, f"{bn.input} -> {bn.output}", (bn.said, bn.verdict), fate(bn)) for bn in plan.lines]
     notes = "".join(f"<p class='reduced'>note: {escape(note)}</p>" for note in plan.notes)
     if not done:
         notes = f"<p>What a fold of the reference would make of them, with default options.</p>{notes}"

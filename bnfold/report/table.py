@@ -36,7 +36,7 @@ def plan_table(plan: Plan) -> RenderableType:
     table.add_column("between", overflow="fold")
     table.add_column("verdict", no_wrap=True)
     table.add_column("went into / why it stayed", overflow="fold")
-    for bn in plan.batch_norms:
+    for bn in plan.lines:
         name = bn.name if bn.op_type == "BatchNormalization" else f"{bn.name} ({bn.op_type})"
         between = f"{bn.input} -> {bn.output}"
         table.add_row(escape(name), escape(between), Text(bn.said, STYLES[bn.verdict]), escape(fate(bn)))

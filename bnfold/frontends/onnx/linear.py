@@ -121,7 +121,7 @@ def gemm(node: Node) -> Reading | None:
     taps = scales == "both" and inputs == out and in_axis == 1
     op = Linear(
         node.label, (node.input(0),), node.outputs[:1], in_axis, 1, inputs, out, 2, scales=scales, taps=taps,
-        free=quantized.free if quantized else None,
+        free=quantized.free if quantized else None, biased=bool(node.input(2)),
     )  # fmt: skip
     layout = Layout("oi" if swapped else "io")
     return [op], {0: LinearBinding(node.index, 1, layout, node.index, 2, out, alpha, beta, quantized=quantized)}
