@@ -96,6 +96,8 @@ class Linear(Op):
     grows: bool = False
     """Whether an addition may be put behind it, as a bias that it does not have."""
     free: npt.NDArray[np.bool_] | None = None
+    sign: str = "has quantised weights, whose scale is positive"
+    """Why only a positive factor may go where `free` has none, in such words too."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,7 +113,7 @@ def linear(op: Linear, inputs: Gauges, eqs: Equations, graph: Graph) -> Gauges |
     if op.scales == "out":
         eqs.tie(np.broadcast_to(x[:1], x[1:].shape), x[1:], op)
         held = y if op.free is None else y[~op.free]
-        eqs.demand_positive(np.concatenate([x, held]), op, "has quantised weights, whose scale is positive")
+        eqs.demand_positive(np.concatenate([x, held]), op, op.sign)
         eqs.needed.append(y if op.free is None else y[:0])
     elif op.scales == "none":
         eqs.fix(np.concatenate([x, y]), op, op.why)

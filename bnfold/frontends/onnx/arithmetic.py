@@ -9,7 +9,7 @@ from onnx import TensorProto
 from ...affine import ChannelAffine
 from ...graph import Affine, Bound, Gate, Opaque, Reason, Shape, Statistics, Sum
 from .bindings import AffineBinding, BoundBinding, Reading
-from .linear import bias_add
+from .linear import bias_add, scale_of_integers
 from .node import Node, Ops
 
 Number = npt.NDArray[np.float64]
@@ -115,6 +115,11 @@ def arithmetic(node: Node) -> Reading | None:
     partner = node.context.bias_adds.get(node.index)
     if partner is not None:
         return bias_add(node, partner)
+    if node.index in node.context.scales:
+        return None  # it stays as it is, but for its constant
+    layer = scale_of_integers(node)
+    if layer is not None:
+        return layer
     constant = next((i for i in (1, 0) if node.constant(i)), None)
     if constant is None:
         return _between_data(node)

@@ -51,6 +51,8 @@ class Editor:
         self.refilled: set[str] = set()
         """Tensors that have new values under their old names."""
         self.released: set[str] = set()
+        self.reshaped: set[str] = set()
+        """Tensors that have another shape."""
         self.constant_nodes: list[NodeProto] = []
         self.inserted: dict[int, list[NodeProto]] = {}
         """New nodes by the position of the node that they come before."""
@@ -187,17 +189,14 @@ class Editor:
         alive = set(count_uses(self.graph)) | {out for node in self.graph.node for out in node.output}
         alive |= {v.name for v in self.graph.input}
         touched = dead | self.renaming.vanished()
+        gone = touched - alive
         _delete(
             self.graph.value_info,
-            (i for i, v in enumerate(self.graph.value_info) if v.name in touched and v.name not in alive),
+            (i for i, v in enumerate(self.graph.value_info) if v.name in gone | self.reshaped),
         )
         _delete(
             self.graph.quantization_annotation,
-            (
-                i
-                for i, q in enumerate(self.graph.quantization_annotation)
-                if q.tensor_name in touched and q.tensor_name not in alive
-            ),
+            (i for i, q in enumerate(self.graph.quantization_annotation) if q.tensor_name in gone),
         )
 
 

@@ -94,16 +94,23 @@ def _divide(a: Array, b: Array) -> Array:
     return np.asarray(np.divide(a, b))
 
 
+def along(value: Any, shape: Sequence[int], attrs: Attributes) -> Array:
+    """A scale or zero point of (De)QuantizeLinear as it broadcasts to data of a shape: one, one a channel, or in blocks."""
+    value, axis, block = np.asarray(value), attrs.get("axis", 1), attrs.get("block_size", 0)
+    if block and value.ndim == len(shape):
+        return np.repeat(value, block, axis).take(range(shape[axis]), axis)
+    where = [1] * len(shape)
+    if value.size > 1:
+        where[axis] = value.size
+    return value.reshape(where)
+
+
 def _dequantize(inputs: Inputs, attrs: Attributes, opset: int) -> Array:
     """`(x - zero point) * scale`, in the type of the scale unless another is asked for."""
     x, scale = np.asarray(inputs[0]), np.asarray(inputs[1])
     zero = np.asarray(inputs[2] if len(inputs) > 2 and inputs[2] is not None else 0)
-    shape = [1] * x.ndim
-    if scale.size > 1:
-        shape[attrs.get("axis", 1)] = scale.size
-    offset = zero.reshape(shape if zero.size > 1 else -1) if zero.ndim else zero
     wide = np.float64 if scale.dtype == np.float64 else np.float32
-    value = (x.astype(wide) - offset.astype(wide)) * scale.reshape(shape).astype(wide)
+    value = (x.astype(wide) - along(zero, x.shape, attrs).astype(wide)) * along(scale, x.shape, attrs).astype(wide)
     to = attrs.get("output_dtype", 0)
     return np.asarray(value.reshape(x.shape)).astype(helper.tensor_dtype_to_np_dtype(to) if to else scale.dtype)
 
@@ -227,7 +234,6 @@ SUPPORTED: dict[str, Callable[[Attributes, int], bool]] = {
     "Constant": lambda a, o: bool(NUMBERS & set(a)),  # not sparse, no strings
     "ConstantOfShape": lambda a, o: "value" not in a or a["value"].data_location != TensorProto.EXTERNAL,
     "Cast": lambda a, o: a.get("to") in CASTS,
-    "DequantizeLinear": lambda a, o: not a.get("block_size"),
     "QuantizeLinear": lambda a, o: not (a.get("block_size") or a.get("output_dtype")) and a.get("saturate", 1) == 1,
     "Tile": lambda a, o: o >= 6,
     **{op: lambda a, o: not a.get("noop_with_empty_axes") for op in ("ReduceSumSquare", "ReduceL1", "ReduceL2")},

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import prod
-
-import numpy as np
-import numpy.typing as npt
-from onnx import NodeProto
 
 from ...absorb import Layout
-from ...graph import Linear, Opaque, Shape
-from .bindings import LinearBinding, Quantized, Reading
-from .constants import attributes
-from .node import FLOATS, Node, to_floats
-
-SHAPERS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
-
-
-def _float_weight(node: Node, i: int) -> bool:
-    """Whether input i is a constant of a floating type; large weights are not loaded to tell."""
-    return node.constant(i) and node.context.constants.dtype(node.input(i)).name in FLOATS
+from ...graph import Linear, Opaque
+from .bindings import LinearBinding, Reading
+from .node import Node
+from .quantized import float_weight, quantization, rescaled
 
 
 def conv(node: Node) -> Reading | None:
     """Conv: weight (out, in/groups, *kernel)."""
-    if not _float_weight(node, 1) or (node.input(2) and not _float_weight(node, 2)):
+    if not float_weight(node, 1) or (node.input(2) and not float_weight(node, 2)):
         return None
     shape = node.shape(node.input(1)) or ()
     if len(shape) < 3:
@@ -80,7 +68,7 @@ def conv_transpose(node: Node) -> Reading | None:
 
     A constant input gives no constant output: at borders and between strides taps are missing. Not so with kernel 1.
     """
-    if not _float_weight(node, 1) or (node.input(2) and not _float_weight(node, 2)):
+    if not float_weight(node, 1) or (node.input(2) and not float_weight(node, 2)):
         return None
     shape = node.shape(node.input(1)) or ()
     if len(shape) < 3:
@@ -106,7 +94,7 @@ def conv_transpose(node: Node) -> Reading | None:
 
 def gemm(node: Node) -> Reading | None:
     """Gemm: `alpha * A B + beta * C`, with B constant and C constant or absent."""
-    if not _float_weight(node, 1) or (node.input(2) and not _float_weight(node, 2)):
+    if not float_weight(node, 1) or (node.input(2) and not float_weight(node, 2)):
         return None
     shape = node.shape(node.input(1)) or ()
     if len(shape) != 2 or not isinstance(shape[0], int) or not isinstance(shape[1], int):
@@ -138,6 +126,16 @@ def matmul(node: Node) -> Reading | None:
     return [op], {0: binding}
 
 
+def scale_of_integers(node: Node) -> Reading | None:
+    """A Mul that makes floats of the integers that a product gave; with the Add behind it that is its bias."""
+    made = rescaled(node, node.outputs[0], takes_bias=False)
+    if made is None:
+        return None
+    if node.index in {partner.index for partner in node.context.bias_adds.values()}:
+        return [], {}  # read together with its Add
+    return None if made[1].node == node.index else ([made[0]], {0: made[1]})
+
+
 def bias_add(node: Node, product: Node) -> Reading | None:
     """A MatMul and the Add behind it as one linear op."""
     made = _product(product, node.outputs[0], takes_bias=True)
@@ -145,16 +143,18 @@ def bias_add(node: Node, product: Node) -> Reading | None:
         return None
     op, binding = made
     position = 1 if node.input(0) == product.outputs[0] else 0
-    column = op.out_axis != op.rank - 1
-    return [op], {0: replace(binding, bias_node=node.index, bias=position, column_bias=column)}
+    behind = op.rank - 1 - op.out_axis
+    return [op], {0: replace(binding, bias_node=node.index, bias=position, behind=behind)}
 
 
 def _product(node: Node, output: str, takes_bias: bool) -> tuple[Linear, LinearBinding] | None:
-    """A MatMul or Einsum with a constant matrix, and no room for a bias in itself."""
-    weight = 1 if _float_weight(node, 1) else 0
+    """A MatMul or Einsum with a constant matrix, or a scale of integers, and no room for a bias in itself."""
+    if node.type == "Mul":
+        return rescaled(node, output, takes_bias)
+    weight = 1 if float_weight(node, 1) else 0
     data = 1 - weight
     shape, rank = node.shape(node.input(weight)) or (), node.rank(data)
-    if not _float_weight(node, weight) or len(node.inputs) != 2 or rank is None or rank < 2 or len(shape) < 2:
+    if not float_weight(node, weight) or len(node.inputs) != 2 or rank is None or rank < 2 or len(shape) < 2:
         return None
     rows, columns = shape[-2:]
     if not isinstance(rows, int) or not isinstance(columns, int) or any(size != 1 for size in shape[:-2]):
@@ -203,83 +203,10 @@ def _einsum(node: Node, weight: int, rank: int) -> tuple[int, int, int] | None:
     return data.index(inner.pop()), out.index(o), matrix.index(o)
 
 
-def quantization(node: Node, i: int, axis: int, out: int) -> tuple[str, Quantized | None]:
-    """Which factors weights at input i can take; `axis` of the weight array holds the output channels.
-
-    Weights behind a DequantizeLinear take a factor for each output channel, in their scale. `axis` is -1 where the
-    output channels have no axis of their own.
-    """
-    chain = node.context.constants.chain(node.input(i))
-    if not any(inner.op_type == "DequantizeLinear" for inner in chain):
-        return "both", None
-    names = [inner.output[0] for inner in chain]
-    for inner in chain[:-1]:
-        if inner.op_type == "Transpose" and axis >= 0:
-            rank = len(node.shape(inner.output[0]) or ())
-            axis = list(attributes(inner).get("perm", range(rank - 1, -1, -1)))[axis]
-        elif inner.op_type in SHAPERS and axis >= 0:
-            axis = _before(node.shape(inner.input[0]) or (), node.shape(inner.output[0]) or (), axis)
-        elif inner.op_type != "Identity" and not (inner.op_type == "Cast" and to_floats(attributes(inner)["to"])):
-            return "none", None
-    last, constants = chain[-1], node.context.constants
-    scale = constants.shape(last.input[1])
-    single = all(size == 1 for size in scale)
-    rank = max(1, len(node.shape(last.output[0]) or ()))
-    fits = node.opset >= 13 if single else len(scale) == 1 and attributes(last).get("axis", 1) % rank == axis
-    if constants.dtype(last.input[1]).itemsize < constants.dtype(node.input(i)).itemsize:
-        return "none", None  # a Cast follows, and the new scale would be rounded more coarsely than the weights
-    index, between = constants.position(last), [constants.position(inner) for inner in chain[:-1]]
-    if axis < 0 or not fits or index is None or None in between:
-        return "none", None
-    shared = any(node.context.uses[name] != 1 for name in names)
-    places = tuple(place for place in between if place is not None)
-    return "out", Quantized(index, axis, out, places, shared, _free(node, last, axis))
-
-
-INTEGERS = frozenset({"int4", "uint4", "int8", "uint8", "int16", "uint16"})
-SIGNED_FLOATS = frozenset({"float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"})
-"""Short floats whose negative numbers mirror the positive ones, 0 included."""
-LARGEST = 1 << 26
-"""Integers are not read where there are more: it would take seconds."""
-
-
-def _free(node: Node, dequantize: NodeProto, axis: int) -> npt.NDArray[np.bool_] | None:
-    """Output channels of stored integers q that stay in their range as `2 * zero point - q`; None where not stored."""
-    constants, name = node.context.constants, dequantize.input[0]
-    zero = dequantize.input[2] if len(dequantize.input) > 2 else ""
-    if name not in constants.tensors or (zero and zero not in constants) or constants.may_be_overridden(name):
-        return None
-    kind, shape = constants.dtype(name).name, constants.shape(name)
-    if kind not in INTEGERS | SIGNED_FLOATS or prod(shape) > LARGEST:
-        return None
-    values = np.moveaxis(constants.value(name), axis, 0).reshape(shape[axis], -1)
-    centre = np.zeros((1, 1), np.int64) if not zero else constants.value(zero).astype(np.int64).reshape(-1, 1)
-    if kind in SIGNED_FLOATS:
-        return np.broadcast_to((centre == 0).ravel(), shape[axis]).copy()
-    low, high = bounds(kind)
-    mirrored = 2 * centre - values.astype(np.int64)
-    return np.asarray(np.logical_and(mirrored >= low, mirrored <= high).all(axis=1), np.bool_)
-
-
-def bounds(kind: str) -> tuple[int, int]:
-    """The smallest and the largest integer of a type."""
-    bits = int(kind.lstrip("uint"))
-    return (0, 2**bits - 1) if kind.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-
-
-def _before(source: Shape, target: Shape, axis: int) -> int:
-    """The axis of `source` that a Reshape makes `axis` of `target`, entry by entry; -1 where there is none."""
-    before, after = ([size for size in shape if isinstance(size, int)] for shape in (source, target))
-    if len(before) < len(source) or len(after) < len(target):
-        return -1
-    ahead = prod(after[:axis])
-    return next((i for i, size in enumerate(before) if size == after[axis] and prod(before[:i]) == ahead), -1)
-
-
 def recurrent(node: Node) -> Reading | None:
     """LSTM, GRU, RNN: the weights of the input take what comes in; what goes out stays as it is."""
     shape = node.shape(node.input(1)) or ()
-    if not _float_weight(node, 1) or (node.input(3) and not _float_weight(node, 3)) or node.rank() != 3:
+    if not float_weight(node, 1) or (node.input(3) and not float_weight(node, 3)) or node.rank() != 3:
         return None
     if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
         return None
@@ -322,7 +249,7 @@ def bias_of(add: Node, product: Node) -> bool:
     """Whether an Add is nothing but a product's bias: a constant along the output channels, and the only reader."""
     position = 1 if add.input(0) == product.outputs[0] else 0
     made = _product(product, add.outputs[0], takes_bias=True)
-    if made is None or not _float_weight(add, position) or add.constant(1 - position):
+    if made is None or not float_weight(add, position) or add.constant(1 - position):
         return False
     op, name = made[0], product.outputs[0]
     if product.context.uses[name] != 1 or name in product.context.pinned:
@@ -330,5 +257,5 @@ def bias_of(add: Node, product: Node) -> bool:
     shape = add.shape(add.input(position)) or ()
     padded = (1,) * (op.rank - len(shape)) + tuple(shape)
     only_channels = all(d == 1 for axis, d in enumerate(padded) if axis != op.out_axis)
-    in_place = op.out_axis >= op.rank - 2  # a bias of this layout is known further on
+    in_place = op.out_axis >= op.rank - 2 or product.type == "Mul"
     return len(padded) == op.rank and only_channels and in_place and padded[op.out_axis] in (1, op.out_channels)

@@ -43,6 +43,8 @@ class Context:
     """The operator that makes each tensor."""
     readers: dict[str, str] = field(default_factory=dict)
     """The operator that reads each tensor, the last of several."""
+    scales: set[int] = field(default_factory=set)
+    """Mul nodes that are read with the one behind them, as the scale of integers."""
     products: set[str] = field(default_factory=set)
     """Tensors that are a product of data, or that one is made from."""
 

@@ -20,7 +20,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 from ...errors import BnfoldError, ModelError, UsageError
 from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape, fault, internal
 from ...private import copied_module
-from . import arithmetic, linear, movement, pointwise
+from . import arithmetic, linear, movement, pointwise, quantized
 from .bindings import Binding, LinearBinding, NodeBinding, Reading
 from .constants import Constants
 from .node import Context, Node, Ops
@@ -45,6 +45,7 @@ READERS: dict[str, Reader] = {
     "RMSNormalization": linear.normalization,
     "InstanceNormalization": linear.normalization,
     "GroupNormalization": linear.normalization,
+    "DequantizeLinear": quantized.dequantize,
     "BatchNormalization": arithmetic.batch_norm,
     "Add": arithmetic.arithmetic,
     "Sub": arithmetic.arithmetic,
@@ -145,7 +146,7 @@ def _offer_biases(source: Source) -> None:
         op = source.graph.ops[i]
         if isinstance(op, Linear) and isinstance(binding, LinearBinding) and binding.bias is None:
             source.graph.ops[i] = replace(op, grows=True)
-            source.bindings[i] = replace(binding, behind=op.rank - op.out_axis - 1)
+            source.bindings[i] = replace(binding, growing=op.rank - op.out_axis - 1)
 
 
 class _Reader:
@@ -339,8 +340,13 @@ def _of_data(view: Node) -> bool:
 
 
 def _pair_biases(views: list[Node], context: Context, skip: Callable[[str], bool]) -> None:
-    """Find the Adds that are biases of MatMuls and Einsums, and are not to be left alone."""
+    """Find the Adds that are biases of products, or of the scale of one of integers, and are not to be left alone."""
     products = {view.outputs[0]: view for view in views if view.type in ("MatMul", "Einsum")}
+    for view in views:
+        scaled = None if skip(view.label) else quantized.rescaled(view, view.outputs[0], False)
+        if scaled is not None:
+            products[view.outputs[0]] = view
+            context.scales |= {scaled[1].node} - {view.index}
     for view in views:
         if view.type != "Add" or len(view.inputs) != 2 or skip(view.label):
             continue

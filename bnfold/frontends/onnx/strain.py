@@ -10,6 +10,7 @@ from ...plan import Plan, Rescale
 from ...strain import strains
 from .bindings import LinearBinding
 from .read import Source
+from .weights import spread
 
 
 def strained(source: Source, plan: Plan) -> list[str]:
@@ -22,7 +23,7 @@ def strained(source: Source, plan: Plan) -> list[str]:
             name = scope.graph.node[binding.node].input[binding.weight]
 
             def value(at: LinearBinding = binding, name: str = name, constants: Any = scope.constants) -> Any:
-                weight = constants.value(name)
+                weight = spread(constants.value(name), at)
                 return weight.reshape(at.matrix or weight.shape)
 
             def bias(at: LinearBinding = binding, scope: Any = scope) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from ...absorb import moves_bias, new_bias, scale_weight, tapped
 from ...errors import PlanError
 from ...plan import Rescale
 from .bindings import LinearBinding, Quantized
+from .constants import attributes
 from .editor import Editor, Pending, demand_finite, ready, rewrite, rounded, set_attribute, set_float
+from .evaluators import along
 
 Array = npt.NDArray[Any]
 
@@ -29,16 +32,19 @@ def rescale(editor: Editor, edit: Rescale, at: LinearBinding) -> None:
     if at.quantized is not None:
         _requantize(editor, edit, at, at.quantized)
     elif edit.p_out is not None or edit.u_in is not None or edit.mix is not None:
-        constants = editor.constants
-        weight = Pending(
-            constants.dtype(name),
-            constants.shape(name),
-            lambda: _scaled(constants.value(name), at, edit),
-            name,
-        )
+        constants, shape = editor.constants, editor.constants.shape(name)
+        new = at.spread if at.spread and prod(shape) != at.out_channels else shape
+        weight = Pending(constants.dtype(name), new, lambda: _scaled(spread(constants.value(name), at), at, edit), name)
         editor.put(node, at.weight, weight, f"{label}_weight")
+        if new != shape:
+            editor.reshaped.update(node.output)
     if grown is not None:
         _put_behind(editor, at, ready(grown), label)
+
+
+def spread(weight: Array, at: LinearBinding) -> Array:
+    """A weight that is one number for all channels, as one for each."""
+    return np.broadcast_to(weight.ravel(), at.out_channels).reshape(at.spread) if at.spread else weight
 
 
 def _requantize(editor: Editor, edit: Rescale, layer: LinearBinding, at: Quantized) -> None:
@@ -53,15 +59,17 @@ def _requantize(editor: Editor, edit: Rescale, layer: LinearBinding, at: Quantiz
         return
     node = _copied(editor, layer, at) if at.shared else editor.graph.node[at.node]
     old = editor.value(node.input[1])
-    wide = old.astype(np.float64).ravel()
+    blocks = old.ndim > 1 and bool(attributes(node).get("block_size"))
+    wide = old.astype(np.float64) if blocks else old.astype(np.float64).ravel()
+    if blocks:
+        factor = factor.reshape([-1 if i == at.axis else 1 for i in range(old.ndim)])
     factor = np.where(rounded(wide * np.abs(factor), old.dtype) == 0, 0.0, factor)  # a scale of 0 is none
     if (factor <= 0).any():
-        integers = editor.value(node.input[0])
-        editor.put(node, 0, ready(_mirrored(editor, node, integers, at.axis, np.sign(factor))), f"{edit.name}_weight")
+        editor.put(node, 0, ready(_mirrored(editor, node, at.axis, np.sign(factor))), f"{edit.name}_weight")
         factor = np.where(factor == 0, 1.0, np.abs(factor))
     new = rounded(wide * factor, old.dtype)
     demand_finite(new, old, edit.name)
-    uniform = bool((factor == factor[0]).all()) and old.size == 1
+    uniform = old.size == 1 and bool((factor == factor[0]).all())
     editor.put(node, 1, ready(new[:1].reshape(old.shape) if uniform else new), f"{edit.name}_weight_scale")
     if uniform or old.size > 1:
         return
@@ -71,14 +79,17 @@ def _requantize(editor: Editor, edit: Rescale, layer: LinearBinding, at: Quantiz
     set_attribute(node, "axis", at.axis)
 
 
-def _mirrored(editor: Editor, node: NodeProto, integers: Array, axis: int, sign: Array) -> Array:
-    """`zero + sign * (q - zero)`: the integers q of a DequantizeLinear, channel by channel along `axis`."""
-    along = [-1 if i == axis else 1 for i in range(integers.ndim)]
+def _mirrored(editor: Editor, node: NodeProto, axis: int, sign: Array) -> Array:
+    """`zero + sign * (q - zero)`: the integers q of a DequantizeLinear, by channels along `axis`, or block by block."""
+    integers, attrs = editor.value(node.input[0]), attributes(node)
     zero: Array = np.zeros(1)
     if len(node.input) > 2 and node.input[2]:
         zero = editor.value(node.input[2]).astype(np.float64)
-    zero = zero.reshape(along) if zero.size > 1 else zero.reshape([1] * integers.ndim)
-    return (zero + sign.reshape(along) * (integers.astype(np.float64) - zero)).astype(integers.dtype)
+    zero, sign = (
+        along(zero, integers.shape, attrs),
+        along(sign, integers.shape, attrs | {"axis": attrs["axis"] if sign.ndim > 1 else axis}),
+    )
+    return (zero + sign * (integers.astype(np.float64) - zero)).astype(integers.dtype)
 
 
 def _copied(editor: Editor, layer: LinearBinding, at: Quantized) -> NodeProto:
@@ -111,12 +122,12 @@ def _grown_bias(editor: Editor, edit: Rescale, at: LinearBinding, weight_name: s
     """The bias of a layer that has no room for one, in the shape that adds it; None where it needs none."""
     if not moves_bias(edit):
         return None
-    if at.behind is None:
+    if at.growing is None:
         raise PlanError(f"{edit.name}: has no bias to put an offset into")
     new = new_bias(None, _read_weight(editor, edit, at, weight_name), at.layout, edit, at.out_channels)
     bias = rounded(new, editor.constants.dtype(weight_name))
     demand_finite(bias, new, edit.name)
-    return bias.reshape(-1, *[1] * at.behind) if bias.any() else None
+    return bias.reshape(-1, *[1] * at.growing) if bias.any() else None
 
 
 def _put_behind(editor: Editor, at: LinearBinding, bias: Pending, label: str) -> None:
@@ -146,7 +157,7 @@ def _rebias(editor: Editor, edit: Rescale, at: LinearBinding, weight_name: str) 
         new = _entries_bias(editor, edit, at, editor.constants.shape(weight_name), old)
     elif at.halves:
         new = _recurrent_bias(editor, edit, at, weight, old)
-    elif old is not None and old.ndim == 2 and old.shape[0] > 1 and not at.column_bias:
+    elif old is not None and old.ndim == 2 and old.shape[0] > 1 and not at.behind:
         new = _matrix_bias(editor, edit, at, weight, old)
     else:
         new = _vector_bias(editor, edit, at, weight, old)
@@ -159,7 +170,7 @@ def _rebias(editor: Editor, edit: Rescale, at: LinearBinding, weight_name: str) 
 
 
 def _vector_bias(editor: Editor, edit: Rescale, at: LinearBinding, weight: Array, old: Array | None) -> Array:
-    """(out,), or (out, 1) for a bias that runs along the rows."""
+    """(out,), with an axis of size 1 for each axis behind that of the channels."""
     beta = 1.0 if old is None or at.beta == 0.0 else at.beta
     start = (
         None
@@ -167,7 +178,7 @@ def _vector_bias(editor: Editor, edit: Rescale, at: LinearBinding, weight: Array
         else np.broadcast_to(beta * old.astype(np.float64).ravel(), at.out_channels)
     )
     total = new_bias(start, _effective(weight, at), at.layout, edit, at.out_channels) / beta
-    return total[:, None] if at.column_bias else total
+    return total.reshape(-1, *[1] * at.behind)
 
 
 def _matrix_bias(editor: Editor, edit: Rescale, at: LinearBinding, weight: Array, old: Array) -> Array:
