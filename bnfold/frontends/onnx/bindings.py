@@ -33,10 +33,10 @@ class LinearBinding:
     """A linear op: `node` holds the weight at input `weight`, `bias_node` (the same, or an Add) the bias at `bias`.
 
     `alpha`, `beta`: Gemm's factors. `bias` is the input position where a bias is or may be put; None where there is no
-    room for one; `behind`: the axes behind that of its channels. `matrix`: the shape of the weight as the layout reads it,
-    where it has another; `spread`: the shape that it gets where it is one number for all channels. `quantized`: where the
-    scale of int8 weights is. `halves`: the bias of a recurrent layer, (directions, 2 * halves), begins with that of the
-    input and goes on with that of the state; 0 for other layers.
+    room for one; `behind`: the axes behind that of its channels. `matrix`: the shape of the weight as the layout reads
+    it, where it has another; `spread`: the shape that it gets where it is one number for all channels. `quantized`:
+    where the scale of int8 weights is, `bias_scale`: that of an int32 bias. `halves`: the bias of a recurrent layer,
+    (directions, 2 * halves), begins with that of the input and goes on with that of the state; 0 for other layers.
     """
 
     node: int
@@ -51,6 +51,7 @@ class LinearBinding:
     matrix: tuple[int, int] | None = None
     spread: tuple[int, ...] = ()
     quantized: Quantized | None = None
+    bias_scale: Quantized | None = None
     halves: int = 0
     tail: bool = False
     """Whether its bias has the shape of its weight, with more than one entry for each channel."""

@@ -95,14 +95,15 @@ def _divide(a: Array, b: Array) -> Array:
 
 
 def along(value: Any, shape: Sequence[int], attrs: Attributes) -> Array:
-    """A scale or zero point of (De)QuantizeLinear as it broadcasts to data of a shape: one, one a channel, or in blocks."""
+    """A scale or zero point of DequantizeLinear as it broadcasts to data: one, one for each channel, or in blocks."""
     value, axis, block = np.asarray(value), attrs.get("axis", 1), attrs.get("block_size", 0)
     if block and value.ndim == len(shape):
         return np.repeat(value, block, axis).take(range(shape[axis]), axis)
     where = [1] * len(shape)
     if value.size > 1:
         where[axis] = value.size
-    return value.reshape(where)
+    spread: Array = value.reshape(where)
+    return spread
 
 
 def _dequantize(inputs: Inputs, attrs: Attributes, opset: int) -> Array:

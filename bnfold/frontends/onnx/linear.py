@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 
 from ...absorb import Layout
 from ...graph import Linear, Opaque
 from .bindings import LinearBinding, Reading
 from .node import Node
-from .quantized import float_weight, quantization, rescaled
+from .quantized import bias_scale, float_weight, quantization, rescaled
 
 
 def conv(node: Node) -> Reading | None:
@@ -39,7 +40,11 @@ def conv(node: Node) -> Reading | None:
         taps=scales == "both" and per_group * groups == out and _centred(node, kernel),
         conv=True,
     )
-    return [op], {0: LinearBinding(node.index, 1, Layout("oi", groups), node.index, 2, out, quantized=quantized)}
+    stored = bias_scale(node, 2, out)
+    binding = LinearBinding(
+        node.index, 1, Layout("oi", groups), node.index, 2, out, quantized=quantized, bias_scale=stored
+    )
+    return [op], {0: binding}
 
 
 def _pads(node: Node, kernel: Sequence[object]) -> bool:
@@ -89,7 +94,11 @@ def conv_transpose(node: Node) -> Reading | None:
         node.label, (node.input(0),), node.outputs[:1], 1, 1, inputs, out, 2 + len(kernel), plain, scales=scales,
         free=quantized.free if quantized else None,
     )  # fmt: skip
-    return [op], {0: LinearBinding(node.index, 1, Layout("io", groups), node.index, 2, out, quantized=quantized)}
+    stored = bias_scale(node, 2, out)
+    binding = LinearBinding(
+        node.index, 1, Layout("io", groups), node.index, 2, out, quantized=quantized, bias_scale=stored
+    )
+    return [op], {0: binding}
 
 
 def gemm(node: Node) -> Reading | None:
@@ -112,7 +121,9 @@ def gemm(node: Node) -> Reading | None:
         free=quantized.free if quantized else None, biased=bool(node.input(2)),
     )  # fmt: skip
     layout = Layout("oi" if swapped else "io")
-    return [op], {0: LinearBinding(node.index, 1, layout, node.index, 2, out, alpha, beta, quantized=quantized)}
+    stored = bias_scale(node, 2, out)
+    at = LinearBinding(node.index, 1, layout, node.index, 2, out, alpha, beta, quantized=quantized, bias_scale=stored)
+    return [op], {0: at}
 
 
 def matmul(node: Node) -> Reading | None:
@@ -225,7 +236,7 @@ def normalization(node: Node) -> Reading | None:
     """LayerNormalization and its kin: its last step, a constant scale and offset, takes up what comes behind it."""
     shape, rank = node.shape(node.input(1)) or (), node.rank()
     bias = None if "RMS" in node.type or "Simplified" in node.type else 2
-    if rank is None or not _float_weight(node, 1) or (bias and node.input(bias) and not _float_weight(node, bias)):
+    if rank is None or not float_weight(node, 1) or (bias and node.input(bias) and not float_weight(node, bias)):
         return None
     by_channel = node.type in ("InstanceNormalization", "GroupNormalization")
     axis = 1 if by_channel else rank - len(shape)

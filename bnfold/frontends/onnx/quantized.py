@@ -150,13 +150,18 @@ def quantization(node: Node, i: int, axis: int, out: int) -> tuple[str, Quantize
 
 def _fits(opset: int, scale: tuple[int, ...], attrs: Mapping[str, Any], axis: int, rank: int) -> bool:
     """Whether a scale has, or may get, an entry for each index of `axis`; blocks lie along another axis."""
-    along = attrs.get("axis", 1) % rank
+    own = int(attrs.get("axis", 1)) % rank
     if attrs.get("block_size"):
-        return along != axis
-    return opset >= 13 if all(size == 1 for size in scale) else len(scale) == 1 and along == axis
+        return own != axis
+    return opset >= 13 if all(size == 1 for size in scale) else len(scale) == 1 and own == axis
 
 
-INTEGERS = frozenset({"int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16"})
+def bias_scale(node: Node, i: int, out: int) -> Quantized | None:
+    """Where the scale of a bias that is stored as integers is, at input i of a layer; None where it is not."""
+    return quantization(node, i, 0, out)[1] if node.input(i) and node.shape(node.input(i)) == (out,) else None
+
+
+INTEGERS = frozenset({"int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32"})
 SIGNED_FLOATS = frozenset({"float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float4_e2m1fn"})
 """Short floats whose negative numbers mirror the positive ones."""
 LARGEST = 1 << 26

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -27,10 +28,13 @@ def rescale(editor: Editor, edit: Rescale, at: LinearBinding) -> None:
     name = node.input[at.weight]
     scales_bias = edit.p_out is not None or edit.mix is not None
     grown = _grown_bias(editor, edit, at, name) if at.bias is None else None
-    if at.bias is not None and (moves_bias(edit) or (scales_bias and _has(editor, at))):
+    if at.bias_scale is not None and _only_scales(edit, at, at.bias_scale):
+        bias = replace(at, weight=2 if at.bias is None else at.bias)
+        _requantize(editor, replace(edit, u_in=None), bias, at.bias_scale, "bias")
+    elif at.bias is not None and (moves_bias(edit) or (scales_bias and _has(editor, at))):
         _rebias(editor, edit, at, name)
     if at.quantized is not None:
-        _requantize(editor, edit, at, at.quantized)
+        _requantize(editor, edit, at, at.quantized, "weight")
     elif edit.p_out is not None or edit.u_in is not None or edit.mix is not None:
         constants, shape = editor.constants, editor.constants.shape(name)
         new = at.spread if at.spread and prod(shape) != at.out_channels else shape
@@ -47,7 +51,18 @@ def spread(weight: Array, at: LinearBinding) -> Array:
     return np.broadcast_to(weight.ravel(), at.out_channels).reshape(at.spread) if at.spread else weight
 
 
-def _requantize(editor: Editor, edit: Rescale, layer: LinearBinding, at: Quantized) -> None:
+def _only_scales(edit: Rescale, layer: LinearBinding, at: Quantized) -> bool:
+    """Whether a bias stored as integers can stay so: a factor for each channel, and no offset, which would be rounded.
+
+    Its scale is then still that of the input times that of the weights, as runtimes ask.
+    """
+    if moves_bias(edit) or edit.mix is not None or layer.beta == 0.0:
+        return False
+    free = np.zeros(at.channels, np.bool_) if at.free is None else at.free
+    return edit.p_out is None or bool(((edit.p_out > 0) | free).all())
+
+
+def _requantize(editor: Editor, edit: Rescale, layer: LinearBinding, at: Quantized, part: str) -> None:
     """Other scales behind weights that stay: one for each output channel, the zero points with them.
 
     A negative factor negates the integers of its channel around their zero point; 0 sets them to it.
@@ -65,12 +80,12 @@ def _requantize(editor: Editor, edit: Rescale, layer: LinearBinding, at: Quantiz
         factor = factor.reshape([-1 if i == at.axis else 1 for i in range(old.ndim)])
     factor = np.where(rounded(wide * np.abs(factor), old.dtype) == 0, 0.0, factor)  # a scale of 0 is none
     if (factor <= 0).any():
-        editor.put(node, 0, ready(_mirrored(editor, node, at.axis, np.sign(factor))), f"{edit.name}_weight")
+        editor.put(node, 0, ready(_mirrored(editor, node, at.axis, np.sign(factor))), f"{edit.name}_{part}")
         factor = np.where(factor == 0, 1.0, np.abs(factor))
     new = rounded(wide * factor, old.dtype)
     demand_finite(new, old, edit.name)
     uniform = old.size == 1 and bool((factor == factor[0]).all())
-    editor.put(node, 1, ready(new[:1].reshape(old.shape) if uniform else new), f"{edit.name}_weight_scale")
+    editor.put(node, 1, ready(new[:1].reshape(old.shape) if uniform else new), f"{edit.name}_{part}_scale")
     if uniform or old.size > 1:
         return
     if len(node.input) > 2 and node.input[2]:
