@@ -462,7 +462,8 @@ CASES = [*_layers(), *_arithmetic(), *_pointwise(), *_resizing(), *_movement()]
 
 
 def test_the_table_has_every_operator_that_is_read() -> None:
-    assert {c.op for c in CASES} >= set(READERS)
+    integers = {"DequantizeLinear"}  # tests/test_quantized_kinds.py has its laws
+    assert {c.op for c in CASES} | integers >= set(READERS)
 
 
 # --- models

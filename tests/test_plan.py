@@ -148,15 +148,21 @@ def test_constants_in_a_row_are_one_line() -> None:
     assert (plan.lines[0].op_type, plan.lines[0].output) == ("Mul, Add", "z")
 
 
+def _dense(kind: str) -> tuple[Net, str]:
+    """A dense layer and the Add that is its bias."""
+    n = Net(4, 6)
+    y = n.op("Gemm" if kind == "Gemm" else "MatMul", "x", n.w(n.rng.standard_normal((6, 5))))
+    y = n.op("Reshape", y, n.w([2, 2, 5], np.int64)) if kind == "reshaped" else y
+    return n, n.op("Add", y, n.w(n.rng.normal(0.4, 1.0, 5)))
+
+
 @pytest.mark.parametrize("dense", ["Gemm", "MatMul", "reshaped"])
 def test_the_bias_of_a_dense_layer_is_no_norm(dense: str) -> None:
-    n = Net(4, 6)
-    y = n.op("Gemm" if dense == "Gemm" else "MatMul", "x", n.w(n.rng.standard_normal((6, 5))))
-    y = n.op("Reshape", y, n.w([2, 2, 5], np.int64)) if dense == "reshaped" else y
-    y = n.op("Add", y, n.w(n.rng.normal(0.4, 1.0, 5)))
+    n, y = _dense(dense)
     alone = bnfold.inspect(n.model(n.op("Sigmoid", y)))
     assert alone.counts()["batch_norms"] == 0
     assert not any("one number" in note for note in alone.notes)
+    n, y = _dense(dense)
     y = n.op("Add", n.op("Mul", y, n.w([0.5, -2.0, 0.0, 1e-41, 1.5])), n.w(n.rng.normal(0.4, 1.0, 5)))
     model = n.model(n.op("Sigmoid", y))
     result = bnfold.fold(model, verify=False)

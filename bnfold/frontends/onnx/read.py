@@ -140,11 +140,17 @@ def read(
     return source
 
 
+BARE = frozenset({"MatMul", "Einsum", "RMSNormalization", "SimplifiedLayerNormalization"})
+"""Layers that have no room for a bias, behind which people write an Add."""
+
+
 def _offer_biases(source: Source) -> None:
-    """Let products that have no room for a bias get one in an addition of its own."""
+    """Let layers that have no room for a bias get one in an addition of its own."""
     for i, binding in source.bindings.items():
         op = source.graph.ops[i]
-        if isinstance(op, Linear) and isinstance(binding, LinearBinding) and binding.bias is None:
+        if not isinstance(op, Linear) or not isinstance(binding, LinearBinding) or binding.bias is not None:
+            continue
+        if source.scopes[source.places[i]].graph.node[binding.node].op_type in BARE:
             source.graph.ops[i] = replace(op, grows=True)
             source.bindings[i] = replace(binding, growing=op.rank - op.out_axis - 1)
 
@@ -343,8 +349,8 @@ def _pair_biases(views: list[Node], context: Context, skip: Callable[[str], bool
     """Find the Adds that are biases of products, or of the scale of one of integers, and are not to be left alone."""
     products = {view.outputs[0]: view for view in views if view.type in ("MatMul", "Einsum")}
     for view in views:
-        scaled = None if skip(view.label) else quantized.rescaled(view, view.outputs[0], False)
-        if scaled is not None:
+        scaled = quantized.rescaled(view, view.outputs[0], False)
+        if scaled is not None and not skip(view.label):
             products[view.outputs[0]] = view
             context.scales |= {scaled[1].node} - {view.index}
     for view in views:
