@@ -171,6 +171,8 @@ def test_dequantized_weights_of_another_type_than_their_scale() -> None:
     try:
         run(net.model(), np.zeros((1, 3, 8, 8), np.float16))
     except ort.capi.onnxruntime_pybind11_state.Fail:
+        if not ort.__version__.startswith("1.28."):
+            raise
         pytest.skip("this onnxruntime cannot dequantise to float16")
     result = same(net.model(), 5e-3)
     assert codes(result) == ["folded"]

@@ -702,6 +702,8 @@ def test_the_law_holds(c: Case) -> None:
         try:
             expected = _run(model, _feed(c), c.by)
         except NotImplementedError as error:
+            if not onnx.__version__.startswith("1.22."):
+                raise
             pytest.skip(f"this onnx cannot evaluate it: {error}")
         if static and not c.by:
             for ours, theirs in zip(expected, _run(model, _feed(c), "runtime"), strict=True):
