@@ -240,7 +240,7 @@ def test_commands_share_the_work_under_torchrun(tmp_path: Path, monkeypatch: pyt
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def run(*command: str, processes: int = 2) -> str:
-        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "-m", "bnfold"]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m", "bnfold"]
         starter = torchrun if processes > 1 else ["-m", "bnfold"]
         done = subprocess.run(
             [sys.executable, *starter, *command, *common], env=environment, capture_output=True, text=True
