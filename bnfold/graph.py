@@ -184,9 +184,13 @@ class Carry(Op):
 
 @dataclass(frozen=True, eq=False)
 class Sum(Op):
-    """`y = sum_i factor_i * x_i` of data tensors: Add, Sub, Sum, Neg, a single constant factor."""
+    """`y = sum_i factor_i * x_i` of data tensors: Add, Sub, Sum, Neg, a single constant factor.
+
+    `whole`: whether it is all that a node of the model does, and may be taken out.
+    """
 
     factors: tuple[float, ...] = ()
+    whole: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,7 +43,7 @@ def test_random_graphs() -> None:
             assert _nothing_left(model, leftovers), f"seed {seed}, {leftovers}"
 
 
-@pytest.mark.parametrize("seed", [1272, 1283, 1316, 1357, 1414, 1422, 1518, 2041, 2143])
+@pytest.mark.parametrize("seed", [1272, 1283, 1316, 1357, 1414, 1422, 1518, 2041, 2143, 2506, 3778])
 def test_graphs_that_needed_two_folds(seed: int) -> None:
     assert _nothing_left(RandomGraph(seed).model(), "all")
 

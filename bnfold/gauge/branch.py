@@ -67,7 +67,9 @@ def _form(op: Op, forms: dict[str, tuple[Form, Op]], inner: set[str]) -> Form | 
     one, zero = np.ones(1), np.zeros(1)
     if isinstance(op, Linear):
         return Form(op.inputs[0], {op: one}, zero, zero) if op.taps else None
-    if not isinstance(op, Affine | Sum) or (isinstance(op, Sum) and len(op.inputs) != len(op.factors)):
+    if not isinstance(op, Affine | Sum):
+        return None
+    if isinstance(op, Sum) and (len(op.inputs) != len(op.factors) or not op.whole):
         return None
     whole = [forms[name][0] if name in forms and name in inner else None for name in op.inputs]
     bases = [{name} | ({form.base} if form else set()) for name, form in zip(op.inputs, whole, strict=True)]

@@ -268,5 +268,4 @@ def bias_of(add: Node, product: Node) -> bool:
     shape = add.shape(add.input(position)) or ()
     padded = (1,) * (op.rank - len(shape)) + tuple(shape)
     only_channels = all(d == 1 for axis, d in enumerate(padded) if axis != op.out_axis)
-    in_place = op.out_axis >= op.rank - 2 or product.type == "Mul"
-    return len(padded) == op.rank and only_channels and in_place and padded[op.out_axis] in (1, op.out_channels)
+    return len(padded) == op.rank and only_channels and padded[op.out_axis] in (1, op.out_channels)

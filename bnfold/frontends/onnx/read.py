@@ -18,7 +18,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from ...errors import BnfoldError, ModelError, UsageError
-from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape, fault, internal
+from ...graph import Affine, Graph, Homogeneous, Linear, Op, Opaque, Reason, Shape, Sum, fault, internal
 from ...private import copied_module
 from . import arithmetic, linear, movement, pointwise, quantized
 from .bindings import Binding, LinearBinding, NodeBinding, Reading
@@ -381,6 +381,7 @@ def _read_node(node: Node, skip: Callable[[str], bool]) -> Reading:
     ops, bindings = made if isinstance(made, tuple) else (made, {})
     if len(ops) == 1 and not bindings:
         bindings = {0: NodeBinding(node.index)}
+    ops = [replace(op, whole=False) if isinstance(op, Sum) and i not in bindings else op for i, op in enumerate(ops)]
     return _named(ops, node), bindings
 
 
