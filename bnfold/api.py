@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import UsageError
 from .kinds import in_memory, kind_of
 from .limits import LEFTOVERS, MULTIPLE, PRECISION_LIMIT
+from .options import TorchOptions
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -42,20 +43,6 @@ class FoldResult:
     def model(self) -> Any:
         """The folded model, of the kind that was given; large ONNX weights are computed when it is first asked for."""
         return self._model()
-
-
-@dataclass(frozen=True)
-class TorchOptions:
-    """What only PyTorch models need; see `fold`."""
-
-    inputs: Any = None
-    kwargs: Mapping[str, Any] | None = None
-    eval: bool = False
-    bake: bool = False
-    ignore_hooks: bool = False
-    arch: str | Callable[[], Any] | None = None
-    arch_args: str | None = None
-    trust_pickle: bool = False
 
 
 def inspect(

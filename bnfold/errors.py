@@ -15,11 +15,7 @@ A batch norm that cannot be folded is no exception: it is a verdict in the plan,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .equivalence.check import Check
-    from .plan import Plan
+from typing import Any
 
 
 class BnfoldError(Exception):
@@ -55,11 +51,11 @@ class OutputError(BnfoldError):
 class VerificationError(BnfoldError):
     """A result that differs from its original, or that nothing here can run.
 
-    `check` and `plan` say how far the result got, for reports.
+    `check` and `plan` say how far the result got, for reports: a `bnfold.Check` and a `bnfold.Plan`, or None.
     """
 
-    check: Check | None = None
-    plan: Plan | None = None
+    check: Any = None
+    plan: Any = None
 
 
 class InternalError(VerificationError):

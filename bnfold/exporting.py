@@ -16,7 +16,6 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from . import __version__
 from .equivalence.scopes import SCOPES, noted
 from .errors import ModelError, UsageError, VerificationError
 from .files import check_target, written
@@ -27,6 +26,7 @@ from .plan import Plan
 from .pytorch import Call, Judging, fold_program
 from .quiet import in_turn, quiet
 from .torchfiles import TorchModel
+from .version import __version__
 
 if TYPE_CHECKING:
     from .equivalence.check import Check

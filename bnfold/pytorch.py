@@ -141,7 +141,8 @@ def judgement(
 ) -> Check:
     """The verdict on a folded module. `kinds`: on these inputs and those given, without looking for the place."""
     from .equivalence.judge import judge
-    from .equivalence.modules import ModuleSubject, single
+    from .equivalence.modulecalls import single
+    from .equivalence.modules import ModuleSubject
 
     short = single(reference)
     first, second = (ModuleSubject(m, call.args, call.kwargs, single=short) for m in (reference, folded))

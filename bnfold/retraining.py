@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -16,11 +16,9 @@ from .frontends.torch import save
 from .frontends.torch.checkpoint import Checkpoint
 from .lrn.ranks import first_process
 from .lrn.retrain import RetrainResult, retrain
+from .options import TorchOptions
 from .quiet import in_turn
 from .torchfiles import built, filled
-
-if TYPE_CHECKING:
-    from .api import TorchOptions
 
 WRITTEN = ("checkpoint", "safetensors")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -22,11 +22,9 @@ from .lrn.find import Site, arguments, find_lrn
 from .lrn.ranks import first_process
 from .lrn.swap import swap_lrn
 from .lrn.swap_report import SwapResult
+from .options import TorchOptions
 from .quiet import in_turn
 from .torchfiles import built, filled
-
-if TYPE_CHECKING:
-    from .api import TorchOptions
 
 
 @in_turn

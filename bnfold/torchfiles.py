@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_map_only
 
+from .equivalence.check import Check
+from .equivalence.device import Device
+from .equivalence.modules import ModuleSubject
 from .errors import BnfoldError, UsageError
 from .files import check_target, written
 from .frontends.torch import load as files
@@ -27,6 +30,7 @@ from .kinds import kind_of
 from .limits import LEFTOVERS, PRECISION_LIMIT
 from .lrn.find import find_lrn
 from .modulefolding import fold_module
+from .options import TorchOptions
 from .plan import OtherNorm, Plan
 from .pytorch import (
     Call,
@@ -40,12 +44,6 @@ from .pytorch import (
 )
 from .quiet import in_turn
 from .skip import demand_match, unmatched
-
-if TYPE_CHECKING:
-    from .api import TorchOptions
-    from .equivalence.check import Check
-    from .equivalence.device import Device
-    from .equivalence.modules import ModuleSubject
 
 
 @dataclass

@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .equivalence.check import Check
 from .equivalence.criterion import Criterion
 from .equivalence.device import Device
 from .equivalence.inputs import Feed, Inputs, InputSpec, inputs_of
@@ -19,11 +20,8 @@ from .equivalence.latency import FEWEST, Bench, race
 from .equivalence.subject import OnnxSubject, Subject
 from .errors import UsageError, VerificationError
 from .kinds import in_memory, kind_of
+from .options import TorchOptions
 from .quiet import TURN, quiet
-
-if TYPE_CHECKING:
-    from .api import TorchOptions
-    from .equivalence.check import Check
 
 Progress = Callable[[str], None]
 

@@ -19,7 +19,7 @@ from scripts.oldest import lower_bounds
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bnfold"
 STAGES = [
-    {"version", "limits", "layers", "quiet", "ends", "private"},
+    {"version", "limits", "options", "layers", "quiet", "ends", "private"},
     {"errors"},
     {"files", "kinds", "data", "config", "skip"},
     {"graph", "affine"},
@@ -143,7 +143,7 @@ ROOMS = {
     "disable": {"quiet.py"}, "redirect_stderr": {"quiet.py"}, "redirect_stdout": {"cli/output.py", "quiet.py"},
     "dup2": {"cli/output.py", "ends.py"}, "signal": {"ends.py"}, "umask": set(), "safe_globals": set(),
     "add_safe_globals": set(), "chdir": set(), "set_num_threads": {"equivalence/modules.py", "verifying.py"},
-    "allow_tf32": {"equivalence/modules.py"}, "set_default_dtype": set(), "set_default_device": set(),
+    "allow_tf32": {"equivalence/modulecalls.py"}, "set_default_dtype": set(), "set_default_device": set(),
     "use_deterministic_algorithms": set(), "setrecursionlimit": set(), "seterr": set(), "basicConfig": set(),
 }  # fmt: skip
 """What changes the process for all of its threads, and the files that may use it, each for a reason that it gives."""

@@ -15,7 +15,7 @@ from onnx import ModelProto, numpy_helper
 from torch import nn
 
 import bnfold
-from bnfold.equivalence.locate import Where
+from bnfold.equivalence.check import Where
 from bnfold.frontends.onnx.files import check, load
 from bnfold.frontends.onnx.read import read
 from bnfold.limits import LEFTOVERS

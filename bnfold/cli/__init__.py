@@ -10,7 +10,7 @@ from io import TextIOWrapper
 
 import click
 
-from .. import __version__
+from ..version import __version__
 from .bench import bench
 from .export import export
 from .fold import fold, inspect

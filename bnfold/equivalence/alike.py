@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from ..frontends.torch.leaves import tensors_in
 from .check import OutputError
 from .criterion import EMPTY, LIMITS, SKIPPED, facts
-from .modules import to_array, unchanged
+from .modulecalls import to_array, unchanged
 
 
 def difference(

@@ -16,7 +16,7 @@ from time import monotonic
 import numpy as np
 
 from ..errors import UsageError, VerificationError
-from .check import Check, Measure, OutputError
+from .check import Check, Measure, OutputError, Where
 from .criterion import (
     COARSE,
     EMPTY,
@@ -36,7 +36,7 @@ from .criterion import (
     tolerance,
 )  # fmt: skip
 from .inputs import RESIZED, Array, Axes, Choice, Feed, Inputs, dynamic_axes
-from .locate import Where, locate
+from .locate import locate
 from .nudges import Nudged, nudged
 from .parts import LEAST as FEW
 from .runners import OrtRunner, ReferenceRunner, Runner

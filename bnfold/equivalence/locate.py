@@ -9,12 +9,12 @@ what the candidate computes in float64 is held against the reference then, as th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from .check import plain
+from .check import Point, Where
 from .criterion import EPS, FLOOR, LIMITS, PARTS, PEAK, apart
 from .inputs import Array, Feed
 
@@ -26,47 +26,6 @@ AT_ONCE = 24
 """Tensors that are held at a time, of each model."""
 MOST = 192
 """Tensors of the first round; between two of them the search goes on."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One tensor of the reference: root mean squares of both models' errors, over that of the values."""
-
-    tensor: str
-    op: str
-    own: float
-    found: float
-    ratio: float
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where two models part.
-
-    `tensor`, `op`, `by`: the first tensor at which they do, and what computes it in the reference and in the candidate;
-    "" where all with a name in both agree.
-    `agrees`: the last one before it. `kind`: the inputs. `profile`: errors along the network, in the reference's order.
-    """
-
-    tensor: str
-    op: str
-    agrees: str
-    kind: str
-    profile: tuple[Point, ...]
-    by: str = ""
-
-    def __str__(self) -> str:
-        if not self.profile:
-            return "no inner tensor could be matched in both models by its name and shape"
-        if not self.tensor:
-            return f"all {len(self.profile)} tensors with a name in both models agree; they part behind {self.agrees}"
-        before = f"; {self.agrees} still agrees" if self.agrees else "; it is the first tensor with a name in both"
-        op = self.op if self.by in ("", self.op) else f"{self.op}; in the candidate {self.by}"
-        return f"they part first at {self.tensor} ({op}) on {self.kind} inputs{before}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for a report."""
-        return plain({"text": str(self), **asdict(self)})
 
 
 class Probe(Protocol):

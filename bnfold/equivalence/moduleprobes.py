@@ -17,13 +17,13 @@ from ..plan import Plan
 from ..planner import gauges, plan
 from .inputs import Array, Feed
 from .locate import Gauge
-from .modules import ModuleRunner, ModuleSubject, to_array
+from .modulecalls import ModuleCall, ModuleRunner, to_array
 
 
 class ModuleProbe:
     """The first tensor that each submodule returns when it is called first."""
 
-    def __init__(self, subject: ModuleSubject) -> None:
+    def __init__(self, subject: ModuleCall) -> None:
         self.subject = subject
         self.runner, self.wide = ModuleRunner(subject, False), ModuleRunner(subject, True)
 

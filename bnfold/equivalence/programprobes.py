@@ -16,14 +16,14 @@ from ..limits import LEFTOVERS
 from ..planner import gauges
 from .inputs import Array, Feed
 from .locate import Gauge
-from .modules import ModuleRunner, ModuleSubject, to_array
+from .modulecalls import ModuleCall, ModuleRunner, to_array
 from .scopes import Stem, returned
 
 
 class ProgramProbe:
     """The tensors that functions compute in a graph; those of its submodules, such as branches, are not looked into."""
 
-    def __init__(self, subject: ModuleSubject, program: ExportedProgram) -> None:
+    def __init__(self, subject: ModuleCall, program: ExportedProgram) -> None:
         self.subject, self.program = subject, program
         self.runner, self.wide = ModuleRunner(subject, False), ModuleRunner(subject, True)
 

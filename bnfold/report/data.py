@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..plan import Plan
+from ..version import __version__
 
 if TYPE_CHECKING:
     from ..equivalence.check import Check

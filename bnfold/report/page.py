@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from .. import __version__
-from ..equivalence.check import HISTOGRAM, Check, OutputError
-from ..equivalence.locate import Where
+from ..equivalence.check import HISTOGRAM, Check, OutputError, Where
 from ..plan import Plan
+from ..version import __version__
 from .table import fate, finest_line, summary
 
 STYLE = """

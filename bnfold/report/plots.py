@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from rich.text import Text
 
-from ..equivalence.locate import Where
+from ..equivalence.check import Where
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 72

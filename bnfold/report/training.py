@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from .. import __version__
+from ..version import __version__
 
 if TYPE_CHECKING:
     from ..lrn.history import History

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import onnx
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 from ...graph import Shape
@@ -140,3 +141,15 @@ def _common(a: Shape | None, b: Shape | None) -> Shape | None:
     if a is None or b is None or len(a) != len(b):
         return None
     return tuple(x if x == y else None for x, y in zip(a, b, strict=True))
+
+
+def infer_shapes(bare: ModelProto) -> ModelProto:
+    """The skeleton with the types and shapes of its tensors, as far as they can be inferred."""
+    return carried(bare, _inferred) if has_loops(bare.graph) else _inferred(bare)
+
+
+def _inferred(bare: ModelProto) -> ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(bare, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return bare

@@ -23,9 +23,10 @@ from ...private import copied_module
 from . import arithmetic, linear, movement, pointwise, quantized
 from .bindings import Binding, LinearBinding, NodeBinding, Reading
 from .constants import Constants
+from .loops import infer_shapes
 from .node import Context, Node, Ops
 from .scope import BODIES, Scope, count_uses, pinned
-from .skeleton import Skeleton, infer_shapes, nested_graphs
+from .skeleton import Skeleton, nested_graphs
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

@@ -185,17 +185,3 @@ def misfit(bare: ModelProto) -> str:
     except Exception as error:
         return " ".join(str(error).split())[:300]
     return ""
-
-
-def infer_shapes(bare: ModelProto) -> ModelProto:
-    """The skeleton with the types and shapes of its tensors, as far as they can be inferred."""
-    from .loops import carried, has_loops
-
-    return carried(bare, _inferred) if has_loops(bare.graph) else _inferred(bare)
-
-
-def _inferred(bare: ModelProto) -> ModelProto:
-    try:
-        return onnx.shape_inference.infer_shapes(bare, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        return bare
