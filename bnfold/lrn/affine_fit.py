@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .moments import FEW, TINY
+
 Array = npt.NDArray[np.float64]
 STEPS = 25
 CLOSE = 1e-9
 """A smaller gain, relative to the squared error, is none."""
-TINY = 1e-12
 FLAT = 1e-3
 """Gamma of a norm that answers nearly the same to everything, over the deviation of the target."""
 RISING = 1.0
 """The slope of no activation at all, which asks for a positive gamma: a maximum goes through no other."""
-FEW = 100
-"""Values of a channel below which its statistics are said to be uncertain."""
 
 
 @dataclass(frozen=True)

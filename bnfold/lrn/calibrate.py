@@ -33,7 +33,7 @@ from ..errors import DataError, ModelError
 from ..frontends.torch.fold import copied
 from .batches import Feed, feed
 from .calibrate_report import Calibrated, CalibrationReport, CalibrationResult, check_options
-from .gather import run
+from .forward import run
 from .moments import parallel
 from .passes import Job, Norm, Progress, joint, layerwise, set_statistics, statistics
 from .state import SAMPLED, State, Statistics, fingerprint

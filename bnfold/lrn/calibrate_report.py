@@ -9,7 +9,7 @@ import numpy as np
 
 from ..data import Array
 from ..errors import UsageError
-from .affine_fit import FEW, TINY
+from .moments import FEW, TINY
 
 SCHEMA = 1
 METHODS = ("population", "moving")

@@ -17,6 +17,11 @@ from ..errors import DataError
 if TYPE_CHECKING:
     import torch
 
+TINY = 1e-12
+"""A variance below which a channel is constant."""
+FEW = 100
+"""Values of a channel below which its statistics are said to be uncertain."""
+
 
 @dataclass
 class Moments:

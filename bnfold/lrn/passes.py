@@ -12,7 +12,7 @@ from torch import distributed, nn
 
 from ..errors import DataError
 from .batches import Feed
-from .gather import run, watched
+from .forward import run, watched
 from .moments import Moments, check_fits, over_ranks, parallel
 from .state import State, Statistics
 
