@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -10,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
-from .kinds import in_memory, kind_of
 from .limits import LEFTOVERS, MULTIPLE, PRECISION_LIMIT
-from .options import TorchOptions
+from .opening import is_onnx, open_model
+from .options import Folding, Progress, TorchOptions
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
     from .lrn.calibrate_report import CalibrationResult
     from .lrn.retrain import RetrainResult
     from .lrn.swap_report import SwapResult
-    from .torchfiles import TorchModel
 
-Progress = Callable[[str], None]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -73,17 +70,9 @@ def inspect(
     The rest is for PyTorch: see `fold`. Raises ModelError where the model cannot be read, UsageError where arguments do
     not fit.
     """
-    _check_leftovers(leftovers)
     options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
-    loaded = _torch(model, options, skip, precision_limit, leftovers)
-    if loaded is not None:
-        return loaded.inspect()
-    from .onnxmodels import inspect_onnx
-
-    return inspect_onnx(
-        model, skip=skip, freeze_inputs=_frozen(freeze_inputs, keep_inputs), precision_limit=precision_limit,
-        leftovers=leftovers,
-    )  # fmt: skip
+    folding = Folding.of(skip, precision_limit, leftovers, freeze_inputs, keep_inputs)
+    return open_model(model, options, folding).inspect()
 
 
 def fold(
@@ -136,28 +125,15 @@ def fold(
     Raises ModelError (a model that cannot be read or traced), OutputError (cannot write), UsageError (arguments that do
     not fit), VerificationError (the result differs, or nothing here can run the model).
     """
-    _check_leftovers(leftovers)
+    from .equivalence.inputs import Judging, inputs_of
+
     options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
-    loaded = _torch(model, options, skip, precision_limit, leftovers)
-    from .equivalence.inputs import inputs_of
-
-    checked_on = inputs_of(seed, shapes, kinds, data, samples, mean, std)
-    if loaded is not None:
-        from .pytorch import Judging
-
-        judging = Judging(verify, checked_on, progress)
-        folded, plan, check = loaded.fold(None if out is None else Path(fspath(out)), judging, inplace)
-        return FoldResult(plan, check, lambda: folded)
-    if inplace or inputs is not None:
+    folding = Folding.of(skip, precision_limit, leftovers, freeze_inputs, keep_inputs)
+    judging = Judging(verify, inputs_of(seed, shapes, kinds, data, samples, mean, std), progress)
+    if (inplace or inputs is not None) and is_onnx(model):
         raise UsageError("inputs (--input) and inplace are for models of PyTorch; this one was read as ONNX")
-    from .onnxmodels import fold_onnx
-
-    complete, plan, check = fold_onnx(
-        model, out=out, verify=verify, inputs=checked_on, skip=skip,
-        freeze_inputs=_frozen(freeze_inputs, keep_inputs), precision_limit=precision_limit, leftovers=leftovers,
-        progress=progress,
-    )  # fmt: skip
-    return FoldResult(plan, check, complete)
+    made, plan, check = open_model(model, options, folding).fold(_path(out), judging, inplace)
+    return FoldResult(plan, check, made)
 
 
 def verify(
@@ -308,15 +284,15 @@ def export(
 
     Raises as `fold` does, and UsageError where onnxscript is not installed.
     """
-    _check_leftovers(leftovers)
-    options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
-    loaded = _torch(model, options, skip, precision_limit, leftovers)
-    if loaded is None:
+    if is_onnx(model):
         raise UsageError("export: a model of PyTorch expected; bnfold fold takes ONNX files as they are")
-    from .equivalence.inputs import inputs_of
+    from .equivalence.inputs import Judging, inputs_of
     from .exporting import Settings, export_model
-    from .pytorch import Judging
+    from .torchfiles import opened
 
+    options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
+    loaded = opened(model, options, Folding.of(skip, precision_limit, leftovers))
+    loaded.check_skip()
     path = Path(fspath(out))
     settings = Settings(keep_bn, opset, tuple(dynamic), external_data)
     judging = Judging(verify, inputs_of(seed, None, kinds, data, samples, mean, std), progress)
@@ -358,7 +334,7 @@ def find_lrn(
     within channels is listed too. Each has a `name`, a `kind` and `to_dict()`. Raises DataError where the network does
     not take the inputs, ModelError where it cannot be read or copied.
     """
-    if _is_onnx(model):
+    if is_onnx(model):
         from .onnxmodels import find_onnx_lrns
 
         return find_onnx_lrns(model)
@@ -407,14 +383,14 @@ def swap_lrn(
     Raises UsageError (arguments that do not fit; init="fit" without data), DataError (data that do not fit or hold
     NaN), ModelError (no LRN, or one that cannot be reached), OutputError.
     """
-    if _is_onnx(model):
+    if is_onnx(model):
         from .onnxswapping import swap_file
 
         if inplace:
             raise UsageError("inplace is for PyTorch modules")
         return swap_file(
             model if not isinstance(model, str | PathLike) else Path(fspath(model)),
-            None if out is None else Path(fspath(out)), data=data, placement=placement, init=init,
+            _path(out), data=data, placement=placement, init=init,
             drop_dropout=drop_dropout, batch_size=batch_size, samples=samples, pixels=pixels, seed=seed,
             progress=progress,
         )  # fmt: skip
@@ -422,7 +398,7 @@ def swap_lrn(
 
     options = TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
     return swap_model(
-        model, options, None if out is None else Path(fspath(out)), data=data, placement=placement, init=init,
+        model, options, _path(out), data=data, placement=placement, init=init,
         drop_dropout=drop_dropout, batch_size=batch_size, samples=samples, pixels=pixels, seed=seed, inplace=inplace,
         progress=progress,
     )  # fmt: skip
@@ -469,22 +445,22 @@ def calibrate(
     Raises UsageError, ModelError (no batch norm), DataError (data that do not fit, hold NaN, or give one value only),
     OutputError.
     """
-    if _is_onnx(model):
+    if is_onnx(model):
         from .onnxswapping import calibrate_file
 
         if inplace:
             raise UsageError("inplace is for PyTorch networks")
         return calibrate_file(
             model if not isinstance(model, str | PathLike) else Path(fspath(model)),
-            None if out is None else Path(fspath(out)), data=data, method=method,
+            _path(out), data=data, method=method,
             order=order or "layerwise", decay=decay, batch_size=batch_size, samples=samples, pixels=pixels,
-            resume=None if resume is None else Path(fspath(resume)), progress=progress,
+            resume=_path(resume), progress=progress,
         )  # fmt: skip
     from .swapping import calibrate_model
 
     options = TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
     return calibrate_model(
-        model, options, None if out is None else Path(fspath(out)), data=data, method=method, order=order or "joint",
+        model, options, _path(out), data=data, method=method, order=order or "joint",
         decay=decay, batch_size=batch_size, samples=samples, pixels=pixels, inplace=inplace, share=share, resume=resume,
         progress=progress,
     )  # fmt: skip
@@ -551,11 +527,11 @@ def retrain(
     `out`: where to write the checkpoint, in the layout of the model's. Raises UsageError, ModelError, OutputError,
     DataError (data that do not fit the network), TrainingError (the loss is NaN; the last checkpoint stays).
     """
-    if _is_onnx(model):
+    if is_onnx(model):
         from .onnxretraining import retrain_onnx
 
         return retrain_onnx(
-            model, data, teacher, None if out is None else Path(fspath(out)), validation=validation, labels=labels,
+            model, data, teacher, _path(out), validation=validation, labels=labels,
             distil=distil, feature_names=feature_names, temperature=temperature, epochs=epochs, lr=lr,
             batch_size=batch_size, momentum=momentum, weight_decay=weight_decay, warmup=warmup, clip=clip, seed=seed,
             checkpoint=checkpoint, checkpoint_steps=checkpoint_steps, resume=resume, patience=patience, inplace=inplace,
@@ -565,7 +541,7 @@ def retrain(
 
     options = TorchOptions(arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
     return retrain_model(
-        model, data, teacher, None if out is None else Path(fspath(out)), options, validation=validation, labels=labels,
+        model, data, teacher, _path(out), options, validation=validation, labels=labels,
         distil=distil, feature_names=feature_names, temperature=temperature, epochs=epochs, lr=lr,
         batch_size=batch_size, momentum=momentum, weight_decay=weight_decay, warmup=warmup, clip=clip, seed=seed,
         checkpoint=checkpoint, checkpoint_steps=checkpoint_steps, resume=resume, patience=patience, inplace=inplace,
@@ -573,41 +549,5 @@ def retrain(
     )  # fmt: skip
 
 
-def _frozen(freeze: bool, keep: bool) -> bool | None:
-    """What becomes of graph inputs with a default: constants, what they are, or what the file suggests (None)."""
-    if freeze and keep:
-        raise UsageError("freeze_inputs and keep_inputs (--freeze-inputs, --keep-inputs) say opposite things")
-    return True if freeze else False if keep else None
-
-
-def _check_leftovers(leftovers: str) -> None:
-    if leftovers not in LEFTOVERS:
-        raise UsageError(f"leftovers={leftovers!r}: one of {', '.join(LEFTOVERS)} expected")
-
-
-def _torch(
-    model: Any, options: TorchOptions, skip: Iterable[str], precision_limit: float, leftovers: str
-) -> TorchModel | None:
-    """A model of PyTorch, None for any other. PyTorch is imported only where there is one."""
-    patterns = (skip,) if isinstance(skip, str) else tuple(skip)
-    if isinstance(model, str | PathLike):
-        if kind_of(Path(fspath(model))) == "onnx":
-            return None
-    elif "torch" not in sys.modules or not _of_torch(model):
-        return None
-    from .torchfiles import opened
-
-    loaded = opened(model, options, patterns, precision_limit, leftovers)
-    loaded.check_skip()
-    return loaded
-
-
-def _is_onnx(model: Any) -> bool:
-    """Whether a model is a path of an ONNX file, or one in memory."""
-    if isinstance(model, str | PathLike):
-        return kind_of(Path(fspath(model))) == "onnx"
-    return in_memory(model)
-
-
-def _of_torch(model: Any) -> bool:
-    return any(base.__module__.partition(".")[0] == "torch" for base in type(model).__mro__)
+def _path(path: str | PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(fspath(path))

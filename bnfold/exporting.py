@@ -16,6 +16,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .equivalence.inputs import Judging
 from .equivalence.scopes import SCOPES, noted
 from .errors import ModelError, UsageError, VerificationError
 from .files import check_target, written
@@ -23,7 +24,7 @@ from .frontends.onnx.external import side_name
 from .frontends.torch.capture import one_line, without_autocast
 from .frontends.torch.fold import prepared
 from .plan import Plan
-from .pytorch import Call, Judging, fold_program
+from .pytorch import Call, fold_program
 from .quiet import in_turn, quiet
 from .torchfiles import TorchModel
 from .version import __version__

@@ -11,7 +11,7 @@ from time import monotonic as clock
 from torch import nn
 
 from .equivalence.check import Check
-from .equivalence.inputs import Inputs
+from .equivalence.inputs import Inputs, Judging
 from .errors import BnfoldError, InternalError, ModelError, VerificationError
 from .frontends.torch import replay
 from .frontends.torch.blame import TO_SEND, Budget, Search, SpentError, internal, uncooperative, undecided
@@ -21,7 +21,7 @@ from .frontends.torch.sizes import resized, shapes
 from .frontends.torch.undo import Undo
 from .graph import Reason
 from .plan import Plan
-from .pytorch import Call, Judging, Policy, judged, judgement
+from .pytorch import Call, Policy, judged, judgement
 from .quiet import quiet
 
 QUICK = ("normal",)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from os import PathLike, fspath
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from .errors import BnfoldError, DataError, ModelError, UsageError, VerificationError
 from .kinds import check_suffix
-from .limits import LEFTOVERS, PRECISION_LIMIT
+from .options import Folding
 from .plan import OtherNorm, Plan
 from .planner import plan as make_plan
 from .planner import plan_that_fits
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from .equivalence.check import Check
-    from .equivalence.inputs import Inputs, InputSpec
+    from .equivalence.inputs import InputSpec, Judging
     from .frontends.onnx.read import Source
     from .frontends.onnx.skeleton import Skeleton
     from .lrn.onnx_find import OnnxSite
 
 Model = "str | PathLike[str] | ModelProto"
-Progress = Callable[[str], None]
 WEIGHTS = 300_000_000
 """Models with more are not run to find LRNs that are no operators."""
 
@@ -43,17 +42,25 @@ class _Loaded:
     name: str
 
 
-def inspect_onnx(
-    model: str | PathLike[str] | ModelProto,
-    *,
-    skip: Iterable[str] = (),
-    freeze_inputs: bool | None = None,
-    precision_limit: float = PRECISION_LIMIT,
-    leftovers: str = LEFTOVERS[0],
-) -> Plan:
-    """What `fold_onnx` would do to a model, and its LRNs. See `bnfold.inspect`."""
-    loaded = _load(model, skip, freeze_inputs, lengths=True)
-    return _with_lrns(_plan(loaded, precision_limit, leftovers), model)
+@dataclass(frozen=True)
+class OnnxModel:
+    """An ONNX model, given as a path or in memory, and what a fold of it may do."""
+
+    model: str | PathLike[str] | ModelProto
+    folding: Folding = field(default_factory=Folding)
+
+    def inspect(self) -> Plan:
+        """The plan, and the model's LRNs."""
+        loaded = _load(self.model, self.folding, lengths=True)
+        return _with_lrns(_plan(loaded, self.folding), self.model)
+
+    def fold(
+        self, out: Path | None, judging: Judging, inplace: bool = False
+    ) -> tuple[Callable[[], ModelProto], Plan, Check | None]:
+        """What gives the folded model, its plan and the verdict; written to `out` when it passed."""
+        if inplace:
+            raise UsageError("inplace is for models of PyTorch")
+        return fold_onnx(self.model, self.folding, out, judging)
 
 
 def _with_lrns(plan: Plan, model: str | PathLike[str] | ModelProto) -> Plan:
@@ -90,16 +97,7 @@ def find_onnx_lrns(model: str | PathLike[str] | ModelProto) -> list[OnnxSite]:
 
 
 def fold_onnx(
-    model: str | PathLike[str] | ModelProto,
-    *,
-    out: str | PathLike[str] | None = None,
-    verify: bool = True,
-    inputs: Inputs | None = None,
-    skip: Iterable[str] = (),
-    freeze_inputs: bool | None = None,
-    precision_limit: float = PRECISION_LIMIT,
-    leftovers: str = LEFTOVERS[0],
-    progress: Progress = lambda stage: None,
+    model: str | PathLike[str] | ModelProto, folding: Folding, target: Path | None, judging: Judging
 ) -> tuple[Callable[[], ModelProto], Plan, Check | None]:
     """The folded model, for when it is asked for, the plan and the verdict. See `bnfold.fold`."""
     from .equivalence.check import Check
@@ -110,12 +108,12 @@ def fold_onnx(
     from .frontends.onnx.files import check as check_model
     from .frontends.onnx.files import dump
 
-    target = None if out is None else Path(fspath(out))
+    verify, progress = judging.verify, judging.progress
     if target is not None:
         check_target(target, _path(model))
         check_suffix(target)
     progress("reading")
-    loaded = _load(model, skip, freeze_inputs)
+    loaded = _load(model, folding)
     if target is None and external_tensors(loaded.model):
         raise UsageError(
             f"{loaded.name} has external data, which a model in memory cannot carry; name a file with out="
@@ -123,10 +121,12 @@ def fold_onnx(
     if target is not None:
         check_data_target(target, loaded.model, loaded.source.constants.folder)
     progress("planning")
-    plan = _plan(loaded, precision_limit, leftovers)
+    plan = _plan(loaded, folding)
     if not plan.edits:
-        if verify and inputs is not None and inputs.shapes:
-            next(inputs.choices(_specs(loaded)))  # sizes that do not fit are an error, whether they are used or not
+        if verify and judging.inputs.shapes:
+            next(
+                judging.inputs.choices(_specs(loaded))
+            )  # sizes that do not fit are an error, whether they are used or not
         check = Check.unchanged(loaded.name) if verify else None
         return _unchanged(model, loaded, target), plan, check
     progress("folding")
@@ -141,7 +141,7 @@ def fold_onnx(
                 dump(applied, temporary, folder)
             verdict = None
             if verify and temporary is not None:
-                verdict = _judge(reference, temporary, specs, inputs, progress)
+                verdict = _judge(reference, temporary, specs, judging)
                 if not verdict.passed:
                     raise _failure(verdict, plan)
             return applied.complete, plan, verdict
@@ -173,12 +173,12 @@ def _unchanged(
     return original
 
 
-def _plan(loaded: _Loaded, precision_limit: float, leftovers: str) -> Plan:
+def _plan(loaded: _Loaded, folding: Folding) -> Plan:
     from .frontends.onnx.strain import strained
 
     with _sound(loaded.model, loaded.name):
         plan = plan_that_fits(
-            loaded.source.graph, precision_limit, leftovers, lambda plan: strained(loaded.source, plan)
+            loaded.source.graph, folding.precision_limit, folding.leftovers, lambda plan: strained(loaded.source, plan)
         )  # fmt: skip
     _vouch(loaded.model, loaded.source, loaded.name)
     return replace(plan, notes=(*plan.notes, *_notes(loaded, bool(plan.edits))))
@@ -233,9 +233,7 @@ def _path(model: str | PathLike[str] | ModelProto) -> Path | None:
     return Path(fspath(model)) if isinstance(model, str | PathLike) else None
 
 
-def _load(
-    model: str | PathLike[str] | ModelProto, skip: Iterable[str], freeze_inputs: bool | None, lengths: bool = False
-) -> _Loaded:
+def _load(model: str | PathLike[str] | ModelProto, folding: Folding, lengths: bool = False) -> _Loaded:
     """Read and check a model; a ModelProto is copied, so that the caller's stays as it is."""
     from onnx import ModelProto
 
@@ -253,10 +251,10 @@ def _load(
     else:
         raise UsageError(f"a path or an onnx.ModelProto expected, {type(model).__name__} found")
     folder = path.parent if path else None
-    frozen = lists_weights(proto) if freeze_inputs is None else freeze_inputs
+    frozen = lists_weights(proto) if folding.frozen is None else folding.frozen
     check_external(proto, folder)
     bare = check(proto, str(path or name), lengths, folder=folder)
-    skipped = Skip(skip)
+    skipped = Skip(folding.skip)
 
     def load_source(model: ModelProto, bare: Skeleton) -> Source:
         with _sound(model, name):
@@ -322,7 +320,7 @@ def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Sour
     holding = with_norms(proto)
     if holding and inline(proto, holding):
         loaded = _Loaded(proto, load_source(proto, skeleton(proto, folder)), loaded.path, loaded.name)
-    plan = _plan(loaded, PRECISION_LIMIT, LEFTOVERS[0])
+    plan = _plan(loaded, Folding())
     if not called(proto) or plan.counts()["folded"] == len(plan.batch_norms):
         return loaded
     trial = ModelProto()
@@ -377,14 +375,13 @@ def _specs(loaded: _Loaded) -> list[InputSpec]:
         return input_specs(loaded.model)
 
 
-def _judge(
-    reference: Path, candidate: Path, specs: list[InputSpec], inputs: Inputs | None, progress: Progress
-) -> Check:
+def _judge(reference: Path, candidate: Path, specs: list[InputSpec], judging: Judging) -> Check:
     from .equivalence.judge import judge
     from .equivalence.subject import OnnxSubject
 
     with _verifiable():
-        return judge(OnnxSubject(reference, specs), OnnxSubject(candidate, specs), inputs, None, progress)
+        subjects = OnnxSubject(reference, specs), OnnxSubject(candidate, specs)
+        return judge(*subjects, judging.inputs, None, judging.progress)
 
 
 @contextmanager

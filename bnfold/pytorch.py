@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils._pytree import tree_unflatten
 
 from .equivalence.check import Check
-from .equivalence.inputs import Inputs
+from .equivalence.inputs import Judging
 from .errors import ModelError, UsageError, VerificationError
 from .frontends.torch import program as programs
 from .frontends.torch.capture import capture_program, one_line, without_autocast
@@ -26,8 +26,6 @@ from .limits import LEFTOVERS, PRECISION_LIMIT
 from .plan import Plan
 from .planner import plan_that_fits
 from .quiet import quiet
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -87,15 +85,6 @@ class Policy:
     def read(self, program: ExportedProgram, options: Options) -> Source:
         """An exported program as it is planned."""
         return read(decide(capture_program(program)), "program", None, skipped=options.skipped, layers=self.exports)
-
-
-@dataclass(frozen=True)
-class Judging:
-    """Whether a result is verified, and on which inputs."""
-
-    verify: bool = True
-    inputs: Inputs = field(default_factory=Inputs)
-    progress: Progress = lambda stage: None
 
 
 def inspect_module(module: nn.Module, call: Call, policy: Policy, options: Options) -> Plan:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from .equivalence.check import Check
 from .equivalence.device import Device
+from .equivalence.inputs import Judging
 from .equivalence.modules import ModuleSubject
 from .errors import BnfoldError, UsageError
 from .files import check_target, written
@@ -27,14 +28,12 @@ from .frontends.torch.fold import Options, copied, evaluated
 from .frontends.torch.script import completed, grown, save_scripted
 from .frontends.torch.specs import dtype_of, examples, named
 from .kinds import kind_of
-from .limits import LEFTOVERS, PRECISION_LIMIT
 from .lrn.find import find_lrn
 from .modulefolding import fold_module
-from .options import TorchOptions
+from .options import Folding, TorchOptions
 from .plan import OtherNorm, Plan
 from .pytorch import (
     Call,
-    Judging,
     Policy,
     fold_program,
     inspect_module,
@@ -77,8 +76,10 @@ class TorchModel:
         return self._noted(with_lrns(plan, self.model, self.call))
 
     @in_turn
-    def fold(self, out: Path | None, judging: Judging, inplace: bool) -> tuple[Any, Plan, Check | None]:
-        """The folded model; written to `out` when it passed."""
+    def fold(
+        self, out: Path | None, judging: Judging, inplace: bool = False
+    ) -> tuple[Callable[[], Any], Plan, Check | None]:
+        """What gives the folded model, its plan and the verdict; written to `out` when it passed."""
         form = self._form(out)
         folded: nn.Module | ExportedProgram
         if isinstance(self.model, ExportedProgram):
@@ -105,7 +106,7 @@ class TorchModel:
                     self._write_program(folded, form, temporary)
                 else:
                     self._write_module(stored, form, temporary, placed)
-        return folded, plan, check
+        return lambda: folded, plan, check
 
     def _stored(self, before: nn.Module, folded: nn.Module, judging: Judging) -> tuple[nn.Module, tuple[str, ...]]:
         """The folded network in the type of the file that it came from, where it passes in that; and what to say."""
@@ -168,12 +169,10 @@ class TorchModel:
 
 
 @in_turn
-def opened(
-    model: Any, given: TorchOptions, skip: tuple[str, ...], precision_limit: float, leftovers: str
-) -> TorchModel:
+def opened(model: Any, given: TorchOptions, folding: Folding) -> TorchModel:
     """A module, a program, or the path of a file of PyTorch."""
-    policy = Policy(precision_limit, leftovers)
-    options = Options(skip, given.eval, given.bake, given.ignore_hooks)
+    policy = Policy(folding.precision_limit, folding.leftovers)
+    options = Options(folding.skip, given.eval, given.bake, given.ignore_hooks)
     if not isinstance(model, str | PathLike):
         if not isinstance(model, nn.Module | ExportedProgram):
             raise UsageError(f"a torch.nn.Module or an ExportedProgram expected, {type(model).__name__} found")
@@ -197,7 +196,7 @@ def subject(model: Any, given: TorchOptions, device: Device | None) -> ModuleSub
     """A module, a program, or the path of a file, for the judge: in the mode that it is in; files in eval mode."""
     from .equivalence.modules import ModuleSubject
 
-    found = opened(model, given, (), PRECISION_LIMIT, LEFTOVERS[0])
+    found = opened(model, given, Folding())
     program = found.model if isinstance(found.model, ExportedProgram) else None
     module = found.model.module() if isinstance(found.model, ExportedProgram) else found.model
     if given.eval or (found.path is not None and not isinstance(found.model, ExportedProgram)):

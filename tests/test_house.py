@@ -19,8 +19,9 @@ from scripts.oldest import lower_bounds
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bnfold"
 STAGES = [
-    {"version", "limits", "options", "layers", "quiet", "ends", "private"},
+    {"version", "limits", "layers", "quiet", "ends", "private"},
     {"errors"},
+    {"options"},
     {"files", "kinds", "data", "config", "skip"},
     {"graph", "affine"},
     {"gauge"},
@@ -34,7 +35,7 @@ STAGES = [
     {"onnxmodels", "pytorch"},
     {"modulefolding"},
     {"torchfiles"},
-    {"verifying"},
+    {"verifying", "opening"},
     {"exporting", "retraining", "swapping", "onnxswapping", "onnxretraining"},
     {"api"},
     {"testing"},

@@ -29,6 +29,7 @@ from bnfold.gauge.equations import AffinePort, Bend, Equations, Ids
 from bnfold.gauge.rules import _outputs, pinned
 from bnfold.gauge.solve import Outcome, Solution
 from bnfold.graph import Graph
+from bnfold.options import Folding
 from bnfold.plan import Plan
 from bnfold.planner import _planned
 
@@ -665,7 +666,7 @@ def _feed(c: Case) -> dict[str, Array]:
 
 def _carried(c: Case, model: ModelProto, expected: list[Array], variant: int | None, form: str) -> str | None:
     """Check one way of moving the inputs; what could be moved of them, None where the form makes no difference."""
-    loaded = LOADED._load(model, (), False)
+    loaded = LOADED._load(model, Folding(frozen=False))
     graph, eqs = loaded.source.graph, Equations()
     gauges = _seeds(c, eqs, variant)
     given = dict(gauges)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..data import Pixels, Samples, open_data
 from ..errors import DataError, UsageError
 from ..graph import Shape
+from ..options import Progress
 
 Array = npt.NDArray[Any]
 Feed = dict[str, Array]
@@ -282,6 +283,15 @@ def _fill(
     if spec.dtype.kind == "O":  # strings: any will do, and those that are numbers can be read as such too
         return np.asarray(rng.integers(0, spec.high, shape)).astype(str).astype(object)
     return np.asarray(make(rng, shape)).astype(spec.dtype)
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Whether a result is verified, and on which inputs."""
+
+    verify: bool = True
+    inputs: Inputs = field(default_factory=Inputs)
+    progress: Progress = lambda stage: None
 
 
 def inputs_of(
