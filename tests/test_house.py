@@ -24,7 +24,7 @@ STAGES = [
     {"graph", "affine"},
     {"gauge"},
     {"plan"},
-    {"planner", "absorb"},
+    {"planner", "absorb", "merging"},
     {"strain"},
     {"frontends"},
     {"equivalence"},
