@@ -119,7 +119,7 @@ def placed(first: int, step: int, taps: int, into: Axis) -> slice:
 
 
 def regrouped(kernel: Array, groups: int) -> Array:
-    """(g, out, in, *taps) -> (groups, r*out, r*in, *taps), r = g / groups: the blocks on the diagonals of larger ones."""
+    """(g, out, in, *taps) -> (groups, r*out, r*in, *taps), r = g / groups: blocks on the diagonals of larger ones."""
     g, out, into, *taps = kernel.shape
     if g == groups:
         return kernel

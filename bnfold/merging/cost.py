@@ -1,6 +1,6 @@
-"""What a layer costs at run time: multiplications, elements moved, calls. `benchmarks/merging.py` checks it by measurement.
+"""What a layer costs at run time: multiplications, elements moved, calls. `benchmarks/merging.py` checks it.
 
-The constants are those of onnxruntime on one core of a server; what is decided are ratios, which move less than they do.
+The constants are those of onnxruntime on one core of a server; what is decided are ratios, which move less than these.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def of_sum(parts: int, written: int) -> Cost:
 
 
 def better(after: Cost, before: Cost) -> bool:
-    """Whether a sum of layers is never slower as one: less time by the model, and with no fewer multiplications much less."""
+    """Whether a sum of layers is better as one: less time by the model, clearly less where it multiplies more."""
     margin = 1.0 if after.multiplications <= before.multiplications else 0.9
     return after.seconds < margin * before.seconds
 

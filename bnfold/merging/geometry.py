@@ -1,9 +1,10 @@
 """Where the taps of linear layers lie: enough to tell whether a sum or a product of two is one layer. No weights.
 
-A convolution along one axis, stride s, reads for output o the inputs `s*o + first + step*i`, i < taps, and zeros beyond the
-n that there are; it has `(n - 1 + room) // s + 1` outputs. A transposed one adds input p to the outputs
-`s*p + first + step*i`, and has `s*(n - 1) + 1 + room` of them. So `first` is the padding in front, negated, and `room` what
-padding adds to the size less what the kernel takes from it (for the transposed one the reverse); both are 0 for the identity.
+A convolution along one axis, stride s, reads for output o the inputs `s*o + first + step*i`, i < taps, and zeros
+beyond the n that there are; it has `(n - 1 + room) // s + 1` outputs. A transposed one adds input p to the outputs
+`s*p + first + step*i`, and has `s*(n - 1) + 1 + room` of them. So `first` is the padding in front, negated, and `room`
+what padding adds to the size less what the kernel takes from it (for the transposed one the reverse); both are 0 for
+the identity.
 """
 
 from __future__ import annotations
@@ -13,14 +14,7 @@ from dataclasses import dataclass, replace
 from math import gcd, prod
 
 from ..graph import Reason
-
-STRIDE = Reason("merge-stride", "their strides differ", hint="a layer has one stride")
-PADDING = Reason(
-    "merge-padding", "their paddings do not line up: one sees other pixels than the other, or gives another size"
-)
-BORDER = Reason("merge-border", "the second pads with zeros where the first gives its bias, or cuts what it would see")
-KINDS = Reason("merge-kinds", "no single layer is a sum or product of these kinds")
-CHANNELS = Reason("merge-channels", "they have other numbers of channels, or other channel axes")
+from .reasons import BORDER, CHANNELS, KINDS, PADDING, STRIDE
 
 
 @dataclass(frozen=True)
@@ -71,8 +65,9 @@ class Axis:
 class Geometry:
     """A linear layer without its numbers.
 
-    `kind`: "conv", "transpose", "dense", or "diag", a factor for each channel (`inputs` 0: the same for all). `axis`: that of the
-    channels. `biased`: whether any bias is not 0. The kernel has the shape (groups, outputs/groups, inputs/groups, *taps).
+    `kind`: "conv", "transpose", "dense", or "diag", a factor for each channel (`inputs` 0: the same for all).
+    `axis`: that of the channels. `biased`: whether any bias is not 0. The kernel has the shape
+    (groups, outputs/groups, inputs/groups, *taps).
     """
 
     kind: str

@@ -27,7 +27,7 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Layer(Step):
-    """A linear map of one tensor. `op`: what computes it now. `made`: by merging; `lead`: the node whose form it takes."""
+    """A linear map of one tensor. `op`: what computes it. `made`: by merging; `lead`: the node whose form it takes."""
 
     layer: Lazy
     op: str = ""

@@ -8,17 +8,13 @@ from typing import Any
 
 from ..graph import Reason
 
-COSTS = Reason("merge-cost", "one layer in their place would cost more")
-READ = Reason("merge-second-reader", "something else reads a tensor between them")
-
 
 @dataclass(frozen=True)
 class Candidate:
     """Layers that are added, or that stand in a row: `nodes`, with the additions between them.
 
-    `kind`: "sum" or "chain" ("siblings" where outputs of layers of one tensor are put together). `verdict`: "merged", and
-    `into` names the layer that is left; or "left", and `reason` says why. `multiplications`, `bytes` (of weights): before and
-    after; the same numbers where nothing changed.
+    `kind`: "sum" or "chain". `verdict`: "merged", and `into` names the layer that is left; or "left", and `reason` says
+    why. `multiplications` of a run and `bytes` of weights: before and after; the same where nothing changed.
     """
 
     kind: str

@@ -1,20 +1,21 @@
 """Finds layers that can be one, decides by cost, and rewrites the program; front ends carry it out.
 
-First sums: the terms of each are followed back through layers to tensors that several of them start from, and terms of the
-same tensor are joined two by two, those first that save most. Then rows of layers. Until nothing changes any more.
+First sums: the terms of each are followed back through layers to tensors that several of them start from, and terms of
+the same tensor are joined two by two, those first that save most. Then rows of layers. Until nothing changes any more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from ..graph import Reason
 from .algebra import Lazy
 from .cost import Cost, better, leaner, of_sum
 from .program import IDENTITY, JOINT, Layer, Program, Step, Stop, Sum
-from .result import COSTS, READ, Candidate
+from .reasons import COSTS, READ
+from .result import Candidate
 
 DEEPEST = 8
 """So many layers are followed back from a sum."""
@@ -78,8 +79,10 @@ class Search:
     """Merges what can be merged in a program."""
 
     program: Program
-    merged: dict[str, tuple[Candidate, Cost]]
+    merged: dict[str, tuple[Candidate, Cost]] = field(default_factory=dict)
     """By the tensors that merged layers give; with what they cost before."""
+    _known: dict[str, Step] | None = None
+    _reader: dict[str, Step] = field(default_factory=dict)
 
     def run(self) -> list[Candidate]:
         """All candidates, those that were merged first."""
@@ -114,10 +117,6 @@ class Search:
             self._known = self.program.steps
             self._reader = {name: step for step in self._known.values() for name in step.sources}
         return self._reader
-
-    def __post_init__(self) -> None:
-        self._known: dict[str, Step] | None = None
-        self._reader: dict[str, Step] = {}
 
     def _inner(self, outer: Sum, tensor: str) -> bool:
         """Whether a sum is nothing but a part of another."""

@@ -13,13 +13,10 @@ from ...graph import Reason, Shape
 from ...merging.algebra import Array, Lazy, Linear, average, diagonal
 from ...merging.geometry import Axis, Geometry
 from ...merging.program import IDENTITY, Layer, Program, Step, Stop, Sum
+from ...merging.reasons import POOLING, QUANTIZED, UNKNOWN
 from .constants import attributes
 from .node import FLOATS
 from .scope import Scope
-
-QUANTIZED = Reason("merge-quantized", "its weights are whole numbers with a scale")
-POOLING = Reason("merge-pooling", "at the border it averages fewer pixels, which no kernel does")
-UNKNOWN = Reason("merge-padding-unknown", "its padding follows from sizes that are not known")
 
 Skip = Callable[[str], bool]
 

@@ -12,14 +12,14 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ...merging.algebra import Array, Lazy, Linear, regrouped
-from ...merging.program import JOINT, Layer, Step, Sum
+from ...merging.program import JOINT, Layer, Sum
 from ...merging.result import Candidate
 from ...merging.search import Search
 from .apply import Applied
 from .constants import Constants
 from .editor import Editor, Pending, all_names, demand_finite, rounded
-from .mergeread import program
 from .external import external_tensors
+from .mergeread import program
 from .scope import Scope, count_uses, pinned
 from .skeleton import infer_shapes, skeleton
 
@@ -28,7 +28,7 @@ Weights = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Merged:
-    """`applied`: the edited model (the same object as before); `candidates`: what was merged, and what was left and why."""
+    """`applied`: the edited model (the same object as before); `candidates`: what was merged or left, and why."""
 
     applied: Applied
     candidates: tuple[Candidate, ...]
@@ -58,13 +58,13 @@ def merge(
 ) -> Merged:
     """Merge what can be merged exactly and is no slower as one. `folder`: where external data lie.
 
-    The graph itself is searched; bodies in it are left as they are. `skip`: the names of norms that are to be left alone.
+    The graph itself is searched; bodies in it stay as they are. `skip`: the names of norms that are to be left alone.
     """
     state = applied if isinstance(applied, Applied) else Applied(applied, {}, bool(external_tensors(applied)))
     scope = _scope(state, folder, freeze_inputs)
     found = program(scope, skip)
     found.fits = lambda layer: _fits(layer, scope)
-    candidates = tuple(Search(found, {}).run())
+    candidates = tuple(Search(found).run())
     made = [step for step in found.steps.values() if isinstance(step, Layer | Sum) and step.made]
     if not made:
         return Merged(state, candidates)
@@ -113,7 +113,7 @@ class Writer:
     fresh: dict[str, str] = field(default_factory=dict)
     """The names of new tensors."""
 
-    def write(self, made: Sequence[Step]) -> None:
+    def write(self, made: Sequence[Layer | Sum]) -> None:
         """Each layer in the place of the node that gave its tensor; those of new tensors right before their sum."""
         graph = self.editor.graph
         places = {out: i for i, node in enumerate(graph.node) for out in node.output if out}
