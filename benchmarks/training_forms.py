@@ -35,7 +35,9 @@ def mobileone_s0(net: NetBuilder, x: str, width: int = 64) -> str:
     return net.classifier(x)
 
 
-def built(wiring: Callable[[NetBuilder, str, int], str], width: int, shape: tuple[int, ...] = IMAGE, **options: Any) -> onnx.ModelProto:
+def built(
+    wiring: Callable[[NetBuilder, str, int], str], width: int, shape: tuple[int, ...] = IMAGE, **options: Any
+) -> onnx.ModelProto:
     """A network for images of that shape."""
     net = NetBuilder(**{"dtype": np.float32, "seed": 0, "signs": "both", "zero_gamma": 0.0, "opset": 17, **options})
     return net.finish(wiring(net, net.input(shape), width), wiring.__name__)

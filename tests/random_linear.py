@@ -126,7 +126,12 @@ class RandomLinear:
         kind = self.rng.random()
         if kind < 0.2 and not self.dense:
             c = shape[1]
-            stats = [self.normal(c) * self.rng.choice([1, 1, 0], c), self.normal(c), self.normal(c), self.rng.uniform(0.1, 3, c)]
+            stats = [
+                self.normal(c) * self.rng.choice([1, 1, 0], c),
+                self.normal(c),
+                self.normal(c),
+                self.rng.uniform(0.1, 3, c),
+            ]
             return self.node("BatchNormalization", [name, *map(self.constant, stats)], shape, epsilon=1e-3), shape
         if kind < 0.3:
             return self.node("Identity", [name], shape), shape
@@ -192,7 +197,9 @@ class RandomLinear:
             made = [-(-n // s) for n, s in zip(sizes, strides, strict=True)]
         else:
             front, back = self.pads(reach, sizes, strides, target, bool(auto))
-            made = [(n + a + b - r - 1) // s + 1 for n, a, b, r, s in zip(sizes, front, back, reach, strides, strict=True)]
+            made = [
+                (n + a + b - r - 1) // s + 1 for n, a, b, r, s in zip(sizes, front, back, reach, strides, strict=True)
+            ]
             if not auto:
                 attrs["pads"] = front + back
         if auto:
@@ -223,9 +230,7 @@ class RandomLinear:
         kernel, strides, dilations = self.geometry(sizes, self.chance(0.3))
         groups = self.groups(c, out)
         attrs: dict[str, Any] = {"group": groups, "dilations": dilations, "strides": strides}
-        whole = [
-            (n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(sizes, strides, dilations, kernel, strict=True)
-        ]
+        whole = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(sizes, strides, dilations, kernel, strict=True)]
         front, back, more = [], [], []
         for axis, (w, k, s) in enumerate(zip(whole, kernel, strides, strict=True)):
             cut = w - target[2 + axis] if target else k - 1

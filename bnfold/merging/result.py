@@ -14,7 +14,8 @@ class Candidate:
     """Layers that are added, or that stand in a row: `nodes`, with the additions between them.
 
     `kind`: "sum" or "chain". `verdict`: "merged", and `into` names the layer that is left; or "left", and `reason` says
-    why. `multiplications` of a run and `bytes` of weights: before and after; the same where nothing changed.
+    why. `multiplications` of a run, `bytes` of weights, and `seconds` by the model of costs: before and after;
+    the same where nothing changed.
     """
 
     kind: str
@@ -24,6 +25,7 @@ class Candidate:
     reason: Reason | None
     multiplications: tuple[int, int]
     bytes: tuple[int, int]
+    seconds: tuple[float, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -223,7 +223,7 @@ class Search:
         after, size = self.program.cost_of(made.layer, made.source, made.target), self.program.itemsize
         candidate = Candidate(
             kind, names, made.name, "merged", None, (before.multiplications, after.multiplications),
-            (before.weights * size, after.weights * size),
+            (before.weights * size, after.weights * size), (before.seconds, after.seconds),
         )  # fmt: skip
         self.merged[made.target] = candidate, before
 
@@ -318,8 +318,8 @@ class Search:
         nodes = dict.fromkeys(node for step in steps for node in step.nodes)
         size = cost.weights * self.program.itemsize
         names = tuple(self.program.names[node] for node in nodes)
-        same = cost.multiplications, cost.multiplications
-        return Candidate(kind, names, "", "left", reason, same, (size, size))
+        seconds = cost.seconds, cost.seconds
+        return Candidate(kind, names, "", "left", reason, (cost.multiplications,) * 2, (size, size), seconds)
 
 
 def _joined(search: Search, parts: list[Part], base: str, terms: list[Term]) -> list[Part]:
