@@ -6,6 +6,7 @@ python -m benchmarks.merging [--rounds 30]
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from unittest.mock import patch
 
 import click
@@ -64,7 +65,7 @@ class Net:
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[TensorProto] = []
 
-    def op(self, kind: str, *inputs: str, **attrs: object) -> str:
+    def op(self, kind: str, *inputs: str, **attrs: Any) -> str:
         """A node; its output."""
         name = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [name], name, **attrs))
@@ -164,9 +165,7 @@ def costs(rounds: int) -> None:
 @click.option("--rounds", default=30, show_default=True)
 def main(rounds: int) -> None:
     """Print the tables of docs/benchmarks.md on merging."""
-    print(
-        f"onnxruntime {ort.__version__}, CPU, optimisations on, medians of runs in turn, shares of the original's time\n"
-    )
+    print(f"onnxruntime {ort.__version__}, CPU, optimisations on, medians of runs in turn, as shares of the original\n")
     networks(rounds)
     costs(rounds)
 

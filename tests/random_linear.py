@@ -1,4 +1,4 @@
-"""Random graphs of linear layers side by side and in a row, in float64: much of them can be merged, much must not be."""
+"""Random graphs of linear layers side by side and in a row: much of them can be merged, much must not be."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -67,7 +67,7 @@ class RandomLinear:
         return name
 
     def normal(self, *shape: int) -> Array:
-        return self.rng.normal(size=shape) * self.pick(1.0, 1.0, 0.5)
+        return np.asarray(self.rng.normal(size=shape) * self.pick(1.0, 1.0, 0.5))
 
     # --- branches
 

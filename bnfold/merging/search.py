@@ -14,7 +14,7 @@ from ..graph import Reason
 from .algebra import Lazy
 from .cost import Cost, better, leaner, of_sum
 from .program import IDENTITY, JOINT, Layer, Program, Step, Stop, Sum
-from .reasons import COSTS, READ
+from .reasons import COSTS, RANGE, READ
 from .result import Candidate
 
 DEEPEST = 8
@@ -177,13 +177,15 @@ class Search:
         layer = a.layer.plus(b.layer)
         if isinstance(layer, Reason):
             return layer
+        if not self.program.fits(layer):
+            return RANGE
         cost = self.program.cost_of(layer, base, tensor)
         return Part(layer, a.members + b.members, a.steps + b.steps, cost, True)
 
     def saves(self, whole: Part, parts: list[Part], tensor: str) -> bool:
         """Whether one part is better than several and their sum."""
         before = sum((part.cost for part in parts), of_sum(len(parts), self.program.elements(tensor)))
-        return better(whole.cost, before) and self.program.fits(whole.layer)
+        return better(whole.cost, before)
 
     def _rewrite(self, step: Sum, terms: list[Term], sums: list[Step], part: Part, base: str) -> None:
         program, number = self.program, len(self.merged)
@@ -290,7 +292,7 @@ class Search:
             reason = link.layer if isinstance(link.layer, Reason) else None
             if reason is None and not leaner(*reversed(self._costs(row, link))):
                 reason = COSTS
-            yield self._stays("chain", tuple(reversed(link.steps)), reason or link.held or COSTS)
+            yield self._stays("chain", tuple(reversed(link.steps)), reason or link.held or RANGE)
 
     def _left_sum(self, step: Sum) -> Iterator[Candidate]:
         terms, sums = self._terms(step)

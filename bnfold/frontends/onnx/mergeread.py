@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto
 
+from ...errors import BnfoldError
 from ...graph import Reason, Shape
 from ...merging.algebra import Array, Lazy, Linear, average, diagonal
 from ...merging.geometry import Axis, Geometry
@@ -238,7 +239,7 @@ def along(view: View, constant: str, data: str) -> tuple[Array, int] | None:
     size, shape = view.scope.constants.shape(constant), view.shape(data)
     if all(d == 1 for d in size) and (not size or (shape is not None and len(size) <= len(shape))):
         return view.numbers(constant).reshape(1), 1
-    if shape is None or len(size) > len(shape):
+    if shape is None or len(size) > len(shape) or 0 in size:
         return None
     padded = (1,) * (len(shape) - len(size)) + size
     wide = [i for i, d in enumerate(padded) if d != 1]
@@ -328,7 +329,12 @@ def program(scope: Scope, skip: Skip) -> Program:
     names = {i: node.name or f"{node.op_type}_{i}" for i, node in enumerate(scope.graph.node)}
     made = Program({}, scope.uses.copy(), dict(scope.pinned), scope.shapes, names)
     for i, node in enumerate(scope.graph.node):
-        step = _read(View(node, i, names[i], attributes(node), scope), skip)
+        try:
+            step = _read(View(node, i, names[i], attributes(node), scope), skip)
+        except Exception as error:  # a fault of ours costs the node, and not the file
+            if isinstance(error, BnfoldError | MemoryError) and not getattr(error, "local", False):
+                raise
+            step = None
         if step is not None:
             made.steps[step.target] = step
     _pair_biases(made)
