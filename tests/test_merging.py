@@ -426,7 +426,7 @@ def test_layers_of_unlike_cost_stay_apart() -> None:
 
 
 def tree(n: Net) -> str:
-    """Seven terms in a tree of unlike depths, one of them subtracted, constants among them, and one of another tensor."""
+    """A tree of unlike depths, with terms that are subtracted, constants, and a term of another tensor."""
     parts = [
         conv(n, bias=True),
         conv(n, 1),
@@ -444,7 +444,7 @@ MERGED: dict[str, tuple[dict[str, int], Callable[[Net], Any]]] = {
     "auto_pad": ({"Conv": 1}, lambda n: add_(n, conv(n, 3, auto_pad="SAME_UPPER"), conv(n, 1, auto_pad="VALID"))),
     "auto_pad, strides": (
         {"Conv": 1},
-        lambda n: add_(n, conv(n, auto_pad="SAME_UPPER", strides=[2, 2]), conv(n, auto_pad="SAME_UPPER", strides=[2, 2])),
+        lambda n: add_(n, *(conv(n, k, auto_pad="SAME_UPPER", strides=[2, 2]) for k in (3, 2))),
     ),
     "even kernels that pad unlike": ({"Conv": 1}, lambda n: add_(n, conv(n, 4, pads=[2, 1, 1, 2]), conv(n))),
     "paddings of unlike sizes that read alike": (
@@ -469,8 +469,8 @@ MERGED: dict[str, tuple[dict[str, int], Callable[[Net], Any]]] = {
         {"ConvTranspose": 1},
         lambda n: add_(
             n,
-            n.op("ConvTranspose", "relu0", n.w(n.rng.normal(size=(8, 4, 3, 3))), strides=[2, 2], pads=[1] * 4, output_padding=[1, 1]),
-            n.op("ConvTranspose", "relu0", n.w(n.rng.normal(size=(8, 4, 1, 1))), strides=[2, 2], output_padding=[1, 1]),
+            *(n.op("ConvTranspose", "relu0", n.w(n.rng.normal(size=(8, 4, k, k))), strides=[2, 2], pads=[k // 2] * 4,
+                   output_padding=[1, 1]) for k in (3, 1)),
         ),
     ),
     "a row of Gemms": ({"Gemm": 1, "Flatten": 1, "GlobalAveragePool": 1}, lambda n: gemms(n, 8, 16, 24, 4)),
@@ -490,7 +490,7 @@ MERGED: dict[str, tuple[dict[str, int], Callable[[Net], Any]]] = {
     ),
     "an average beside a conv": (
         {"Conv": 1},
-        lambda n: add_(n, n.op("AveragePool", "relu0", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1), conv(n)),
+        lambda n: add_(n, conv(n), n.op("AveragePool", "relu0", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)),
     ),
 }  # fmt: skip
 
@@ -511,7 +511,7 @@ def test_matmuls_of_sequences_and_their_biases() -> None:
     second = net.op("Add", net.op("MatMul", "x", net.w(net.rng.normal(size=(6, 6)))), net.w(net.rng.normal(size=6)))
     total = net.op("Add", net.op("Add", first, "x"), second)
     model = net.model(net.op("Relu", net.op("MatMul", total, net.w(net.rng.normal(size=(6, 3))))))
-    made, found = merged(model)
+    made, _ = merged(model)
     assert [node.op_type for node in made.graph.node] == ["MatMul", "Add", "Relu"]
     demand_equal(model, made, RNG.normal(size=(2, 5, 6)))
 
