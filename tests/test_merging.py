@@ -348,6 +348,10 @@ def conv(n: Net, k: int = 3, x: str = "relu0", out: int = 8, into: int = 8, **at
     return n.conv(x, into, out, k, **attrs)
 
 
+def average_of(n: Net, **attrs: Any) -> str:
+    return str(n.op("AveragePool", "relu0", kernel_shape=[3, 3], pads=[1] * 4, **attrs))
+
+
 def quantised(n: Net, k: int) -> str:
     integers = n.w(n.rng.integers(-90, 90, (8, 8, k, k)), np.int8)
     weight = n.op("DequantizeLinear", integers, n.w(0.01, np.float32), n.w(0, np.int8))
@@ -373,7 +377,7 @@ LEFT: dict[str, tuple[str, Callable[[Net], Any]]] = {
     ),
     "pooling": (
         "merge-pooling",
-        lambda n: add_(n, n.op("AveragePool", "relu0", kernel_shape=[3, 3], pads=[1] * 4), conv(n)),
+        lambda n: add_(n, average_of(n), conv(n)),
     ),
     "kinds": (
         "merge-kinds",
@@ -490,7 +494,7 @@ MERGED: dict[str, tuple[dict[str, int], Callable[[Net], Any]]] = {
     ),
     "an average beside a conv": (
         {"Conv": 1},
-        lambda n: add_(n, conv(n), n.op("AveragePool", "relu0", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1)),
+        lambda n: add_(n, average_of(n, count_include_pad=1), conv(n)),
     ),
 }  # fmt: skip
 
@@ -519,10 +523,9 @@ def test_matmuls_of_sequences_and_their_biases() -> None:
 @pytest.mark.parametrize(("alpha", "beta", "across"), list(grid((1.0, 0.7), (1.0, 0.3, 0.0), (0, 1))))
 def test_factors_of_gemms(alpha: float, beta: float, across: int) -> None:
     net = Net(3, 6)
-    sides = [
-        net.op("Gemm", "x", net.w(net.rng.normal(size=(6, 6))), net.w(net.rng.normal(size=shape)), alpha=alpha, beta=beta, transB=across)
-        for shape in ((6,), (1,))
-    ]  # fmt: skip
+    factors: dict[str, Any] = {"alpha": alpha, "beta": beta, "transB": across}
+    constants = [net.w(net.rng.normal(size=shape)) for shape in ((6,), (1,))]
+    sides = [net.op("Gemm", "x", net.w(net.rng.normal(size=(6, 6))), c, **factors) for c in constants]
     model = net.model(net.op("Relu", net.op("Add", net.op("Add", *sides), "x")))
     made, _ = merged(model)
     assert [node.op_type for node in made.graph.node] == ["Gemm", "Relu"]
@@ -559,15 +562,14 @@ def test_two_layers_of_a_sum_with_a_reader_of_the_third() -> None:
 def _in_a_body(model: onnx.ModelProto) -> None:
     """Let the body of an If read the output of the first conv."""
     inner = next(n.output[0] for n in model.graph.node if n.op_type == "Conv")
-    value = helper.make_tensor_value_info("inner", TensorProto.DOUBLE, None)
-    bodies = {
-        f"{name}_branch": helper.make_graph([helper.make_node(op, [inner], [f"{name}_out"])], name,
-                                            [], [helper.make_tensor_value_info(f"{name}_out", TensorProto.DOUBLE, None)])
-        for name, op in (("then", "Relu"), ("else", "Neg"))
-    }  # fmt: skip
+    bodies = {}
+    for name, op in (("then", "Relu"), ("else", "Neg")):
+        out = helper.make_tensor_value_info(f"{name}_out", TensorProto.DOUBLE, None)
+        node = helper.make_node(op, [inner], [out.name])
+        bodies[f"{name}_branch"] = helper.make_graph([node], name, [], [out])
     model.graph.input.append(helper.make_tensor_value_info("choice", TensorProto.BOOL, []))
     model.graph.node.append(helper.make_node("If", ["choice"], ["inner"], **bodies))
-    model.graph.output.append(value)
+    model.graph.output.append(helper.make_tensor_value_info("inner", TensorProto.DOUBLE, None))
 
 
 def _overridable(model: onnx.ModelProto) -> None:
