@@ -50,8 +50,8 @@ class Axis:
     def end(self, transposed: bool = False) -> int:
         """The padding behind, which may come out negative; for a transposed one less its output padding.
 
-        As much as in front, where that gives the right number of outputs: runtimes are slower where the two differ. Else
-        as little as gives it, and not below 0 where 0 does.
+        As much as in front, where that gives the right number of outputs: runtimes are slower where the two differ.
+        Else as little as gives it, and not below 0 where 0 does.
         """
         if transposed:
             return self.last - self.room

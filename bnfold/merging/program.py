@@ -72,8 +72,8 @@ class Program:
     itemsize: int = 4
     shifts: dict[str, Lazy] = field(default_factory=dict)
     """Constants that are added: `x + t` along an axis."""
-    fits: Callable[[Lazy], bool] = lambda layer: True
-    """Whether the numbers of a layer can be stored."""
+    misfit: Callable[[Lazy], Reason | None] = lambda layer: None
+    """Why a layer cannot be stored."""
 
     def free(self, tensor: str) -> bool:
         """Whether a tensor may go with its only reader."""

@@ -14,7 +14,7 @@ from ..graph import Reason
 from .algebra import Lazy
 from .cost import Cost, better, leaner, of_sum
 from .program import IDENTITY, JOINT, Layer, Program, Step, Stop, Sum
-from .reasons import COSTS, RANGE, READ
+from .reasons import COSTS, READ
 from .result import Candidate
 
 DEEPEST = 8
@@ -177,8 +177,9 @@ class Search:
         layer = a.layer.plus(b.layer)
         if isinstance(layer, Reason):
             return layer
-        if not self.program.fits(layer):
-            return RANGE
+        misfit = self.program.misfit(layer)
+        if misfit is not None:
+            return misfit
         cost = self.program.cost_of(layer, base, tensor)
         return Part(layer, a.members + b.members, a.steps + b.steps, cost, True)
 
@@ -253,7 +254,8 @@ class Search:
             if link.held is None and isinstance(link.layer, Lazy):
                 before, after = self._costs(step, link)
                 saved = before.seconds - after.seconds
-                if leaner(after, before) and (best is None or saved > best[0]) and self.program.fits(link.layer):
+                better_yet = leaner(after, before) and (best is None or saved > best[0])
+                if better_yet and self.program.misfit(link.layer) is None:
                     best = saved, step, link
         if best is None:
             return False
@@ -273,7 +275,7 @@ class Search:
             before = self.program.steps.get(step.source)
             if not step.real and isinstance(before, Layer) and before.made and self.program.free(step.source):
                 layer = step.layer.behind(before.layer)
-                if isinstance(layer, Lazy) and self.program.fits(layer):
+                if isinstance(layer, Lazy) and self.program.misfit(layer) is None:
                     return float("inf"), step, Link(before.source, layer, (step, before))
         return None
 
@@ -292,7 +294,9 @@ class Search:
             reason = link.layer if isinstance(link.layer, Reason) else None
             if reason is None and not leaner(*reversed(self._costs(row, link))):
                 reason = COSTS
-            yield self._stays("chain", tuple(reversed(link.steps)), reason or link.held or RANGE)
+            if reason is None and isinstance(link.layer, Lazy):
+                reason = link.held or self.program.misfit(link.layer)
+            yield self._stays("chain", tuple(reversed(link.steps)), reason or COSTS)
 
     def _left_sum(self, step: Sum) -> Iterator[Candidate]:
         terms, sums = self._terms(step)

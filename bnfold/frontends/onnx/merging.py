@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from ...graph import Reason
 from ...merging.algebra import Array, Lazy, Linear, regrouped
 from ...merging.program import JOINT, Layer, Sum
+from ...merging.reasons import RANGE
 from ...merging.result import Candidate
 from ...merging.search import Search
 from .apply import Applied
@@ -63,7 +65,7 @@ def merge(
     state = applied if isinstance(applied, Applied) else Applied(applied, {}, bool(external_tensors(applied)))
     scope = _scope(state, folder, freeze_inputs)
     found = program(scope, skip)
-    found.fits = lambda layer: _fits(layer, scope)
+    found.misfit = lambda layer: _misfit(layer, scope)
     candidates = tuple(Search(found).run())
     made = [step for step in found.steps.values() if isinstance(step, Layer | Sum) and step.made]
     if not made:
@@ -97,12 +99,13 @@ def _sizes(kind: Any) -> tuple[int | str | None, ...] | None:
     )
 
 
-def _fits(layer: Lazy, scope: Scope) -> bool:
-    """Whether the numbers of a layer are in the range of float16, where a graph has such."""
+def _misfit(layer: Lazy, scope: Scope) -> Reason | None:
+    """Whether the numbers of a layer are beyond the range of float16, where a graph has such."""
     if TensorProto.FLOAT16 not in scope.dtypes.values():
-        return True
+        return None
     made = layer.load()
-    return bool(max(np.abs(made.kernel).max(initial=0), np.abs(made.bias).max(initial=0)) <= np.finfo(np.float16).max)
+    largest = max(np.abs(made.kernel).max(initial=0), np.abs(made.bias).max(initial=0))
+    return RANGE if largest > np.finfo(np.float16).max else None
 
 
 @dataclass
