@@ -26,7 +26,7 @@ STAGES = [
     {"graph", "affine"},
     {"gauge"},
     {"plan"},
-    {"planner", "absorb"},
+    {"planner", "absorb", "merging"},
     {"strain"},
     {"frontends"},
     {"equivalence"},

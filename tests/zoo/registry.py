@@ -31,6 +31,8 @@ class Network(Protocol):
 
 ZOO: dict[str, Network] = {}
 EXPECTED_BN: dict[str, int] = {}
+WIRINGS: dict[str, Wiring] = {}
+"""What the networks are made of, for builders of their own."""
 
 
 def network(*, bn: int, shape: Sequence[int], width: int, eps: float = 1e-5) -> Callable[[Wiring], Network]:
@@ -51,6 +53,7 @@ def network(*, bn: int, shape: Sequence[int], width: int, eps: float = 1e-5) -> 
 
         build.__name__, build.__qualname__, build.__doc__ = wiring.__name__, wiring.__qualname__, wiring.__doc__
         ZOO[wiring.__name__], EXPECTED_BN[wiring.__name__] = build, bn
+        WIRINGS[wiring.__name__] = wiring
         return build
 
     return register

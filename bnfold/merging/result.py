@@ -1,0 +1,46 @@
+"""What merging did, and what it left: plain values for reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..graph import Reason
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Layers that are added, or that stand in a row: `nodes`, with the additions between them.
+
+    `kind`: "sum" or "chain". `verdict`: "merged", and `into` names the layer that is left; or "left", and `reason` says
+    why. `multiplications` of a run, `bytes` of weights, and `seconds` by the model of costs: before and after;
+    the same where nothing changed.
+    """
+
+    kind: str
+    nodes: tuple[str, ...]
+    into: str
+    verdict: str
+    reason: Reason | None
+    multiplications: tuple[int, int]
+    bytes: tuple[int, int]
+    seconds: tuple[float, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        reason = None if self.reason is None else {"code": self.reason.code, "text": self.reason.text}
+        return {
+            "kind": self.kind,
+            "nodes": list(self.nodes),
+            "into": self.into,
+            "verdict": self.verdict,
+            "reason": reason,
+            "multiplications": {"before": self.multiplications[0], "after": self.multiplications[1]},
+            "bytes": {"before": self.bytes[0], "after": self.bytes[1]},
+        }
+
+
+def merged_of(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Those that were merged."""
+    return tuple(c for c in candidates if c.verdict == "merged")
