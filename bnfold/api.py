@@ -52,6 +52,8 @@ def inspect(
     keep_inputs: bool = False,
     precision_limit: float = PRECISION_LIMIT,
     leftovers: str = LEFTOVERS[0],
+    merge: bool = True,
+    shrink: bool = True,
     eval: bool = False,
     bake: bool = False,
     ignore_hooks: bool = False,
@@ -66,12 +68,14 @@ def inspect(
     exporters did: then they are constants. `freeze_inputs`: all are; `keep_inputs`: none. `precision_limit`: how much
     precision the other readers of a tensor may lose to a fold, as a factor (docs/precision.md). `leftovers`: in which
     forms a norm that cannot go may be left: "fast", those that measure no slower in the model's runtime
-    (docs/benchmarks.md); "all", any single op; "none".
+    (docs/benchmarks.md); "all", any single op; "none". `merge`: linear layers that are added, or that stand in a row,
+    become one where that is exact and no slower; `shrink`: channels that hold a constant or that nobody reads go
+    (docs/merging.md; ONNX models, and what `export` writes).
     The rest is for PyTorch: see `fold`. Raises ModelError where the model cannot be read, UsageError where arguments do
     not fit.
     """
     options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
-    folding = Folding.of(skip, precision_limit, leftovers, freeze_inputs, keep_inputs)
+    folding = Folding.of(skip, precision_limit, leftovers, freeze_inputs, keep_inputs, merge, shrink)
     return open_model(model, options, folding).inspect()
 
 
@@ -94,6 +98,8 @@ def fold(
     keep_inputs: bool = False,
     precision_limit: float = PRECISION_LIMIT,
     leftovers: str = LEFTOVERS[0],
+    merge: bool = True,
+    shrink: bool = True,
     eval: bool = False,
     inplace: bool = False,
     bake: bool = False,
@@ -111,8 +117,8 @@ def fold(
 
     `out`: where to write it; the file appears only when the result passed. `data`, `samples`, `seed`, `kinds`,
     `shapes`, `mean`, `std`: the inputs of the check, as for `verify`; where nothing changes nothing is run. `skip`,
-    `freeze_inputs`, `keep_inputs`, `precision_limit`, `leftovers`: as for `inspect`. `progress` is called with the name
-    of each stage.
+    `freeze_inputs`, `keep_inputs`, `precision_limit`, `leftovers`, `merge`, `shrink`: as for `inspect`. `progress` is
+    called with the name of each stage.
 
     For PyTorch: `eval`: put the module (the copy of it) in eval mode first; one in train mode is refused otherwise.
     `inplace`: change the module itself, once a copy has passed; it is put back when it then differs. `bake`: make
@@ -128,7 +134,7 @@ def fold(
     from .equivalence.inputs import Judging, inputs_of
 
     options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
-    folding = Folding.of(skip, precision_limit, leftovers, freeze_inputs, keep_inputs)
+    folding = Folding.of(skip, precision_limit, leftovers, freeze_inputs, keep_inputs, merge, shrink)
     judging = Judging(verify, inputs_of(seed, shapes, kinds, data, samples, mean, std), progress)
     if (inplace or inputs is not None) and is_onnx(model):
         raise UsageError("inputs (--input) and inplace are for models of PyTorch; this one was read as ONNX")
@@ -267,6 +273,8 @@ def export(
     skip: Iterable[str] = (),
     precision_limit: float = PRECISION_LIMIT,
     leftovers: str = LEFTOVERS[0],
+    merge: bool = True,
+    shrink: bool = True,
     eval: bool = False,
     bake: bool = False,
     ignore_hooks: bool = False,
@@ -291,7 +299,7 @@ def export(
     from .torchfiles import opened
 
     options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
-    loaded = opened(model, options, Folding.of(skip, precision_limit, leftovers))
+    loaded = opened(model, options, Folding.of(skip, precision_limit, leftovers, merge=merge, shrink=shrink))
     loaded.check_skip()
     path = Path(fspath(out))
     settings = Settings(keep_bn, opset, tuple(dynamic), external_data)

@@ -63,4 +63,6 @@ class InternalError(VerificationError):
 
 
 class PlanError(BnfoldError):
-    """A plan that does not fit the model."""
+    """A plan that does not fit the model. `plan`: that plan, where it is known."""
+
+    plan: Any = None

@@ -12,10 +12,10 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from .errors import BnfoldError, DataError, ModelError, UsageError, VerificationError
+from .errors import BnfoldError, DataError, ModelError, PlanError, UsageError, VerificationError
 from .kinds import check_suffix
 from .options import Folding
-from .plan import OtherNorm, Plan
+from .plan import LayerMerge, OtherNorm, Plan
 from .planner import plan as make_plan
 from .planner import plan_that_fits
 from .skip import Skip, demand_match, unmatched
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 
     from .equivalence.check import Check
     from .equivalence.inputs import InputSpec, Judging
+    from .frontends.onnx.apply import Applied
     from .frontends.onnx.read import Source
     from .frontends.onnx.skeleton import Skeleton
     from .lrn.onnx_find import OnnxSite
+    from .merging.result import Candidate
 
 Model = "str | PathLike[str] | ModelProto"
 WEIGHTS = 300_000_000
@@ -40,6 +42,7 @@ class _Loaded:
     source: Source
     path: Path | None
     name: str
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class OnnxModel:
     def inspect(self) -> Plan:
         """The plan, and the model's LRNs."""
         loaded = _load(self.model, self.folding, lengths=True)
-        return _with_lrns(_plan(loaded, self.folding), self.model)
+        plan = _plan(loaded, self.folding)
+        return _with_lrns(_carried_out(loaded, plan, self.folding)[1], self.model)
 
     def fold(
         self, out: Path | None, judging: Judging, inplace: bool = False
@@ -100,19 +104,14 @@ def fold_onnx(
     model: str | PathLike[str] | ModelProto, folding: Folding, target: Path | None, judging: Judging
 ) -> tuple[Callable[[], ModelProto], Plan, Check | None]:
     """The folded model, for when it is asked for, the plan and the verdict. See `bnfold.fold`."""
-    from .equivalence.check import Check
     from .files import check_target
-    from .frontends.onnx.apply import apply
     from .frontends.onnx.external import check_target as check_data_target
     from .frontends.onnx.external import external_tensors
-    from .frontends.onnx.files import check as check_model
-    from .frontends.onnx.files import dump
 
-    verify, progress = judging.verify, judging.progress
     if target is not None:
         check_target(target, _path(model))
         check_suffix(target)
-    progress("reading")
+    judging.progress("reading")
     loaded = _load(model, folding)
     if target is None and external_tensors(loaded.model):
         raise UsageError(
@@ -120,31 +119,90 @@ def fold_onnx(
         )
     if target is not None:
         check_data_target(target, loaded.model, loaded.source.constants.folder)
+    try:
+        return _folded(model, loaded, folding, target, judging)
+    except (PlanError, VerificationError) as error:
+        if not isinstance(error.plan, Plan) or not (error.plan.merged or error.plan.dropped):
+            raise
+        why = error
+    less = replace(folding, merge=False, shrink=False)
+    complete, plan, check = _folded(model, _load(model, less), less, target, judging)
+    note = f"no layers were merged and no channels dropped: with them the result was refused ({why})"
+    return complete, replace(plan, notes=(*plan.notes, note)), check
+
+
+def _folded(
+    model: str | PathLike[str] | ModelProto, loaded: _Loaded, folding: Folding, target: Path | None, judging: Judging
+) -> tuple[Callable[[], ModelProto], Plan, Check | None]:
+    """The result for a model that was read. Errors of the result have the plan."""
+    from .equivalence.check import Check
+    from .frontends.onnx.files import check as check_model
+    from .frontends.onnx.files import dump
+
+    verify, progress = judging.verify, judging.progress
     progress("planning")
     plan = _plan(loaded, folding)
-    if not plan.edits:
+    specs: list[InputSpec] | VerificationError = []
+    try:  # before any edit: norms tell sizes too
+        specs = _specs(loaded) if verify else []
+    except VerificationError as error:
+        specs = error
+    progress("folding")
+    applied, plan = _carried_out(loaded, plan, folding)
+    if not plan.changed:
         if verify and judging.inputs.shapes:
-            next(
-                judging.inputs.choices(_specs(loaded))
-            )  # sizes that do not fit are an error, whether they are used or not
+            next(judging.inputs.choices(_demanded(specs)))  # sizes that do not fit are an error, used or not
         check = Check.unchanged(loaded.name) if verify else None
         return _unchanged(model, loaded, target), plan, check
-    progress("folding")
-    specs = _specs(loaded) if verify else []
+    fit, folder = _demanded(specs), loaded.source.constants.folder
     with _reference(model, loaded, verify) as reference:
-        applied = apply(loaded.model, loaded.source, plan)
-        folder = loaded.source.constants.folder
-        check_model(loaded.model, f"{loaded.name} (folded)", lengths=False, pending=applied.pending, folder=folder)
+        check_model(applied.model, f"{loaded.name} (folded)", lengths=False, pending=applied.pending, folder=folder)
         with _destination(target, loaded, needed=verify or target is not None) as temporary:
             if temporary is not None:
                 progress("writing")
-                dump(applied, temporary, folder)
+                try:
+                    dump(applied, temporary, folder)
+                except PlanError as error:
+                    error.plan = plan
+                    raise
             verdict = None
             if verify and temporary is not None:
-                verdict = _judge(reference, temporary, specs, judging)
+                verdict = _judge(reference, temporary, fit, judging)
                 if not verdict.passed:
                     raise _failure(verdict, plan)
             return applied.complete, plan, verdict
+
+
+def _demanded(specs: list[InputSpec] | VerificationError) -> list[InputSpec]:
+    """The inputs; the error where they are none."""
+    if isinstance(specs, VerificationError):
+        raise specs
+    return specs
+
+
+def _carried_out(loaded: _Loaded, plan: Plan, folding: Folding) -> tuple[Applied, Plan]:
+    """The edited model, with layers merged; and the plan that says so. The model itself changes."""
+    from .frontends.onnx.apply import Applied, apply
+    from .frontends.onnx.external import external_tensors
+    from .frontends.onnx.merging import merge
+
+    folder, state = loaded.source.constants.folder, Applied(loaded.model, {}, bool(external_tensors(loaded.model)))
+    if plan.edits:
+        state = apply(loaded.model, loaded.source, plan)
+    if folding.merge:
+        merged = merge(state, folder, Skip(folding.skip), loaded.frozen)
+        made = (
+            LayerMerge(c.kind, c.nodes, c.verdict, c.into, c.reason, c.multiplications, c.bytes)
+            for c in merged.candidates
+        )
+        state, plan = merged.applied, replace(plan, merges=tuple(made))
+    return state, plan
+
+
+def _told(found: Candidate) -> LayerMerge:
+    return LayerMerge(
+        found.kind, found.nodes, found.verdict, found.into, found.reason, found.multiplications, found.bytes
+    )
 
 
 def _unchanged(
@@ -262,7 +320,7 @@ def _load(model: str | PathLike[str] | ModelProto, folding: Folding, lengths: bo
         _vouch(model, source, name)
         return source
 
-    inlined = _inlined(_Loaded(proto, load_source(proto, bare), path, name), load_source)
+    inlined = _inlined(_Loaded(proto, load_source(proto, bare), path, name, frozen), load_source)
     loaded = _swapped(_decided(inlined, load_source), load_source)
     rest = unmatched(skipped.patterns, skipped.names)
     if rest:
@@ -278,7 +336,7 @@ def _decided(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Sour
     folder = loaded.path.parent if loaded.path else None
     while decide(loaded.model, loaded.source.scopes):
         source = load_source(loaded.model, skeleton(loaded.model, folder))
-        loaded = _Loaded(loaded.model, source, loaded.path, loaded.name)
+        loaded = _Loaded(loaded.model, source, loaded.path, loaded.name, loaded.frozen)
     return loaded
 
 
@@ -304,7 +362,7 @@ def _swapped(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Sour
         return len(plan.batch_norms) - plan.counts()["folded"]
 
     better = left(source) < left(loaded.source)
-    return _Loaded(trial, source, loaded.path, loaded.name) if better else loaded
+    return _Loaded(trial, source, loaded.path, loaded.name, loaded.frozen) if better else loaded
 
 
 def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Source]) -> _Loaded:
@@ -319,7 +377,7 @@ def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Sour
         return loaded
     holding = with_norms(proto)
     if holding and inline(proto, holding):
-        loaded = _Loaded(proto, load_source(proto, skeleton(proto, folder)), loaded.path, loaded.name)
+        loaded = _Loaded(proto, load_source(proto, skeleton(proto, folder)), loaded.path, loaded.name, loaded.frozen)
     plan = _plan(loaded, Folding())
     if not called(proto) or plan.counts()["folded"] == len(plan.batch_norms):
         return loaded
@@ -329,7 +387,7 @@ def _inlined(loaded: _Loaded, load_source: Callable[[ModelProto, Skeleton], Sour
         return loaded
     source = load_source(trial, skeleton(trial, folder))
     better = make_plan(source.graph).counts()["folded"] > plan.counts()["folded"]
-    return _Loaded(trial, source, loaded.path, loaded.name) if better else loaded
+    return _Loaded(trial, source, loaded.path, loaded.name, loaded.frozen) if better else loaded
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -151,12 +151,55 @@ class OtherNorm:
     output: str
 
 
+Change = tuple[int, int]
+"""A number before and after."""
+
+
+@dataclass(frozen=True)
+class LayerMerge:
+    """Linear layers that become one, or that look as if they could.
+
+    `kind`: "sum", layers of one tensor whose outputs are added, or "chain", layers in a row. `nodes`: the layers with
+    what stands between them. `verdict`: "merged", and `into` names the layer that is left, or "left", and `reason` says
+    why. `multiplications` of one run; `bytes` of weights.
+    """
+
+    kind: str
+    nodes: tuple[str, ...]
+    verdict: str
+    into: str = ""
+    reason: Reason | None = None
+    multiplications: Change = (0, 0)
+    bytes: Change = (0, 0)
+
+
+@dataclass(frozen=True)
+class ChannelDrop:
+    """Channels that hold a constant, or that nobody reads, in one group of tensors.
+
+    `tensor`: where they are made; `layers`: those whose weights hold them. Of `channels`, `empty` carry nothing, and
+    `dropped` of these go. `verdict`: "dropped", or "left" where none goes. `reason`: why empty ones stay.
+    `multiplications`, `bytes`: of these layers' weights.
+    """
+
+    tensor: str
+    layers: tuple[str, ...]
+    channels: int
+    empty: int
+    dropped: int
+    verdict: str
+    reason: Reason | None = None
+    multiplications: Change = (0, 0)
+    bytes: Change = (0, 0)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What becomes of every norm of a model (in the order of the graph), and the edits that make it so.
 
-    `notes`: what a reader of the plan should know of the model as a whole, in sentences. `moved`: annotated tensors
-    that will hold other values, so that their annotations no longer hold.
+    `merges`, `drops`: what becomes of linear layers and of channels once the norms are gone. `notes`: what a reader of
+    the plan should know of the model as a whole, in sentences. `moved`: annotated tensors that will hold other values,
+    so that their annotations no longer hold.
     """
 
     model: str
@@ -165,6 +208,8 @@ class Plan:
     edits: tuple[Edit, ...] = ()
     notes: tuple[str, ...] = ()
     moved: tuple[str, ...] = ()
+    merges: tuple[LayerMerge, ...] = ()
+    drops: tuple[ChannelDrop, ...] = ()
 
     KINDS: ClassVar[Mapping[str, type[Edit]]] = {
         "rescale": Rescale,
@@ -177,6 +222,21 @@ class Plan:
         """How many batch norms are there, folded, reduced, kept."""
         verdicts = Counter(bn.verdict for bn in self.batch_norms)
         return {"batch_norms": len(self.batch_norms), **{v: verdicts[v] for v in ("folded", "reduced", "kept")}}
+
+    @property
+    def changed(self) -> bool:
+        """Whether the model becomes another."""
+        return bool(self.edits or self.merged or self.dropped)
+
+    @property
+    def merged(self) -> tuple[LayerMerge, ...]:
+        """The merges that are carried out."""
+        return tuple(merge for merge in self.merges if merge.verdict == "merged")
+
+    @property
+    def dropped(self) -> tuple[ChannelDrop, ...]:
+        """The drops that are carried out."""
+        return tuple(drop for drop in self.drops if drop.dropped)
 
     @property
     def all_kept(self) -> bool:
@@ -212,6 +272,18 @@ class Plan:
         what += f" and {rest} constant{'' if rest == 1 else 's'} like them" if rest else ""
         return f"{what}: {counts['folded']} folded, {counts['reduced']} reduced, {counts['kept']} kept"
 
+    def gains(self) -> list[str]:
+        """What merging and dropping change, a line each; none where they change nothing."""
+        merged, dropped = self.merged, self.dropped
+        lines = []
+        if merged:
+            groups = "1 group" if len(merged) == 1 else f"{len(merged)} groups"
+            lines.append(f"layers merged in {groups}: {_change(merged)}")
+        if dropped:
+            count, total = sum(drop.dropped for drop in dropped), sum(drop.channels for drop in dropped)
+            lines.append(f"{count} of {total} channels dropped: {_change(dropped)}")
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; `schema` numbers its layout."""
         return {
@@ -223,6 +295,8 @@ class Plan:
             "edits": [_edit_to_dict(edit) for edit in self.edits],
             "notes": list(self.notes),
             "moved": list(self.moved),
+            "merges": [_plain(merge) for merge in self.merges],
+            "drops": [_plain(drop) for drop in self.drops],
         }
 
     @classmethod
@@ -233,11 +307,13 @@ class Plan:
         try:
             return cls(
                 data["model"],
-                tuple(_batch_norm(entry) for entry in data["batch_norms"]),
+                tuple(_entry(BatchNorm, entry) for entry in data["batch_norms"]),
                 tuple(OtherNorm(**entry) for entry in data["others"]),
                 tuple(_edit(entry) for entry in data["edits"]),
                 tuple(data.get("notes", ())),
                 tuple(data.get("moved", ())),
+                tuple(_entry(LayerMerge, entry) for entry in data.get("merges", ())),
+                tuple(_entry(ChannelDrop, entry) for entry in data.get("drops", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"plan: not the layout of schema {SCHEMA} ({error!r})") from error
@@ -260,6 +336,7 @@ class Plan:
     def __str__(self) -> str:
         """A line for each norm; `bnfold.report` has the full table."""
         lines = [f"{self.model}: {self.headline()}", *(f"  {_line(bn)}" for bn in self.lines)]
+        lines += [f"  {said}" for said in self.gains()]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
@@ -279,6 +356,15 @@ def _as_one(run: list[BatchNorm]) -> BatchNorm:
         into=tuple(dict.fromkeys(name for bn in run for name in bn.into)),
         reason=next((bn.reason for bn in left if bn.reason), None),
     )
+
+
+def _change(parts: Sequence[LayerMerge | ChannelDrop]) -> str:
+    """The multiplications and bytes of all parts, before and after."""
+    said = []
+    for name in ("multiplications", "bytes"):
+        before, after = (sum(getattr(part, name)[i] for part in parts) for i in (0, 1))
+        said.append(f"{name} {before:,} -> {after:,}")
+    return ", ".join(said)
 
 
 def _line(bn: BatchNorm) -> str:
@@ -302,16 +388,17 @@ def _listed(item: Any) -> Any:
     return list(item) if isinstance(item, tuple) else item
 
 
-def _batch_norm(entry: Mapping[str, Any]) -> BatchNorm:
-    reason = entry["reason"]
-    return BatchNorm(
-        **{
-            **entry,
-            "into": tuple(entry["into"]),
-            "reason": Reason(**reason) if reason else None,
-            "conditioning": Conditioning(**entry["conditioning"]),
-        }
-    )
+T = TypeVar("T")
+
+
+def _entry(cls: Callable[..., T], entry: Mapping[str, Any]) -> T:
+    """The value that `_plain` gave: lists are tuples, and reasons and conditionings what they were."""
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
+    reason = values["reason"]
+    values["reason"] = Reason(**reason) if reason else None
+    if "conditioning" in values:
+        values["conditioning"] = Conditioning(**values["conditioning"])
+    return cls(**values)
 
 
 def _edit_to_dict(edit: Edit) -> dict[str, Any]:

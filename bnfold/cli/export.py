@@ -10,7 +10,7 @@ import click
 from ..errors import VerificationError
 from ..files import together
 from ..limits import LEFTOVERS
-from .options import FILE, common, comparing_on, means_given, pytorch, torch_options
+from .options import FILE, common, comparing_on, means_given, pytorch, smaller, torch_options
 from .output import check_report, errors, progress_line, show_result, write_report
 
 
@@ -32,6 +32,7 @@ from .output import check_report, errors, progress_line, show_result, write_repo
 @click.option("--skip", multiple=True, metavar="NAME", help="Leave this norm alone; * and ? match. Repeatable.")
 @click.option("--leftovers", type=click.Choice(LEFTOVERS), default=LEFTOVERS[0], show_default=True,
               help="Forms in which norms that cannot go are left; see bnfold fold.")  # fmt: skip
+@smaller
 @comparing_on
 @pytorch
 @common

@@ -15,8 +15,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, readable=False)  # one that cannot be read is met where it is read
 
 
+def smaller(command: F) -> F:
+    """What a fold does beside the norms."""
+    for option in (
+        click.option("--shrink/--no-shrink", default=True, show_default=True,
+                     help="Channels that hold a constant, or that nobody reads, leave the network."),
+        click.option("--merge/--no-merge", default=True, show_default=True,
+                     help="Linear layers that are added, or that stand in a row, become one where that is no slower."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def reading(command: F) -> F:
     """Options of every command that reads a model for folding."""
+    command = smaller(command)
     for option in (
         click.option("--skip", multiple=True, metavar="NAME", help="Leave this norm alone; * and ? match. Repeatable."),
         click.option("--precision-limit", type=click.FloatRange(min=1), default=PRECISION_LIMIT, show_default=True,

@@ -29,8 +29,9 @@ SHOWN = 3
 def plan_table(plan: Plan) -> RenderableType:
     """Every norm: name, where it sits, verdict, where it went or why it stayed; and a line that counts."""
     notes = [Text(f"note: {note}", "yellow") for note in plan.notes]
+    gains = [Text(line) for line in plan.gains()]
     if not plan.batch_norms and not plan.others:
-        return Group(*notes) if notes else Text(f"{plan.model}: no batch norms")
+        return Group(*gains, *notes) if gains or notes else Text(f"{plan.model}: no batch norms")
     table = Table(title=escape(plan.model), title_justify="left", header_style="bold", expand=False)
     table.add_column("batch norm", overflow="fold")
     table.add_column("between", overflow="fold")
@@ -46,7 +47,7 @@ def plan_table(plan: Plan) -> RenderableType:
             escape(other.name), escape(between), Text(other.op_type, "cyan"), "not a batch norm: left as it is"
         )
     stayed = [Text("no batch norm was folded or reduced", "yellow")] if plan.all_kept else []
-    return Group(*stayed, table, *notes, Text(summary(plan)))
+    return Group(*stayed, table, *notes, Text(summary(plan)), *gains)
 
 
 def fate(bn: BatchNorm) -> str:

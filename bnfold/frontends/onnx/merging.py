@@ -21,9 +21,10 @@ from .apply import Applied
 from .constants import Constants
 from .editor import Editor, Pending, all_names, demand_finite, rounded
 from .external import external_tensors
+from .loops import infer_shapes
 from .mergeread import program
 from .scope import Scope, count_uses, pinned
-from .skeleton import infer_shapes, skeleton
+from .skeleton import skeleton
 
 Weights = npt.NDArray[Any]
 
