@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -110,6 +110,8 @@ class Source:
     bindings: dict[int, Binding]
     places: dict[int, int]
     scopes: list[Scope]
+    nodes: list[tuple[int, int]] = field(default_factory=list)
+    """For each op the scope and the node that it was read from; the norms that are out of reach come last, without."""
 
     @property
     def constants(self) -> Constants:
@@ -182,6 +184,7 @@ class _Reader:
                 if isinstance(error, BnfoldError | MemoryError) and not getattr(error, "local", False):
                     raise
                 made, bound = [self._fault(view, error)], {}
+            self.source.nodes.extend([(place, view.index)] * len(made))
             self._add(scope, place, made, bound)
         self._watch(scope)
         taken = self.source.graph.shapes

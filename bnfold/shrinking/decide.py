@@ -1,0 +1,144 @@
+"""Which channels leave: all that can, in numbers that runtimes are fast with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+
+import numpy as np
+
+from ..graph import Reason
+from .channels import Ids, Mask, Network, Port, Track
+
+BLOCK = 8
+"""Runtimes work on so many channels at once: what is left is a multiple of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """Channels of the same tensors: variables that stand for one thing, of which some leave."""
+
+    members: Ids
+    empty: Mask
+    """Which hold a constant, or have no reader."""
+    free: Mask
+    """Which can leave."""
+    gone: Mask
+    """Which do."""
+    reason: Reason | None
+    """Why some that are empty do not."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """`gone`: for each variable whether it leaves."""
+
+    gone: Mask
+    roots: Ids
+    cells: tuple[Cell, ...]
+
+    def keeps(self, track: Track) -> Ids | None:
+        """The channels of a tensor that stay, None where all do."""
+        stays = ~self.gone[self.roots[track.ids]]
+        return None if stays.all() else np.flatnonzero(stays)
+
+
+def decide(net: Network, block: int = BLOCK) -> Decision:
+    """The largest set of channels that can leave, in multiples of `block`.
+
+    What leaves takes the weights of its readers' rows along, so that more channels may have no reader: again, until no
+    more leave. Each round keeps what those before let go.
+    """
+    roots = net.variables.roots()
+    pinned = np.zeros(roots.size, np.bool_)
+    pinned[roots[[0, *net.variables.pinned]]] = True
+    cells = _cells(net, roots, pinned)
+    gone = np.zeros(roots.size, np.bool_)
+    while True:
+        held = pinned.copy()
+        for port, x in _dense(net):
+            held[roots[x.ids[~port.layer.lets_go(x, ~gone[roots[port.y.ids]])]]] = True
+        more = gone.copy()
+        for members, count in cells:
+            more[_leaving(members, ~held[members], gone[members], block // gcd(block, count))] = True
+        if (more == gone).all():
+            break
+        gone = more
+    empty, reasons = _empty(net, roots, gone), _reasons(net, roots, gone)
+    tail = Reason("blocks", f"runtimes are fast with multiples of {block} channels", "", "block=1 drops all of them")
+    found = [_cell(members, empty, held, gone, reasons, tail) for members, _ in cells if empty[members].any()]
+    return Decision(gone, roots, tuple(found))
+
+
+def _dense(net: Network) -> list[tuple[Port, Track]]:
+    """The layers that can let single input channels go."""
+    return [(port, port.x) for port in net.ports if port.x is not None and port.layer.groups == 1]
+
+
+def _cells(net: Network, roots: Ids, pinned: Mask) -> list[tuple[Ids, int]]:
+    """Roots that occur in the same tensors equally often, and how often at least where they do."""
+    random = np.random.default_rng(0)
+    marks, least = np.zeros(roots.size, np.uint64), np.zeros(roots.size, np.int64)
+    for track in net.tracks.values():
+        if track is not None:
+            seen, counts = np.unique(roots[track.ids], return_counts=True)
+            marks[seen] += counts.astype(np.uint64) * random.integers(1, 2**63, dtype=np.uint64)
+            least[seen] = np.where(least[seen] == 0, counts, np.minimum(least[seen], counts))
+    own = np.flatnonzero(roots == np.arange(roots.size))[1:]
+    key = np.stack([marks[own], pinned[own].astype(np.uint64)], 1)
+    _, which = np.unique(key, axis=0, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    parts = np.split(own[order], np.flatnonzero(np.diff(which[order])) + 1) if own.size else []
+    return [(part, int(least[part[0]])) for part in parts if least[part[0]]]
+
+
+def _leaving(members: Ids, free: Mask, gone: Mask, step: int) -> Ids:
+    """Those of one cell that leave: a multiple of `step` stays, and more than none. Once gone is gone."""
+    stay = max(-(-int((~free).sum()) // step), 1) * step
+    count = members.size - stay
+    if count <= 0:
+        return members[gone]
+    order = np.concatenate([np.flatnonzero(gone), np.flatnonzero(free & ~gone)[::-1]])
+    return members[order[:count]]
+
+
+def _empty(net: Network, roots: Ids, gone: Mask) -> Mask:
+    """The roots of channels that hold a constant somewhere, or that no layer has a weight for."""
+    empty, read, used = (np.zeros(roots.size, np.bool_) for _ in range(3))
+    for track in net.tracks.values():
+        if track is not None:
+            empty[roots[track.ids[track.known]]] = True
+    for port, x in _dense(net):
+        rows = port.layer.sizes[0][~gone[roots[port.y.ids]]]
+        read[roots[x.ids]] = True
+        used[roots[x.ids[rows.any(0)]]] = True
+    return empty | (read & ~used)
+
+
+def _reasons(net: Network, roots: Ids, gone: Mask) -> dict[int, Reason]:
+    """Why a root stays: the first thing that holds it."""
+    reasons: dict[int, Reason] = {}
+    for i, why in net.variables.pinned.items():
+        reasons.setdefault(int(roots[i]), why)
+    for port, x in _dense(net):
+        for i in np.flatnonzero(~port.layer.lets_go(x, ~gone[roots[port.y.ids]])).tolist():
+            reasons.setdefault(int(roots[x.ids[i]]), _refusal(port, x, i))
+    return reasons
+
+
+def _refusal(port: Port, x: Track, i: int) -> Reason:
+    """Why a layer cannot let input channel i go."""
+    name, value = port.name, float(x.value[i])
+    if not np.isfinite(value):
+        return Reason("live", f"{name} reads them where they hold more than a constant", name)
+    if value != 0 and not port.layer.op.carries_shift:
+        return Reason("padded-constant", f"{name} pads with zeros, beside which a constant other than 0 counts", name)
+    if value != 0 and not port.layer.op.takes_bias:
+        return Reason("no-bias", f"{name} has no bias that could take their constants", name)
+    return Reason("above-rounding", f"{name} would see more than its own rounding", name)
+
+
+def _cell(members: Ids, empty: Mask, held: Mask, gone: Mask, reasons: dict[int, Reason], tail: Reason) -> Cell:
+    left = members[empty[members] & ~gone[members]]
+    why = next((reasons[i] for i in left.tolist() if i in reasons), tail) if left.size else None
+    return Cell(members, empty[members], ~held[members], gone[members], why)
