@@ -1,10 +1,10 @@
 """Channels as variables: which channels of which tensors are one, and which of them hold a constant.
 
-A tensor with channels has a `Track`: a variable for each channel along one axis, and what the channel holds where that is
-a constant. An op that works on each channel alone hands the variables on; Concat, Split and Reshape are index maps; a sum
-makes the variables of its branches one. A layer with weights gives new variables: it can let an input channel go when
-that is a constant (its bias takes it) or has no weight, and an output channel at any time. So a channel, with all that is
-one with it, leaves when each layer that reads it can let it go and nothing else holds it.
+A tensor with channels has a `Track`: a variable for each channel along one axis, and what the channel holds where that
+is a constant. An op that works on each channel alone hands the variables on; Concat, Split and Reshape are index maps;
+a sum makes the variables of its branches one. A layer with weights gives new variables: it can let an input channel go
+when that is a constant (its bias takes it) or has no weight, and an output channel at any time. So a channel, with all
+that is one with it, leaves when each layer that reads it can let it go and nothing else holds it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from ..graph import Linear, Reason
+from ..graph import Fault, Linear, Reason
 from .rounding import Rounding
 
 Ids = npt.NDArray[np.int64]
@@ -68,7 +68,7 @@ def fixed(axis: int, size: int) -> Track:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A linear layer: `weight` of shape (groups, out/groups, in/groups, taps) in its own type, `bias` (out,), float64."""
+    """A linear layer: `weight` (groups, out/groups, in/groups, taps) in its own type, `bias` (out,) in float64."""
 
     op: Linear
     weight: npt.NDArray[np.floating]
@@ -84,7 +84,7 @@ class Layer:
     @property
     def groups(self) -> int:
         """How many groups of channels do not see each other."""
-        return self.weight.shape[0]
+        return int(self.weight.shape[0])
 
     @property
     def folds(self) -> bool:
@@ -135,8 +135,8 @@ class Layer:
         rows = self.sizes[:, stays] if self.groups == 1 else self.sizes
         bias = self.bias[stays] if self.groups == 1 else self.bias
         sizes = rows.reshape(-1, rows.shape[-1])  # (out, in): dense layers only
-        free: Mask = ~sizes.any(0) if sizes.size else np.ones(sizes.shape[1], np.bool_)
-        exact = ~np.isnan(value.ravel()) & (radius.ravel() == 0)
+        free = np.asarray(~sizes.any(0))
+        exact = np.asarray(~np.isnan(value.ravel()) & (radius.ravel() == 0))
         near = np.flatnonzero(~free & ~exact & np.isfinite(radius.ravel()))
         if near.size:
             live = np.where(np.isnan(value.ravel()), sizes, 0.0).max(1, initial=0.0)
@@ -144,7 +144,8 @@ class Layer:
             held = np.maximum(np.abs(bias)[:, None], sizes[:, near] * np.abs(value.ravel()[near]))
             held = np.maximum(held, live[:, None] * self.rounding.floor)
             exact[near] = (moved <= self.rounding.share * held / sizes.shape[1]).all(0)
-        return free | exact
+        free |= exact
+        return free
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +207,8 @@ class Network:
     variables: Variables = field(default_factory=Variables)
     tracks: dict[str, Track | None] = field(default_factory=dict)
     ports: list[Port] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    """Ops that a rule tripped over; what they touch stays."""
 
     def pin(self, tracks: Sequence[Track | None], why: Reason) -> None:
         """Let all channels of some tensors stay."""

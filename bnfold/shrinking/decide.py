@@ -65,7 +65,7 @@ def decide(net: Network, block: int = BLOCK) -> Decision:
             break
         gone = more
     empty, reasons = _empty(net, roots, gone), _reasons(net, roots, gone)
-    tail = Reason("blocks", f"runtimes are fast with multiples of {block} channels", "", "block=1 drops all of them")
+    tail = Reason("blocks", f"a multiple of {block} channels stays, with which runtimes are fast, and never none")
     found = [_cell(members, empty, held, gone, reasons, tail) for members, _ in cells if empty[members].any()]
     return Decision(gone, roots, tuple(found))
 
@@ -99,7 +99,8 @@ def _leaving(members: Ids, free: Mask, gone: Mask, step: int) -> Ids:
     if count <= 0:
         return members[gone]
     order = np.concatenate([np.flatnonzero(gone), np.flatnonzero(free & ~gone)[::-1]])
-    return members[order[:count]]
+    leaving: Ids = members[order[:count]]
+    return leaving
 
 
 def _empty(net: Network, roots: Ids, gone: Mask) -> Mask:

@@ -27,6 +27,7 @@ from ..graph import (
     Sum,
     Take,
     Transpose,
+    fault,
 )
 from .channels import Layer, Network, Port, Track, Vector, fixed
 
@@ -37,8 +38,8 @@ Pair = tuple[Vector, Vector]
 
 @dataclass(frozen=True, eq=False)
 class Pointwise(Op):
-    """`y = f(x, ..)`, element by element. `function` takes what each input holds, (channels,) each, None for one that
-    varies; None where it cannot be said. `slope`: how far y moves at most when x moves by 1, None where that is not known.
+    """`y = f(x, ..)`, element by element. `function`: of what each input holds, (channels,) each; None where it is not
+    known. `slope`: how far y moves at most when x moves by 1; None where that is not known.
     """
 
     function: Callable[[Sequence[Vector]], Vector] | None = None
@@ -49,16 +50,7 @@ def build(graph: Graph, ops: Sequence[Op], layers: dict[int, Layer]) -> Network:
     """The channels of a graph with `ops` in the place of its own; `layers`: the weights of its linear ops, by place."""
     net = Network()
     for place, op in enumerate(ops):
-        inputs = [net.tracks.get(name) for name in op.inputs]
-        made: Tracks | None
-        if isinstance(op, Linear):
-            made = _linear(op, layers.get(place), inputs, net, place)
-        else:
-            rule = RULES.get(type(op))
-            made = None if rule is None else rule(op, inputs, net, graph)
-        if made is None:
-            net.pin(inputs, Reason("read-elsewhere", f"{op.name} needs all of them", op.name))
-            made = [None] * len(op.outputs)
+        made = _outputs(op, layers.get(place), net, graph, place)
         for name, track in zip(op.outputs, made, strict=True):
             net.tracks[name] = track
             if name in graph.pinned:
@@ -66,9 +58,26 @@ def build(graph: Graph, ops: Sequence[Op], layers: dict[int, Layer]) -> Network:
     return net
 
 
-def _linear(op: Linear, layer: Layer | None, inputs: Tracks, net: Network, place: int) -> Tracks | None:
-    if layer is None:
-        return None
+def _outputs(op: Op, layer: Layer | None, net: Network, graph: Graph, place: int) -> Tracks:
+    """Apply the rule of an op; where there is none, what it reads stays."""
+    inputs = [net.tracks.get(name) for name in op.inputs]
+    try:
+        rule = RULES.get(type(op))
+        if isinstance(op, Linear):
+            made = None if layer is None else _linear(op, layer, inputs, net, place)
+        else:
+            made = None if rule is None else rule(op, inputs, net, graph)
+        if made is not None and len(made) == len(op.outputs):
+            return made
+    except MemoryError:
+        raise
+    except Exception as error:  # a fault of ours costs what the op touches, and not the model
+        net.faults.append(fault(op.name, type(op).__name__, error))
+    net.pin(inputs, Reason("read-elsewhere", f"{op.name} needs all of them", op.name))
+    return [None] * len(op.outputs)
+
+
+def _linear(op: Linear, layer: Layer, inputs: Tracks, net: Network, place: int) -> Tracks:
     x = inputs[0]
     if x is not None and (x.axis != op.in_axis or x.ids.size != op.in_channels):
         net.pin([x], Reason("read-elsewhere", f"{op.name} mixes along another axis", op.name))
@@ -92,8 +101,10 @@ def _tie_groups(layer: Layer, x: Track | None, y: Track, net: Network) -> None:
     net.variables.tie(np.broadcast_to(both[:, :1], both[:, 1:].shape).ravel(), both[:, 1:].ravel(), why)
 
 
-def pointwise(op: Op, inputs: Tracks, net: Network, graph: Graph, values: Callable[[list[Pair]], Pair | None]) -> Tracks:
-    """Channels stay in place, those of several inputs are one; `values`: what comes out where all inputs are constant."""
+def pointwise(
+    op: Op, inputs: Tracks, net: Network, graph: Graph, values: Callable[[list[Pair]], Pair | None]
+) -> Tracks:
+    """Channels stay in place, those of several inputs are one. `values`: what comes out of what the inputs hold."""
     rank = graph.rank(op.outputs[0])
     placed = [_placed(track, graph.rank(name), rank) for track, name in zip(inputs, op.inputs, strict=True)]
     if any(track is not None and track.ids.size > 1 for track in placed):  # one channel alone stays, beside others
@@ -114,7 +125,9 @@ def pointwise(op: Op, inputs: Tracks, net: Network, graph: Graph, values: Callab
     made = values(pairs)
     value, radius = (first.live()).value_and_radius() if made is None else made
     shape = first.ids.shape
-    return [Track(first.axis, first.ids, np.broadcast_to(value, shape), np.broadcast_to(radius, shape))] * len(op.outputs)
+    return [Track(first.axis, first.ids, np.broadcast_to(value, shape), np.broadcast_to(radius, shape))] * len(
+        op.outputs
+    )
 
 
 def _placed(track: Track | None, rank: int | None, out: int | None) -> Track | None:
@@ -187,8 +200,12 @@ def _homogeneous(op: Homogeneous, inputs: Tracks, net: Network, graph: Graph) ->
         return None
     slope = np.where((along == along[:, :1]).all(1), along[:, 0], np.nan)  # (channels,) or (1,)
     steep = np.maximum(1.0, np.abs(along).max(1))
-    negative = lambda c: np.minimum(c, 0) * np.where(np.minimum(c, 0) == 0, 0.0, slope)  # noqa: E731
-    return pointwise(op, inputs, net, graph, _alone(lambda c: np.maximum(c, 0) + negative(c), steep))
+
+    def bent(c: Vector) -> Vector:
+        below = np.minimum(c, 0)
+        return np.asarray(np.maximum(c, 0) + below * np.where(below == 0, 0.0, slope))
+
+    return pointwise(op, inputs, net, graph, _alone(bent, steep))
 
 
 def _clipped(op: Clipped, inputs: Tracks, net: Network, graph: Graph) -> Tracks:
@@ -230,9 +247,10 @@ def _select(op: Select, inputs: Tracks, net: Network, graph: Graph) -> Tracks | 
 
 def _carry(op: Carry, inputs: Tracks, net: Network, graph: Graph) -> Tracks | None:
     """A mean of a constant is the constant; where zeros are blended in, only 0 is."""
-    if op.zeros is not None:
-        return None
-    made = _moved(inputs[0], op.axes, (*op.axes, *op.mixes), op.keepdims)
+    x = inputs[0]
+    if op.zeros is not None and x is not None:
+        x = _among_zeros(x, op.zeros, net)
+    made = _moved(x, op.axes, (*op.axes, *op.mixes), op.keepdims)
     if made is None or made[0] is None or op.carries_shift:
         return made
     track = made[0]
@@ -240,6 +258,17 @@ def _carry(op: Carry, inputs: Tracks, net: Network, graph: Graph) -> Tracks | No
     if op.axes:  # a sum of as many as there are
         off = np.where(off == 0, 0.0, np.inf)
     return [replace(track, value=0 * track.value, radius=off)]
+
+
+def _among_zeros(x: Track, zeros: tuple[int, int, int], net: Network) -> Track | None:
+    """Channels of zeros in front and behind, which may leave."""
+    axis, front, back = zeros
+    if axis != x.axis or min(front, back) < 0:
+        return None
+    none = np.zeros(front), np.zeros(back)
+    ids = np.concatenate([net.variables.fresh(front), x.ids, net.variables.fresh(back)])
+    value, radius = (np.concatenate([none[0], part, none[1]]) for part in (x.value, x.radius))
+    return Track(axis, ids, value, radius)
 
 
 def _moved(x: Track | None, gone: Sequence[int], touched: Sequence[int], keepdims: bool) -> list[Track | None] | None:

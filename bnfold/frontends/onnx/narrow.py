@@ -67,7 +67,9 @@ def layer(editor: Editor, port: Port, at: LinearBinding, keep_in: Ids | None, ke
     for axis, places in ((0, first), (1, second)):
         new = new if places is None else np.take(new, places, axis)
     _rebias(editor, port, at, keep_in, keep_out, weight.dtype)
-    put(editor, node, at.weight, new.reshape(*weight.shape[: -2 if at.matrix else 0], *new.shape), f"{port.name}_weight")
+    put(
+        editor, node, at.weight, new.reshape(*weight.shape[: -2 if at.matrix else 0], *new.shape), f"{port.name}_weight"
+    )
 
 
 def _rebias(
@@ -199,16 +201,42 @@ def shaped(editor: Editor, index: int, cuts: Cuts) -> None:
     place = next((i for i, axis in enumerate(axes) if axis % target.rank == target.axis), None)
     if node.op_type == "Expand" and place is not None:  # its sizes may be fewer
         place -= target.rank - len(sizes)
-    if place is None or place < 0 or not sizes or sizes[place] == -1 or (node.op_type == "Expand" and sizes[place] == 1):
+    if (
+        place is None
+        or place < 0
+        or not sizes
+        or sizes[place] == -1
+        or (node.op_type == "Expand" and sizes[place] == 1)
+    ):
         return
     sizes[place] = target.kept.size
     _numbers(editor, node, position, "shape", sizes, position < len(node.input))
 
 
+def pad(editor: Editor, index: int, cuts: Cuts) -> None:
+    """How many channels of zeros are added: those in front and behind that stay."""
+    node, cut = editor.graph.node[index], cuts.get(editor.graph.node[index].output[0])
+    if cut is None:
+        return
+    attribute = "pads" if editor.constants.opset > 1 else "paddings"
+    amounts, axes = _given(editor, node, 1, attribute), _given(editor, node, 3, "axes") or list(range(cut.rank))
+    place = next((i for i, axis in enumerate(axes) if axis % cut.rank == cut.axis), None)
+    if place is None:
+        return
+    front, back = amounts[place], amounts[place + len(axes)]
+    amounts[place] = int((cut.kept < front).sum())
+    amounts[place + len(axes)] = int((cut.kept >= cut.size - back).sum())
+    _numbers(editor, node, 1, attribute, amounts, len(node.input) > 1)
+
+
 def _given(editor: Editor, node: NodeProto, position: int, attribute: str) -> list[int]:
     """Integers at an input or in an attribute; none where neither says."""
     if position < len(node.input) and node.input[position]:
-        return [int(v) for v in editor.value(node.input[position]).ravel()] if node.input[position] in editor.constants else []
+        return (
+            [int(v) for v in editor.value(node.input[position]).ravel()]
+            if node.input[position] in editor.constants
+            else []
+        )
     return [int(v) for v in attributes(node).get(attribute, [])]
 
 
@@ -234,6 +262,7 @@ WRITERS: dict[str, Callable[[Editor, int, Cuts], None]] = {
     "Reshape": shaped,
     "Expand": shaped,
     "Resize": shaped,
+    "Pad": pad,
 }
 CONSTANTS = frozenset({"Add", "Sub", "Mul", "Div", "PRelu", "Max", "Min", "Sum", "Where", "Pow", "BatchNormalization"})
 """Operators with constants that may run along the channels."""
@@ -241,7 +270,7 @@ AS_THEY_ARE = frozenset(
     {
         "Relu", "LeakyRelu", "Abs", "Neg", "Clip", "Identity", "Dropout", "Cast", "CastLike", "Mean", "MaxPool",
         "GlobalMaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin",
-        "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat", "Pad", "Tile", "Upsample", "DepthToSpace",
+        "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Concat", "Tile", "Upsample", "DepthToSpace",
         "SpaceToDepth",
     }
 )  # fmt: skip

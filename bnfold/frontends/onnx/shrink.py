@@ -1,9 +1,9 @@
-"""Takes channels that carry nothing out of an ONNX model: reads, decides, writes. See `bnfold.shrinking` for the algebra."""
+"""Takes channels that carry nothing out of an ONNX model: reads, decides, writes. `bnfold.shrinking` is the algebra."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from .node import FLOATS
 from .pointwise_values import FUNCTIONS, function
 from .read import Source, read
 from .scope import Scope
-from .skeleton import infer_shapes, misfit, skeleton
+from .skeleton import misfit, skeleton
 
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 TINY = {"float16": 2.0**-14, "bfloat16": 2.0**-126, "float32": 2.0**-126, "float64": 2.0**-1022}
 """The smallest normal numbers; what is smaller slows CPUs down."""
+Costs = tuple[int, int, int, int]
+"""Multiplications before and after, bytes of weights before and after."""
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"})
 
 
@@ -37,9 +39,9 @@ LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"})
 class Group:
     """Channels that hold nothing, in the same tensors. `verdict`: "dropped", or "left" with its reason.
 
-    `tensor`: where they are made; `layers`: those whose weights hold them. Of `channels`, `empty` hold a constant or are
-    not read, and `dropped` are gone. `reason`: why others of the empty ones are not. `multiplications`, `bytes`: of the
-    weights of these layers, before and after all groups.
+    `tensor`: where they are made; `layers`: those whose weights hold them. Of `channels`, `empty` hold a constant or
+    are not read, and `dropped` are gone. `reason`: why others of the empty ones are not. `multiplications`, `bytes`: of
+    the weights of these layers, before and after all groups.
     """
 
     tensor: str
@@ -82,32 +84,31 @@ def shrink(
     exact: bool = False,
     folder: Path | None = None,
     freeze_inputs: bool = False,
-    in_place: bool = False,
 ) -> Shrunk:
-    """Drop the channels that hold a constant, or that nobody reads, where the model computes the same without them.
+    """A copy of a model without the channels that hold a constant, or that nobody reads, where it computes the same.
 
     block: what is left of the channels of a tensor is a multiple of this, where there were so many; 1 drops all.
     exact: leave channels whose weights are so small that they are lost in what the network rounds.
-    folder: where external data lie. in_place: edit `model` itself; else a copy.
+    folder: where external data lie. The model itself is left alone, and is the result where no channel can go.
     """
-    if not in_place:
-        copy = ModelProto()
-        copy.CopyFrom(model)
-        model = copy
+    given, model = model, ModelProto()
+    model.CopyFrom(given)
     source = read(model, skeleton(model, folder), model.graph.name or "model", folder, freeze_inputs)
     net = network(source, exact)
     decision = decide(net, block)
-    costs = _costs(source, net, decision)
-    shrunk = Shrunk(
-        model,
-        tuple(_groups(net, decision, costs)),
-        tuple((port.name, count) for port in net.ports for count in [_denormal(port, net, decision)] if count),
-        (sum(c[0] for c in costs.values()), sum(c[1] for c in costs.values())),
-        (sum(c[2] for c in costs.values()), sum(c[3] for c in costs.values())),
-    )
-    if shrunk.changed:
+    shrunk = _told(given, net, decision, _costs(source, net, decision))
+    if not shrunk.changed:
+        return shrunk
+    try:
         write(model, source, net, decision)
-    return shrunk
+        wrong = misfit(skeleton(model, folder).model)
+    except MemoryError:
+        raise
+    except Exception as error:  # a fault of ours costs the gain, and not the model
+        wrong = f"{type(error).__name__}: {error}"
+    if wrong and not misfit(skeleton(given, folder).model):
+        return Shrunk(given, (), shrunk.denormal, shrunk.multiplications[:1] * 2, shrunk.bytes[:1] * 2, wrong)
+    return replace(shrunk, model=model)
 
 
 # --- read
@@ -218,13 +219,17 @@ def _hold(scope: Scope, source: Source, net: Network) -> None:
         if node.op_type in ("Shape", "Size"):
             track = net.tracks.get(_neutral(scope, node.input[0]))
             if track is not None and _reads_size(scope, node, track.axis, source):
-                net.pin([track], Reason("size-read", f"{node.name or node.op_type} reads how many there are", node.name))
+                net.pin(
+                    [track], Reason("size-read", f"{node.name or node.op_type} reads how many there are", node.name)
+                )
         if node.op_type == "Where" and node.input[0] not in scope.constants:
             track = net.tracks.get(_neutral(scope, node.output[0]))
             shape, rank = scope.shapes.get(node.input[0]), scope.rank(node.output[0])
             place = None if track is None or shape is None or rank is None else track.axis - (rank - len(shape))
             if place is None or (place >= 0 and shape is not None and shape[place] != 1):
-                net.pin([track], Reason("read-elsewhere", f"{node.name or 'Where'} has a condition for each", node.name))
+                net.pin(
+                    [track], Reason("read-elsewhere", f"{node.name or 'Where'} has a condition for each", node.name)
+                )
 
 
 def _neutral(scope: Scope, name: str) -> str:
@@ -300,7 +305,20 @@ def _cuts(scope: Scope, net: Network, decision: Decision) -> Iterator[tuple[str,
 # --- report
 
 
-def _costs(source: Source, net: Network, decision: Decision) -> dict[int, tuple[int, int, int, int]]:
+def _told(model: ModelProto, net: Network, decision: Decision, costs: dict[int, Costs]) -> Shrunk:
+    totals = [sum(cost[i] for cost in costs.values()) for i in range(4)]
+    small = [(port.name, _denormal(port, decision)) for port in net.ports]
+    return Shrunk(
+        model,
+        tuple(_groups(net, decision, costs)),
+        tuple((name, count) for name, count in small if count),
+        (totals[0], totals[1]),
+        (totals[2], totals[3]),
+        "; ".join(f"{fault.type} {fault.name}: {fault.error}" for fault in net.faults),
+    )
+
+
+def _costs(source: Source, net: Network, decision: Decision) -> dict[int, Costs]:
     """For each layer its multiplications before and after, and the bytes of its weights before and after."""
     costs = {}
     for port in net.ports:
@@ -323,7 +341,7 @@ def _left(port: Port, decision: Decision) -> int:
     return sizes[0] * sizes[1] if port.layer.groups == 1 else sizes[1] * port.layer.weight.shape[2]
 
 
-def _groups(net: Network, decision: Decision, costs: dict[int, tuple[int, int, int, int]]) -> Iterator[Group]:
+def _groups(net: Network, decision: Decision, costs: dict[int, Costs]) -> Iterator[Group]:
     """The groups of channels that hold something empty, in the order of the graph."""
     for cell in decision.cells:
         ports = [port for port in net.ports if _touches(port, cell, decision)]
@@ -350,7 +368,7 @@ def _touches(port: Port, cell: Cell, decision: Decision) -> bool:
     return any(np.isin(decision.roots[track.ids], cell.members).any() for track in tracks)
 
 
-def _denormal(port: Port, net: Network, decision: Decision) -> int:
+def _denormal(port: Port, decision: Decision) -> int:
     """How many weights of a layer are smaller than any normal number, and not 0, in the channels that stay."""
     tiny = TINY.get(port.layer.weight.dtype.name, 2.0**-126)
     sizes = np.abs(port.layer.weight)
