@@ -87,7 +87,8 @@ def shrink(
 ) -> Shrunk:
     """A copy of a model without the channels that hold a constant, or that nobody reads, where it computes the same.
 
-    block: what is left of the channels of a tensor is a multiple of this, where there were so many; 1 drops all.
+    block: of the channels of a tensor a multiple of this stays, or of what it has in common with their number; 1 drops
+    all.
     exact: leave channels whose weights are so small that they are lost in what the network rounds.
     folder: where external data lie. The model itself is left alone, and is the result where no channel can go.
     """
