@@ -1,6 +1,7 @@
 """What dropping empty channels gains at run time: a network with many dead channels, as trained ones have them.
 
-The network is built like face landmark models for phones: depthwise separable bottlenecks with residual sums, and Relu or PRelu.
+The network is built like face landmark models for phones: depthwise separable bottlenecks with residual sums, and Relu
+or PRelu.
 onnxruntime's PRelu branches on each number, so that channels of zeros cost it little: there dropping them gains less.
 Of every norm a share of the channels is dead, as weight decay leaves them: gamma near 1e-41, variance 6e-45.
 

@@ -13,8 +13,8 @@ from .channels import Ids, Mask, Network, Port, Track
 BLOCK = 16
 """Runtimes work on so many channels at once (onnxruntime on 8, or 16 with AVX-512): a multiple of it stays.
 
-Of a number of channels that is no multiple, a multiple of what the two have in common stays: no tensor is laid out worse
-than before.
+Of a number of channels that is no multiple, a multiple of what the two have in common stays: no tensor is laid out
+worse than before.
 """
 
 
@@ -56,15 +56,16 @@ def decide(net: Network, block: int = BLOCK) -> Decision:
     roots = net.variables.roots()
     pinned = np.zeros(roots.size, np.bool_)
     pinned[roots[[0, *net.variables.pinned]]] = True
-    cells = _cells(net, roots, pinned)
+    cells = _cells(net, roots, pinned, block)
     gone = np.zeros(roots.size, np.bool_)
     while True:
         held = pinned.copy()
         for port, x in _dense(net):
             held[roots[x.ids[~port.layer.lets_go(x, ~gone[roots[port.y.ids]])]]] = True
         more = gone.copy()
-        for members, count in cells:
-            more[_leaving(members, ~held[members], gone[members], _step(members.size, count, block))] = True
+        for members, step in cells:
+            more[_leaving(members, ~held[members], gone[members], step)] = True
+        _fill_up(net, roots, cells, gone, more)
         if (more == gone).all():
             break
         gone = more
@@ -79,38 +80,47 @@ def _dense(net: Network) -> list[tuple[Port, Track]]:
     return [(port, port.x) for port in net.ports if port.x is not None and port.layer.groups == 1]
 
 
-def _cells(net: Network, roots: Ids, pinned: Mask) -> list[tuple[Ids, int]]:
-    """Roots that occur in the same tensors equally often, and how often at least where they do."""
+def _cells(net: Network, roots: Ids, pinned: Mask, block: int) -> list[tuple[Ids, int]]:
+    """Roots that occur in the same tensors equally often, and in which steps they may leave.
+
+    Of what a layer gives as many leave at once as its number of channels has in common with `block`.
+    """
     random = np.random.default_rng(0)
-    marks, least = np.zeros(roots.size, np.uint64), np.zeros(roots.size, np.int64)
+    marks, steps = pinned.astype(np.uint64), np.ones(roots.size, np.int64)
+    seen = np.zeros(roots.size, np.bool_)
     for track in net.tracks.values():
         if track is not None:
-            seen, counts = np.unique(roots[track.ids], return_counts=True)
-            marks[seen] += counts.astype(np.uint64) * random.integers(1, 2**63, dtype=np.uint64)
-            least[seen] = np.where(least[seen] == 0, counts, np.minimum(least[seen], counts))
-    own = np.flatnonzero(roots == np.arange(roots.size))[1:]
-    key = np.stack([marks[own], pinned[own].astype(np.uint64)], 1)
-    _, which = np.unique(key, axis=0, return_inverse=True)
+            own, counts = np.unique(roots[track.ids], return_counts=True)
+            marks[own] += counts.astype(np.uint64) * random.integers(2, 2**63, dtype=np.uint64)
+            seen[own] = True
+    for port in net.ports:
+        own, counts = np.unique(roots[port.y.ids], return_counts=True)
+        common = gcd(port.y.ids.size, block)
+        steps[own] = np.lcm(steps[own], common // np.gcd(common, counts))
+    seen[0] = False
+    own = np.flatnonzero(seen)
+    _, which = np.unique(marks[own], return_inverse=True)
     order = np.argsort(which, kind="stable")
     parts = np.split(own[order], np.flatnonzero(np.diff(which[order])) + 1) if own.size else []
-    return [(part, int(least[part[0]])) for part in parts if least[part[0]]]
-
-
-def _step(size: int, count: int, block: int) -> int:
-    """In which steps so many variables, each for `count` channels, may shrink."""
-    common = gcd(size * count, block)
-    return common // gcd(common, count)
+    return [(part, int(steps[part[0]])) for part in sorted(parts, key=lambda part: int(part[0]))]
 
 
 def _leaving(members: Ids, free: Mask, gone: Mask, step: int) -> Ids:
-    """Those of one cell that leave: a multiple of `step` stays, and more than none. Once gone is gone."""
-    stay = max(-(-int((~free).sum()) // step), 1) * step
-    count = members.size - stay
-    if count <= 0:
-        return members[gone]
+    """Those of one cell that leave, a multiple of `step`. Once gone is gone."""
     order = np.concatenate([np.flatnonzero(gone), np.flatnonzero(free & ~gone)[::-1]])
-    leaving: Ids = members[order[:count]]
+    leaving: Ids = members[order[: order.size // step * step]]
     return leaving
+
+
+def _fill_up(net: Network, roots: Ids, cells: list[tuple[Ids, int]], gone: Mask, more: Mask) -> None:
+    """Take back of what leaves now, in steps, where a tensor would be left with no channel."""
+    for track in net.tracks.values():
+        own = np.zeros(0, np.int64) if track is None else roots[track.ids]
+        if not own.size or not more[own].all():
+            continue
+        fresh = np.isin(np.arange(roots.size), own) & ~gone
+        members, step = max(cells, key=lambda cell: int(fresh[cell[0]].sum()))
+        more[members[fresh[members]][:step]] = False
 
 
 def _empty(net: Network, roots: Ids, gone: Mask) -> Mask:

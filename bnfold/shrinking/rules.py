@@ -31,6 +31,8 @@ from ..graph import (
 )
 from .channels import Layer, Network, Port, Track, Vector, fixed
 
+SMALL = 1e-12
+"""A constant below this may count as 0, give or take itself, where zeros are put beside it."""
 Tracks = Sequence[Track | None]
 Pair = tuple[Vector, Vector]
 """Values and radii."""
@@ -255,8 +257,7 @@ def _carry(op: Carry, inputs: Tracks, net: Network, graph: Graph) -> Tracks | No
         return made
     track = made[0]
     off = np.abs(track.value) + track.radius  # of the constant 0
-    if op.axes:  # a sum of as many as there are
-        off = np.where(off == 0, 0.0, np.inf)
+    off = np.where(off < (0 if op.axes else SMALL), off, np.where(off == 0, 0.0, np.inf))  # a sum is of many
     return [replace(track, value=0 * track.value, radius=off)]
 
 

@@ -134,7 +134,8 @@ def _understood(op: Op, place: int, node: NodeProto, source: Source, exact: bool
     scope, kind = source.scopes[0], node.op_type if node.domain in ("", "ai.onnx") else ""
     if isinstance(op, Linear):
         at = source.bindings.get(place)
-        layer = _layer(op, at, scope, exact) if isinstance(at, LinearBinding) and kind in LINEAR else None
+        known = isinstance(at, LinearBinding) and scope.graph.node[at.node].op_type in LINEAR
+        layer = _layer(op, at, scope, exact) if known and isinstance(at, LinearBinding) else None
         return (None, None) if layer is None else (op, layer)
     if isinstance(op, Opaque):
         return _elementwise(op, kind, node), None
