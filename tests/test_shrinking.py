@@ -330,9 +330,9 @@ def activations_send_constants_to_constants() -> ModelProto:
     x = net.conv("x", 4, 6, dead=[1, 2, 5], held=-0.7)
     x = net.op("PRelu", x, net.const(net.rng.uniform(0.1, 0.9, (6, 1, 1))))
     x = net.op("Clip", x, net.const(-0.2), net.const(0.4))
-    for kind in ("Sigmoid", "Tanh", "Elu", "Softplus", "Erf", "Exp", "Mish", "Selu"):
+    for kind in ("Sigmoid", "Tanh", "Elu", "Softplus", "Exp", "Mish", "Selu"):
         x = net.op(kind, x)
-    x = net.op("LeakyRelu", net.op("HardSigmoid", x, alpha=0.125, beta=-0.5), alpha=0.25)
+    x = net.op("LeakyRelu", net.op("HardSigmoid", x, alpha=0.125, beta=0.3), alpha=0.25)
     x = net.op("Mul", net.op("Add", x, net.const(net.rng.normal(0, 1, (1, 6, 1, 1)))), net.const(1.5))
     x = net.op("Max", x, net.const(-3.0))
     return end(net, net.op("MaxPool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1]), 6)

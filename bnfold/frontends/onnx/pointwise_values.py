@@ -13,6 +13,8 @@ Array = npt.NDArray[np.float64]
 Function = Callable[[Array], Array]
 Attributes = Mapping[str, Any]
 
+FIFTH, SIXTH = float(np.float32(0.2)), float(np.float32(1 / 6))
+"""Attributes are float32, whatever the data are."""
 _erf = np.vectorize(erf, otypes=[np.float64])
 
 
@@ -59,10 +61,10 @@ FUNCTIONS: dict[str, Callable[[Get], tuple[Function, float | None]]] = {
         None,
     ),
     "HardSigmoid": lambda get: (
-        lambda x: np.clip(get("alpha", 0.2) * x + get("beta", 0.5), 0, 1),
-        abs(get("alpha", 0.2)),
+        lambda x: np.clip(get("alpha", FIFTH) * x + get("beta", 0.5), 0, 1),
+        abs(get("alpha", FIFTH)),
     ),
-    "HardSwish": lambda get: (lambda x: x * np.clip(x / 6 + 0.5, 0, 1), 1.5),
+    "HardSwish": lambda get: (lambda x: x * np.clip(SIXTH * x + 0.5, 0, 1), 1.5),
     "Gelu": lambda get: (lambda x: _gelu(x, _text(get("approximate", "none"))), 1.2),
     "Mish": lambda get: (lambda x: x * np.tanh(np.logaddexp(0.0, x)), 1.1),
 }
