@@ -143,16 +143,25 @@ def what_feeds_only_what_goes_is_not_read() -> ModelProto:
     return end(net, x, 5, unread=[0, 1])
 
 
-@case(0, "padded-constant")
-def a_constant_stays_before_zero_padding() -> ModelProto:
+@case(1, "padded-constant")
+def one_constant_stays_before_zero_padding() -> ModelProto:
     net = Net()
     return end(net, net.conv("x", 4, 6, dead=[1, 2]), 6, kernel=3, pads=[1, 1, 1, 1])
 
 
-@case(0, "padded-constant")
-def a_constant_stays_before_automatic_padding() -> ModelProto:
+@case(1, "padded-constant")
+def one_constant_stays_before_automatic_padding() -> ModelProto:
     net = Net()
     return end(net, net.conv("x", 4, 6, dead=[1, 2]), 6, kernel=3, auto_pad="SAME_UPPER")
+
+
+@case(4, "padded-constant")
+def one_constant_stands_for_all_before_zero_padding() -> ModelProto:
+    net = Net()
+    x = net.conv("x", 4, 8, dead=[1, 2, 4, 5, 7])
+    net.tensors["c1"][[1, 2, 4, 5, 7]] = [0.2, -0.3, 0.25, 0.0, 90.0]
+    a = net.conv(x, 8, 3, kernel=3, pads=[1, 0, 0, 1])
+    return net.model(a, net.op("ConvTranspose", x, net.weight(8, 3, 2, 2), strides=[2, 2]))
 
 
 @case(2)
@@ -317,7 +326,7 @@ def dead_columns_of_a_transposed_convolution() -> ModelProto:
     return end(net, net.op("Relu", x), 5)
 
 
-@case(0, "padded-constant")
+@case(1, "padded-constant")
 def a_transposed_convolution_bends_constants() -> ModelProto:
     net = Net()
     net.op("ConvTranspose", net.conv("x", 4, 6, dead=[1, 2]), net.weight(6, 3, 3, 3), strides=[2, 2])
@@ -354,10 +363,11 @@ def a_norm_that_stayed() -> ModelProto:
     return end(net, net.op("Relu", x), 6)
 
 
-@case(0, "no-bias")
+@case(1, "no-bias")
 def a_product_without_a_bias() -> ModelProto:
     net = Net(shape=(2, 5, 4))
-    x = net.op("Relu", net.op("Add", net.op("MatMul", "x", net.weight(4, 6, unread=[2])), net.const(np.full(6, 0.3))))
+    weight = net.weight(4, 6, unread=[2, 3])
+    x = net.op("Relu", net.op("Add", net.op("MatMul", "x", weight), net.const(np.full(6, 0.3))))
     net.op("MatMul", x, net.weight(6, 3))
     return net.model()
 
@@ -549,7 +559,8 @@ def deadened(seed: int) -> ModelProto:
     """A random graph of which many channels hold nothing."""
     rng = np.random.default_rng([seed, 3])
     model = RandomGraph(seed, int(rng.integers(8, 26))).model()
-    positive = {node.input[4] for node in model.graph.node if node.op_type == "BatchNormalization"}
+    at = {"BatchNormalization": 4, "Div": 1}
+    positive = {node.input[at[node.op_type]] for node in model.graph.node if node.op_type in at}
     for tensor in model.graph.initializer:
         value = numpy_helper.to_array(tensor).copy()
         if value.dtype != np.float64 or not value.ndim or tensor.name in positive or rng.random() < 0.3:

@@ -23,6 +23,10 @@ Vector = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 
+SPREAD = 16.0
+"""How much larger a constant may be than the one that is to stand for it: its rounding grows so much."""
+
+
 @dataclass(frozen=True, eq=False)
 class Track:
     """The channels of a tensor along `axis`; each of shape (channels,).
@@ -125,8 +129,17 @@ class Layer:
             known = off <= self.rounding.hidden(held)
         return np.where(known, held, np.nan), np.where(known, off, np.inf)
 
-    def lets_go(self, x: Track, stays: Mask) -> Mask:
-        """Which input channels can go, (in,), where of the outputs those remain that `stays`, (out,).
+    def carriers(self, x: Track, left: Mask) -> Vector:
+        """What each input channel can hold for others, (in,): its own constant, or 0 where it holds none or is gone.
+
+        Where a constant cannot go into the bias, `W_c k_c + W_d k_d = (W_c + W_d k_d / k_c) k_c`: of all constants one
+        channel is enough, also at zero padding. `left`: the input channels that are not gone.
+        """
+        use = left & (x.radius == 0) & (self.groups == 1) & (not self.folds)
+        return np.where(use, np.nan_to_num(x.value), 0.0)
+
+    def lets_go(self, x: Track, stays: Mask, left: Mask) -> Mask:
+        """Which input channels can go, (in,), where of the outputs those remain that `stays`, of the inputs `left`.
 
         A channel without weights can. A constant can when its radius changes no output by more than a part of what the
         rounding of that output does already.
@@ -144,8 +157,11 @@ class Layer:
             held = np.maximum(np.abs(bias)[:, None], sizes[:, near] * np.abs(value.ravel()[near]))
             held = np.maximum(held, live[:, None] * self.rounding.floor)
             exact[near] = (moved <= self.rounding.share * held / sizes.shape[1]).all(0)
-        free |= exact
-        return free
+        held = np.abs(self.carriers(x, left))
+        first, second = np.argmax(held), np.partition(held, -2)[-2] if held.size > 1 else 0.0
+        largest = np.where(np.arange(held.size) == first, second, held[first])  # of the others
+        shared = x.known & (x.radius == 0) & (np.abs(np.nan_to_num(x.value)) <= SPREAD * largest) & (not self.folds)
+        return np.asarray(free | exact | shared)
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,15 +57,18 @@ def decide(net: Network, block: int = BLOCK) -> Decision:
     pinned = np.zeros(roots.size, np.bool_)
     pinned[roots[[0, *net.variables.pinned]]] = True
     cells = _cells(net, roots, pinned, block)
-    gone = np.zeros(roots.size, np.bool_)
+    gone, late = np.zeros(roots.size, np.bool_), np.zeros(roots.size, np.bool_)
+    for port, x in _dense(net):
+        late[roots[x.ids[port.layer.carriers(x, x.known) != 0]]] = True
     while True:
         held = pinned.copy()
         for port, x in _dense(net):
-            held[roots[x.ids[~port.layer.lets_go(x, ~gone[roots[port.y.ids]])]]] = True
+            held[roots[x.ids[~port.layer.lets_go(x, *_stay(port, x, roots, gone))]]] = True
         more = gone.copy()
         for members, step in cells:
-            more[_leaving(members, ~held[members], gone[members], step)] = True
+            more[_leaving(members, ~held[members], gone[members], late[members], step)] = True
         _fill_up(net, roots, cells, gone, more)
+        _keep_carriers(net, roots, cells, gone, more)
         if (more == gone).all():
             break
         gone = more
@@ -105,9 +108,16 @@ def _cells(net: Network, roots: Ids, pinned: Mask, block: int) -> list[tuple[Ids
     return [(part, int(steps[part[0]])) for part in sorted(parts, key=lambda part: int(part[0]))]
 
 
-def _leaving(members: Ids, free: Mask, gone: Mask, step: int) -> Ids:
-    """Those of one cell that leave, a multiple of `step`. Once gone is gone."""
-    order = np.concatenate([np.flatnonzero(gone), np.flatnonzero(free & ~gone)[::-1]])
+def _stay(port: Port, x: Track, roots: Ids, gone: Mask) -> tuple[Mask, Mask]:
+    """Of the outputs and the inputs of a layer those that are not gone."""
+    return ~gone[roots[port.y.ids]], ~gone[roots[x.ids]]
+
+
+def _leaving(members: Ids, free: Mask, gone: Mask, late: Mask, step: int) -> Ids:
+    """Those of one cell that leave, a multiple of `step`, those that are `late` last. Once gone is gone."""
+    free = free & ~gone
+    parts = [np.flatnonzero(part)[::-1] for part in (gone, free & ~late, free & late)]
+    order = np.concatenate(parts)
     leaving: Ids = members[order[: order.size // step * step]]
     return leaving
 
@@ -121,6 +131,22 @@ def _fill_up(net: Network, roots: Ids, cells: list[tuple[Ids, int]], gone: Mask,
         fresh = np.isin(np.arange(roots.size), own) & ~gone
         members, step = max(cells, key=lambda cell: int(fresh[cell[0]].sum()))
         more[members[fresh[members]][:step]] = False
+
+
+def _keep_carriers(net: Network, roots: Ids, cells: list[tuple[Ids, int]], gone: Mask, more: Mask) -> None:
+    """Take back, in steps, what a layer needs of what leaves now to hold the constants that its bias cannot take."""
+    for port, x in _dense(net):
+        while not port.layer.folds:
+            rows, left = _stay(port, x, roots, more)
+            missing = ~left & ~port.layer.lets_go(x, rows, left)
+            fresh = roots[x.ids[missing & ~gone[roots[x.ids]]]]
+            if not fresh.size:
+                fresh = roots[x.ids[~left & ~gone[roots[x.ids]]]] if missing.any() else fresh
+            if not fresh.size:
+                break
+            members, step = next(cell for cell in cells if fresh[0] in cell[0])
+            again = members[more[members] & ~gone[members] & (members != fresh[0])][: step - 1]
+            more[[fresh[0], *again]] = False
 
 
 def _empty(net: Network, roots: Ids, gone: Mask) -> Mask:
@@ -142,7 +168,7 @@ def _reasons(net: Network, roots: Ids, gone: Mask) -> dict[int, Reason]:
     for i, why in net.variables.pinned.items():
         reasons.setdefault(int(roots[i]), why)
     for port, x in _dense(net):
-        for i in np.flatnonzero(~port.layer.lets_go(x, ~gone[roots[port.y.ids]])).tolist():
+        for i in np.flatnonzero(~port.layer.lets_go(x, *_stay(port, x, roots, gone))).tolist():
             reasons.setdefault(int(roots[x.ids[i]]), _refusal(port, x, i))
     return reasons
 

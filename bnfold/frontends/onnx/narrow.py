@@ -63,13 +63,35 @@ def layer(editor: Editor, port: Port, at: LinearBinding, keep_in: Ids | None, ke
         total = port.layer.op.in_channels if keep_in is not None else port.layer.op.out_channels
         if kept is not None:
             set_attribute(node, "group", kept.size * groups // total)
-    new = weight.reshape(at.matrix) if at.matrix else weight
+    new = _carried(weight.reshape(at.matrix) if at.matrix else weight, port, at, keep_in)
     for axis, places in ((0, first), (1, second)):
         new = new if places is None else np.take(new, places, axis)
     _rebias(editor, port, at, keep_in, keep_out, weight.dtype)
     put(
         editor, node, at.weight, new.reshape(*weight.shape[: -2 if at.matrix else 0], *new.shape), f"{port.name}_weight"
     )
+
+
+def _carried(weight: Array, port: Port, at: LinearBinding, keep_in: Ids | None) -> Array:
+    """The weight with `W_c + sum_d W_d k_d / k_c` for one channel c that stays, d those that are gone.
+
+    Only where the constants k cannot go into the bias.
+    """
+    if keep_in is None or port.x is None or port.layer.folds or port.layer.groups > 1:
+        return weight
+    left = np.zeros(port.x.ids.size, np.bool_)
+    left[keep_in] = True
+    held, lost = port.layer.carriers(port.x, left), np.where(left, 0.0, np.nan_to_num(port.x.value))
+    place = int(np.abs(held).argmax())
+    if not held[place] or not lost.any():
+        return weight
+    axis = at.layout.axes.index("i")
+    taken = np.moveaxis(weight, axis, -1).astype(np.float64) @ (lost / held[place])
+    new = np.moveaxis(weight.astype(np.float64), axis, 0).copy()
+    new[place] += taken
+    result = rounded(np.moveaxis(new, 0, axis), weight.dtype)
+    demand_finite(result, weight, port.name)
+    return result
 
 
 def _rebias(

@@ -272,7 +272,7 @@ def write(model: ModelProto, source: Source, net: Network, decision: Decision) -
     scope = source.scopes[0]
     editor = Editor(model, scope, all_names(model.graph), None)
     cuts = dict(_cuts(scope, net, decision))
-    done: set[int] = set()
+    done, stale = set[int](), set(cuts)
     for port in net.ports:
         at = source.bindings[port.place]
         assert isinstance(at, LinearBinding)
@@ -281,6 +281,7 @@ def write(model: ModelProto, source: Source, net: Network, decision: Decision) -
         keep_out = decision.keeps(port.y)
         if keep_in is not None or keep_out is not None:
             narrow.layer(editor, port, at, keep_in, keep_out)
+            stale.update(scope.graph.node[at.node].output)
     for index in range(len(scope.graph.node)):
         node = scope.graph.node[index]
         if index in done or node.domain not in ("", "ai.onnx"):
@@ -291,7 +292,7 @@ def write(model: ModelProto, source: Source, net: Network, decision: Decision) -
         elif touched and node.op_type in narrow.WRITERS:
             narrow.WRITERS[node.op_type](editor, index, cuts)
     editor.finish({_neutral(scope, name) for name in cuts})
-    for i in reversed([i for i, v in enumerate(model.graph.value_info) if v.name in cuts]):
+    for i in reversed([i for i, v in enumerate(model.graph.value_info) if v.name in stale]):
         del model.graph.value_info[i]
 
 
