@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from bnfold.frontends.onnx.shrink import Shrunk, shrink
 from .evaluate import evaluate
 from .random_graphs import RandomGraph
 
+ROOT = Path(__file__).parents[1]
 Array = npt.NDArray[Any]
 
 
@@ -583,3 +586,10 @@ def test_random_graphs(seed: int) -> None:
         if result.changed:
             same(model, result.model, x=np.random.default_rng(each).normal(0.2, 1, shape))
     assert dropped
+
+
+def test_reasons_are_documented() -> None:
+    files = [*(ROOT / "bnfold/shrinking").glob("*.py"), ROOT / "bnfold/frontends/onnx/shrink.py"]
+    codes = set(re.findall(r"Reason\(\s*\"([a-z-]+)\"", "\n".join(path.read_text() for path in files)))
+    page = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs/shrinking.md").read_text(), re.M)
+    assert codes == set(page)
