@@ -69,7 +69,8 @@ class Net:
 
     def model(self, *outputs: str) -> ModelProto:
         names = list(outputs) or [self.nodes[-1].output[0]]
-        ends = [helper.make_tensor_value_info("x", TensorProto.DOUBLE, self.shape)]
+        shape = ["N" if size < 0 else size for size in self.shape]
+        ends = [helper.make_tensor_value_info("x", TensorProto.DOUBLE, shape)]
         tensors = [numpy_helper.from_array(value, name) for name, value in self.tensors.items()]
         results = [helper.make_tensor_value_info(name, TensorProto.DOUBLE, None) for name in names]
         listed = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors] if self.ir < 4 else []
@@ -99,7 +100,7 @@ def checked(model: ModelProto, block: int = 1, **options: Any) -> Shrunk:
     onnx.checker.check_model(result.model, full_check=True)
     assert result.model.graph.output == model.graph.output
     assert [v.name for v in result.model.graph.input if v.name == "x"] == ["x"]
-    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    shape = [d.dim_value or 2 for d in model.graph.input[0].type.tensor_type.shape.dim]
     same(model, result.model, x=np.random.default_rng(1).normal(0.2, 1.0, shape))
     return result
 
@@ -304,6 +305,50 @@ def channel_shuffle() -> ModelProto:
     x = net.op("Reshape", x, net.ints(-1, 2, 6, 8, 8))
     x = net.op("Reshape", net.op("Transpose", x, perm=[0, 2, 1, 3, 4]), net.ints(-1, 12, 8, 8))
     return end(net, x, 12)
+
+
+@case(0, "live")
+def what_is_shuffled_together_has_to_be_one_constant() -> ModelProto:
+    net = Net()
+    x = net.conv("x", 4, 6, dead=[1, 4])
+    net.tensors["c1"][4] = -0.4
+    x = net.op("Transpose", net.op("Reshape", x, net.ints(0, 2, 3, 8, 8)), perm=[0, 2, 1, 3, 4])
+    return end(net, net.op("Reshape", x, net.ints(0, 6, 8, 8)), 6)
+
+
+@case(4)
+def a_reshape_to_computed_sizes() -> ModelProto:
+    net = Net(shape=(-1, 4, 8, 8))
+    x = net.op("Relu", net.conv("x", 4, 8, dead=[0, 1, 4, 5], held=-1.0))
+    batch = net.op("Slice", net.op("Shape", x), net.ints(0), net.ints(1))
+    x = net.op("Reshape", x, net.op("Concat", batch, net.ints(2, 4), net.ints(8, 8), axis=0))
+    x = net.op("Reshape", x, net.op("Concat", batch, net.ints(8), net.ints(8, 8), axis=0))
+    net.op("Gemm", net.op("Flatten", x), net.weight(8 * 64, 3))
+    return net.model()
+
+
+@case(0, "size-read")
+def a_reshape_to_sizes_that_hold_the_channels() -> ModelProto:
+    net = Net(shape=(-1, 4, 8, 8))
+    x = net.op("Relu", net.conv("x", 4, 8, dead=[0, 1, 4, 5], held=-1.0))
+    sizes = net.op("Slice", net.op("Shape", x), net.ints(0), net.ints(2))
+    net.op("Conv", net.op("Reshape", x, net.op("Concat", sizes, net.ints(64), axis=0)), net.weight(3, 8, 1))
+    return net.model()
+
+
+@case(0, "read-elsewhere")
+def a_layer_along_another_axis() -> ModelProto:
+    net = Net()
+    x = net.op("Relu", net.conv("x", 4, 6, dead=[0, 1], held=-1.0))
+    return end(net, net.op("MatMul", x, net.weight(8, 8)), 6)
+
+
+@case(0, "read-elsewhere")
+def a_condition_for_each_channel() -> ModelProto:
+    net = Net()
+    x = net.op("Relu", net.conv("x", 4, 4, dead=[0, 1], held=-1.0))
+    x = net.op("Where", net.op("Greater", "x", net.const(0.1)), x, net.const(0.0))
+    return end(net, x, 4)
 
 
 @case(1)

@@ -14,6 +14,7 @@ from ...shrinking.channels import Ids, Port, Vector
 from .bindings import LinearBinding
 from .constants import attributes
 from .editor import Editor, demand_finite, fill, ready, rounded, set_attribute
+from .scope import Scope
 
 Array = npt.NDArray[Any]
 
@@ -218,6 +219,9 @@ def shaped(editor: Editor, index: int, cuts: Cuts) -> None:
     if target is None:
         return
     position = 3 if node.op_type == "Resize" else 1
+    if position < len(node.input) and node.input[position] and node.input[position] not in editor.constants:
+        _joined_entry(editor, node.input[position], target)
+        return
     sizes = _given(editor, node, position, "shape")
     axes = list(attributes(node).get("axes", range(target.rank))) if node.op_type == "Resize" else range(target.rank)
     place = next((i for i, axis in enumerate(axes) if axis % target.rank == target.axis), None)
@@ -249,6 +253,39 @@ def pad(editor: Editor, index: int, cuts: Cuts) -> None:
     amounts[place] = int((cut.kept < front).sum())
     amounts[place + len(axes)] = int((cut.kept >= cut.size - back).sum())
     _numbers(editor, node, 1, attribute, amounts, len(node.input) > 1)
+
+
+def joined(scope: Scope, name: str) -> NodeProto | None:
+    """The Concat that joins a list of sizes, which nobody else reads."""
+    maker = scope.constants.producer(name)
+    once = scope.uses[name] == 1 and name in scope.local and name not in scope.pinned
+    return maker if maker is not None and maker.op_type == "Concat" and once else None
+
+
+def entry(scope: Scope, name: str, place: int) -> tuple[NodeProto, int, int] | None:
+    """Where entry `place` of joined sizes is a constant: the Concat, which of its inputs, and the place in that."""
+    maker = joined(scope, name)
+    for i, part in enumerate([] if maker is None else maker.input):
+        shape = scope.constants.shape(part) if part in scope.constants else scope.shapes.get(part)
+        size = shape[0] if shape is not None and len(shape) == 1 else None
+        if not isinstance(size, int):
+            return None
+        if place < size:
+            return (maker, i, place) if maker is not None and part in scope.constants else None
+        place -= size
+    return None
+
+
+def _joined_entry(editor: Editor, name: str, target: Cut) -> None:
+    """Another number for the channels in sizes that are joined from parts."""
+    found = entry(editor.scope, name, target.axis)
+    if found is None:
+        return
+    maker, i, place = found
+    sizes = editor.value(maker.input[i]).copy()
+    if sizes[place] > 0 or (sizes[place] == 0 and target.size > 0):
+        sizes[place] = target.kept.size
+        put(editor, maker, i, sizes, f"{maker.input[i]}_kept")
 
 
 def _given(editor: Editor, node: NodeProto, position: int, attribute: str) -> list[int]:

@@ -169,10 +169,10 @@ def _extremum(scope: Scope, node: NodeProto, op: Op) -> Any:
 
 
 def _sized(scope: Scope, node: NodeProto) -> bool:
-    """Whether the sizes that a node asks for are none, or constant."""
+    """Whether the sizes that a node asks for are none, or constant, or those of a Reshape joined from parts."""
     position = 3 if node.op_type == "Resize" else 1
     name = node.input[position] if position < len(node.input) else ""
-    return not name or name in scope.constants
+    return not name or name in scope.constants or (node.op_type == "Reshape" and narrow.joined(scope, name) is not None)
 
 
 def _layer(op: Linear, at: LinearBinding, scope: Scope, exact: bool) -> Layer | None:
@@ -223,6 +223,12 @@ def _hold(scope: Scope, source: Source, net: Network) -> None:
             if track is not None and _reads_size(scope, node, track.axis, source):
                 net.pin(
                     [track], Reason("size-read", f"{node.name or node.op_type} reads how many there are", node.name)
+                )
+        if node.op_type == "Reshape" and len(node.input) > 1 and node.input[1] not in scope.constants:
+            track = net.tracks.get(_neutral(scope, node.output[0]))
+            if track is not None and narrow.entry(scope, node.input[1], track.axis) is None:
+                net.pin(
+                    [track], Reason("size-read", f"{node.name or 'Reshape'} computes how many there are", node.name)
                 )
         if node.op_type == "Where" and node.input[0] not in scope.constants:
             track = net.tracks.get(_neutral(scope, node.output[0]))
