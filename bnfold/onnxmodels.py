@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 from .errors import BnfoldError, DataError, ModelError, PlanError, UsageError, VerificationError
 from .kinds import check_suffix
 from .options import Folding
-from .plan import LayerMerge, OtherNorm, Plan
+from .plan import ChannelDrop, LayerMerge, OtherNorm, Plan
 from .planner import plan as make_plan
 from .planner import plan_that_fits
 from .skip import Skip, demand_match, unmatched
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .equivalence.inputs import InputSpec, Judging
     from .frontends.onnx.apply import Applied
     from .frontends.onnx.read import Source
+    from .frontends.onnx.shrink import Group
     from .frontends.onnx.skeleton import Skeleton
     from .lrn.onnx_find import OnnxSite
     from .merging.result import Candidate
@@ -181,7 +182,7 @@ def _demanded(specs: list[InputSpec] | VerificationError) -> list[InputSpec]:
 
 
 def _carried_out(loaded: _Loaded, plan: Plan, folding: Folding) -> tuple[Applied, Plan]:
-    """The edited model, with layers merged; and the plan that says so. The model itself changes."""
+    """The edited model, with layers merged, channels dropped; and the plan that says so. The model itself changes."""
     from .frontends.onnx.apply import Applied, apply
     from .frontends.onnx.external import external_tensors
     from .frontends.onnx.merging import merge
@@ -203,6 +204,13 @@ def _told(found: Candidate) -> LayerMerge:
     return LayerMerge(
         found.kind, found.nodes, found.verdict, found.into, found.reason, found.multiplications, found.bytes
     )
+
+
+def _left_out(found: Group) -> ChannelDrop:
+    return ChannelDrop(
+        found.tensor, found.layers, found.channels, found.empty, found.dropped, found.verdict, found.reason,
+        found.multiplications, found.bytes,
+    )  # fmt: skip
 
 
 def _unchanged(

@@ -153,6 +153,8 @@ def test_inspect_json_has_the_documented_keys_and_nothing_else_on_stdout() -> No
         "batch_norms",
         "others",
         "notes",
+        "merges",
+        "drops",
         "output",
         "verification",
     ]

@@ -26,6 +26,9 @@ EXAMPLE = ROOT / "docs/examples/preactivation.py"
 def _codes(swap: bool = False) -> set[str]:
     """The first argument of every `Reason(` in the source of folding, or of the swap of LRN."""
     files = [path for path in (ROOT / "bnfold").rglob("*.py") if (path.parent.name == "lrn") == swap]
+    files = [
+        path for path in files if not {"shrinking", "shrink.py"} & set(path.parts)
+    ]  # docs/shrinking.md lists those
     text = "\n".join(path.read_text() for path in files)
     return set(re.findall(r"Reason\(\s*\"([a-z0-9-]+)\"", text))
 

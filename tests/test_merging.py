@@ -28,6 +28,7 @@ from bnfold.graph import Reason
 from bnfold.merging import reasons
 from bnfold.merging.algebra import Linear, add, average, compose, diagonal, identity, scaled
 from bnfold.merging.geometry import Axis, Geometry
+from bnfold.options import Folding
 from tests.evaluate import evaluate
 from tests.random_linear import RandomLinear
 from tests.test_rules import Net
@@ -699,7 +700,7 @@ def test_weights_that_folding_has_not_computed_yet_are_merged() -> None:
     net = builder(dtype=np.float32)
     x = net.relu(net.input((32, 6, 6)))
     model = net.finish(net.relu(net.add(net.conv_bn(x, 32, 3), net.conv_bn(x, 32, 3))))
-    loaded = LOADED._load(model, (), None)
+    loaded = LOADED._load(model, Folding())
     state = apply(loaded.model, loaded.source, LOADED._plan(loaded, 32.0, "fast"))
     assert state.pending
     found = merge(state)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from onnx import ModelProto
 
@@ -27,6 +29,11 @@ class Applied:
     model: ModelProto
     pending: dict[str, Pending] = field(default_factory=dict)
     aside: bool = False
+
+    @property
+    def fresh(self) -> dict[str, Callable[[], Any]]:
+        """What computes the values that are not there yet, by the tensors' names."""
+        return {name: pending.compute for name, pending in self.pending.items()}
 
     def complete(self) -> ModelProto:
         """The model with all values computed."""

@@ -8,7 +8,7 @@ blocks of weights) is no constant: it stays as it is, and pins what reads it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from math import prod
 from pathlib import Path
@@ -36,6 +36,7 @@ class Constants:
     """The constants of a model by tensor name. `folder` is where external data lie.
 
     `shapes` and `dtypes` (ONNX element types) are what is known of the tensors: Shape and CastLike read nothing else.
+    `fresh`: what computes tensors of the model's graph whose values are still to be written.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class Constants:
         folder: Path | None = None,
         freeze_inputs: bool = False,
         dtypes: Mapping[str, int] | None = None,
+        fresh: Mapping[str, Callable[[], Array]] | None = None,
     ) -> None:
+        self.fresh = fresh or {}
         self.opset = default_opset(model)
         self.ir_version = model.ir_version
         self.freeze_inputs = freeze_inputs
@@ -56,6 +59,7 @@ class Constants:
     ) -> Constants:
         """The constants that a body in this graph sees: its own, and those around it."""
         inner = copy(self)
+        inner.fresh = {}
         inner._fill(body, shapes, self.folder, dtypes, self)
         return inner
 
@@ -183,7 +187,10 @@ class Constants:
         if name in self._cache or name in self._last:
             return self._cache[name] if name in self._cache else self._last[name]
         tensor = self.tensor(name)
-        value = self._compute(name) if tensor is None else self._load(tensor)
+        if name in self.fresh:
+            value: Array = self.fresh[name]()
+        else:
+            value = self._compute(name) if tensor is None else self._load(tensor)
         if value.size <= LARGE:
             self._cache[name] = value
         elif tensor is None and value.size <= MEMO:

@@ -42,17 +42,6 @@ class Merged:
         return any(candidate.verdict == "merged" for candidate in self.candidates)
 
 
-class Folded(Constants):
-    """The constants of a model in which some tensors are still to be computed."""
-
-    fresh: dict[str, Pending]
-
-    def value(self, name: str) -> Weights:
-        """The value of a constant, in its own dtype."""
-        pending = self.fresh.get(name) if name in self.local else None
-        return super().value(name) if pending is None else pending.compute()
-
-
 def merge(
     applied: Applied | ModelProto,
     folder: Path | None = None,
@@ -87,8 +76,7 @@ def _scope(state: Applied, folder: Path | None, freeze_inputs: bool) -> Scope:
     values = [v for v in (*typed.input, *typed.value_info, *typed.output) if v.type.HasField("tensor_type")]
     shapes = {v.name: _sizes(v.type.tensor_type) for v in values}
     dtypes = {v.name: v.type.tensor_type.elem_type for v in values}
-    constants = Folded(model, shapes, folder, freeze_inputs, dtypes)
-    constants.fresh = state.pending
+    constants = Constants(model, shapes, folder, freeze_inputs, dtypes, state.fresh)
     return Scope(model.graph, constants, shapes, dtypes, count_uses(model.graph), pinned(model.graph))
 
 

@@ -6,9 +6,9 @@ The structure is imported by onnx-graphsurgeon from the skeleton, so that no wei
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -111,6 +111,8 @@ class Source:
     bindings: dict[int, Binding]
     places: dict[int, int]
     scopes: list[Scope]
+    nodes: list[tuple[int, int]] = field(default_factory=list)
+    """For each op the scope and the node that it was read from; the norms that are out of reach come last, without."""
 
     @property
     def constants(self) -> Constants:
@@ -125,12 +127,16 @@ def read(
     folder: Path | None = None,
     freeze_inputs: bool = False,
     skip: Callable[[str], bool] = lambda label: False,
+    fresh: Mapping[str, Callable[[], Any]] | None = None,
 ) -> Source:
-    """The neutral graph of a model, whose skeleton is `bare`; norms whose name `skip` accepts are left alone."""
+    """The neutral graph of a model, whose skeleton is `bare`; norms whose name `skip` accepts are left alone.
+
+    `fresh`: see `Constants`.
+    """
     inferred = infer_shapes(bare.model)
     imported = _import(inferred)
     shapes, dtypes = _shapes(imported), _dtypes(inferred.graph)
-    constants = Constants(model, shapes, folder, freeze_inputs, dtypes)
+    constants = Constants(model, shapes, folder, freeze_inputs, dtypes, fresh)
     scope = Scope(model.graph, constants, shapes, dtypes, count_uses(model.graph), pinned(model.graph))
     graph = Graph([], {}, {}, name, OCTAVES.get(_narrowest(model, dtypes), 40.0))
     source = Source(graph, {}, {}, [scope])
@@ -183,6 +189,7 @@ class _Reader:
                 if isinstance(error, BnfoldError | MemoryError) and not getattr(error, "local", False):
                     raise
                 made, bound = [self._fault(view, error)], {}
+            self.source.nodes.extend([(place, view.index)] * len(made))
             self._add(scope, place, made, bound)
         self._watch(scope)
         taken = self.source.graph.shapes
