@@ -356,20 +356,27 @@ def _groups(net: Network, decision: Decision, costs: dict[int, Costs]) -> Iterat
         ports = [port for port in net.ports if _touches(port, cell, decision)]
         if not ports:
             continue
-        maker = next((port for port in ports if np.isin(decision.roots[port.y.ids], cell.members).any()), ports[0])
+        makers = [port for port in ports if np.isin(decision.roots[port.y.ids], cell.members).any()]
+        track = makers[0].y if makers else ports[0].x
+        counts = [0, 0, 0] if track is None else _counts(decision.roots[track.ids], cell)
         total = [sum(costs[port.place][i] for port in ports) for i in range(4)]
-        dropped = int(cell.gone.sum())
         yield Group(
-            maker.layer.op.outputs[0],
+            makers[0].layer.op.outputs[0] if makers else ports[0].layer.op.inputs[0],
             tuple(port.name for port in ports),
-            int(cell.members.size),
-            int(cell.empty.sum()),
-            dropped,
-            "dropped" if dropped else "left",
+            counts[0],
+            counts[1],
+            counts[2],
+            "dropped" if counts[2] else "left",
             cell.reason,
             (total[0], total[1]),
             (total[2], total[3]),
         )
+
+
+def _counts(roots: npt.NDArray[np.int64], cell: Cell) -> list[int]:
+    """How many channels of a tensor are of a cell, how many of these are empty, and how many go."""
+    parts = (cell.members, cell.members[cell.empty], cell.members[cell.gone])
+    return [int(np.isin(roots, part).sum()) for part in parts]
 
 
 def _touches(port: Port, cell: Cell, decision: Decision) -> bool:
