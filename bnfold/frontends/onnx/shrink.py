@@ -352,8 +352,7 @@ def _left(port: Port, decision: Decision) -> int:
 
 def _groups(net: Network, decision: Decision, costs: dict[int, Costs]) -> Iterator[Group]:
     """The groups of channels that hold something empty, in the order of the graph."""
-    for cell in decision.cells:
-        ports = [port for port in net.ports if _touches(port, cell, decision)]
+    for cell, ports in zip(decision.cells, _touching(net, decision), strict=True):
         if not ports:
             continue
         makers = [port for port in ports if np.isin(decision.roots[port.y.ids], cell.members).any()]
@@ -379,9 +378,18 @@ def _counts(roots: npt.NDArray[np.int64], cell: Cell) -> list[int]:
     return [int(np.isin(roots, part).sum()) for part in parts]
 
 
-def _touches(port: Port, cell: Cell, decision: Decision) -> bool:
-    tracks = [track for track in (port.x, port.y) if track is not None]
-    return any(np.isin(decision.roots[track.ids], cell.members).any() for track in tracks)
+def _touching(net: Network, decision: Decision) -> list[list[Port]]:
+    """For each cell the layers whose weights hold channels of it."""
+    which = np.full(decision.roots.size, -1, np.int64)
+    for i, cell in enumerate(decision.cells):
+        which[cell.members] = i
+    found: list[list[Port]] = [[] for _ in decision.cells]
+    for port in net.ports:
+        ids = [track.ids for track in (port.x, port.y) if track is not None]
+        for i in np.unique(which[decision.roots[np.concatenate(ids)]]).tolist():
+            if i >= 0:
+                found[i].append(port)
+    return found
 
 
 def _denormal(port: Port, decision: Decision) -> int:
