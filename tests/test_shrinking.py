@@ -87,7 +87,9 @@ def same(model: ModelProto, small: ModelProto, tolerance: float = 1e-12, **input
         assert a.dtype == b.dtype
         finite = np.isfinite(a)
         assert (finite == np.isfinite(b)).all()
-        assert np.abs(a - b, where=finite, out=np.zeros(a.shape)).max() <= tolerance * np.abs(a[finite]).max(initial=0)
+        assert np.abs(a - b, where=finite, out=np.zeros(a.shape)).max(initial=0) <= tolerance * np.abs(a[finite]).max(
+            initial=0
+        )
 
 
 def checked(model: ModelProto, block: int = 1, **options: Any) -> Shrunk:
@@ -197,7 +199,7 @@ def what_a_depthwise_layer_drops_is_not_read() -> ModelProto:
     return end(net, net.conv(x, 6, 12, kernel=3, group=6, dead=[4, 5]), 12)
 
 
-@case(2)
+@case(4)
 def a_group_goes_as_a_whole() -> ModelProto:
     net = Net()
     x = net.op("Relu", net.conv("x", 4, 8))
@@ -228,8 +230,10 @@ def concat_split_slice_and_gather_are_index_maps() -> ModelProto:
     part = net.op("Slice", whole, net.ints(0, 1), net.ints(100, 8), net.ints(2, 1))
     odd = net.op("Slice", whole, net.ints(-1), net.ints(-100), net.ints(1), net.ints(-2))
     some = net.op("Gather", whole, net.ints(11, -12, 3, 3, 8), axis=1)
-    sizes = {left: 5, right: 7, part: 7, odd: 6, some: 5}
-    ends = [net.conv(x, size, 2) for x, size in sizes.items()]
+    one = net.op("Unsqueeze", net.op("Gather", whole, net.const(6, np.int64), axis=1), net.ints(1))
+    none = net.op("Slice", whole, net.ints(4), net.ints(4), net.ints(1))
+    sizes = {left: 5, right: 7, part: 7, odd: 6, some: 5, one: 1}
+    ends = [net.conv(x, size, 2) for x, size in sizes.items()] + [none]
     return net.model(*ends)
 
 
@@ -298,7 +302,7 @@ def a_reshape_that_names_its_channels() -> ModelProto:
     return net.model()
 
 
-@case(2)
+@case(4)
 def channel_shuffle() -> ModelProto:
     net = Net()
     x = net.op("Relu", net.conv("x", 4, 12, dead=[1, 7, 2, 8, 3], held=-1.0))  # 3 has no partner
@@ -351,7 +355,7 @@ def a_condition_for_each_channel() -> ModelProto:
     return end(net, x, 4)
 
 
-@case(1)
+@case(4)
 def pixel_shuffle() -> ModelProto:
     net = Net()
     x = net.op("Relu", net.conv("x", 4, 12, dead=[1, 4, 7, 10], held=-1.0))

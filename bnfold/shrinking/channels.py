@@ -78,11 +78,11 @@ class Layer:
     weight: npt.NDArray[np.floating]
     bias: Vector
     rounding: Rounding
-    sizes: Vector = field(init=False)
-    """Sum of |weight| over the taps, (groups, out/groups, in/groups), float64."""
+    sizes: npt.NDArray[np.floating] = field(init=False)
+    """Sum of |weight| over the taps, (groups, out/groups, in/groups), in float32 at least."""
 
     def __post_init__(self) -> None:
-        sizes = np.abs(self.weight).sum(-1, dtype=np.float64)
+        sizes = np.abs(self.weight).sum(-1, dtype=np.promote_types(self.weight.dtype, np.float32))
         object.__setattr__(self, "sizes", sizes)
 
     @property

@@ -178,7 +178,7 @@ def cut_out(editor: Editor, index: int, cuts: Cuts) -> None:
     places = source.moved()[taken]
     places = places[places >= 0]
     if steps[place] == 1:
-        starts[place], ends[place] = int(places[0]), int(places[-1]) + 1
+        starts[place], ends[place] = (int(places[0]), int(places[-1]) + 1) if places.size else (0, 0)
     else:
         _gather_before(editor, index, places, source.axis)
         starts[place], ends[place], steps[place] = 0, int(places.size), 1
@@ -209,7 +209,7 @@ def gather(editor: Editor, index: int, cuts: Cuts) -> None:
         return
     old = editor.value(node.input[1])
     places = source.moved()[old.astype(np.int64) % source.size]
-    put(editor, node, 1, places[places >= 0].astype(old.dtype), f"{node.input[1]}_kept")
+    put(editor, node, 1, (places[places >= 0] if old.ndim else places).astype(old.dtype), f"{node.input[1]}_kept")
 
 
 def shaped(editor: Editor, index: int, cuts: Cuts) -> None:

@@ -367,29 +367,44 @@ def _left(port: Port, decision: Decision) -> int:
 
 def _groups(net: Network, decision: Decision, costs: dict[int, Costs]) -> Iterator[Group]:
     """The groups of channels that hold something empty, in the order of the graph."""
-    for cell in decision.cells:
-        ports = [port for port in net.ports if _touches(port, cell, decision)]
+    for cell, ports in zip(decision.cells, _touching(net, decision), strict=True):
         if not ports:
             continue
-        maker = next((port for port in ports if np.isin(decision.roots[port.y.ids], cell.members).any()), ports[0])
+        makers = [port for port in ports if np.isin(decision.roots[port.y.ids], cell.members).any()]
+        track = makers[0].y if makers else ports[0].x
+        counts = [0, 0, 0] if track is None else _counts(decision.roots[track.ids], cell)
         total = [sum(costs[port.place][i] for port in ports) for i in range(4)]
-        dropped = int(cell.gone.sum())
         yield Group(
-            maker.layer.op.outputs[0],
+            makers[0].layer.op.outputs[0] if makers else ports[0].layer.op.inputs[0],
             tuple(port.name for port in ports),
-            int(cell.members.size),
-            int(cell.empty.sum()),
-            dropped,
-            "dropped" if dropped else "left",
+            counts[0],
+            counts[1],
+            counts[2],
+            "dropped" if counts[2] else "left",
             cell.reason,
             (total[0], total[1]),
             (total[2], total[3]),
         )
 
 
-def _touches(port: Port, cell: Cell, decision: Decision) -> bool:
-    tracks = [track for track in (port.x, port.y) if track is not None]
-    return any(np.isin(decision.roots[track.ids], cell.members).any() for track in tracks)
+def _counts(roots: npt.NDArray[np.int64], cell: Cell) -> list[int]:
+    """How many channels of a tensor are of a cell, how many of these are empty, and how many go."""
+    parts = (cell.members, cell.members[cell.empty], cell.members[cell.gone])
+    return [int(np.isin(roots, part).sum()) for part in parts]
+
+
+def _touching(net: Network, decision: Decision) -> list[list[Port]]:
+    """For each cell the layers whose weights hold channels of it."""
+    which = np.full(decision.roots.size, -1, np.int64)
+    for i, cell in enumerate(decision.cells):
+        which[cell.members] = i
+    found: list[list[Port]] = [[] for _ in decision.cells]
+    for port in net.ports:
+        ids = [track.ids for track in (port.x, port.y) if track is not None]
+        for i in np.unique(which[decision.roots[np.concatenate(ids)]]).tolist():
+            if i >= 0:
+                found[i].append(port)
+    return found
 
 
 def _denormal(port: Port, decision: Decision) -> int:
