@@ -49,13 +49,13 @@ def run(op: str, attrs: dict[str, Any], inputs: list[Tensor]) -> Tensor:
             return pooled
         case "Gemm":
             weight = inputs[1].T if attrs["transB"] else inputs[1]
-            y = attrs["alpha"] * (x @ weight)
-            return y + attrs["beta"] * inputs[2] if len(inputs) > 2 else y
+            y: Tensor = float(attrs["alpha"]) * (x @ weight)
+            return y + float(attrs["beta"]) * inputs[2] if len(inputs) > 2 else y
         case "BatchNormalization":
             gamma, beta, mean, var = inputs[1:]
             return F.batch_norm(x, mean, var, gamma, beta, eps=attrs["epsilon"])
         case "Sum":
-            return torch.stack(torch.broadcast_tensors(*inputs)).sum(0) if len(inputs) < 2 else added(inputs)
+            return added(inputs)
         case "Identity":
             return x.clone()
         case "Relu":
