@@ -19,6 +19,8 @@ from .result import Candidate
 
 DEEPEST = 8
 """So many layers are followed back from a sum."""
+WIDEST = 24
+"""So many terms of one tensor are compared with one another at a time."""
 
 
 @dataclass(frozen=True)
@@ -127,23 +129,26 @@ class Search:
     def _terms(self, step: Sum) -> tuple[list[Term], list[Step]]:
         """The terms of a sum and of the sums in it; those sums, itself last."""
         terms: list[Term] = []
-        sums: list[Step] = []
-        for factor, tensor in zip(step.factors, step.sources, strict=True):
-            inner = self.program.steps.get(tensor)
-            if isinstance(inner, Sum) and self._inner(step, tensor):
-                found, below = self._terms(inner)
-                terms += [Term(factor * term.factor, term.tensor) for term in found]
-                sums += below
+        sums: list[Step] = [step]
+        waiting = [Term(1.0, step.target)]
+        while waiting:
+            term = waiting.pop()
+            inner = self.program.steps.get(term.tensor)
+            if term.tensor == step.target or (isinstance(inner, Sum) and self._inner(step, term.tensor)):
+                assert isinstance(inner, Sum)
+                sums += [inner] if inner is not step else []
+                pairs = zip(inner.factors, inner.sources, strict=True)
+                waiting += [Term(term.factor * factor, name) for factor, name in reversed(list(pairs))]
             else:
-                terms.append(Term(factor, tensor))
-        return terms, [*sums, step]
+                terms.append(term)
+        return terms, sums[::-1]
 
     def _improve(self, step: Sum) -> Part | None:
         """Make one part of terms of a sum, the one that saves most; None where none saves anything."""
         terms, sums = self._terms(step)
         best: tuple[float, Part, str] | None = None
         for base, found in self._shared(terms).items():
-            parts = self._parts(terms, found, base)
+            parts = self._parts(terms, found, base)[:WIDEST]
             for part in _joined(self, parts, base, terms):
                 saved = sum(p.cost.seconds for p in parts if set(p.members) <= set(part.members)) - part.cost.seconds
                 if len(part.members) > 1 and (best is None or saved > best[0]):

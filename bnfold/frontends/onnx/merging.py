@@ -65,7 +65,8 @@ def merge(
     state = applied if isinstance(applied, Applied) else Applied(applied, {}, bool(external_tensors(applied)))
     scope = _scope(state, folder, freeze_inputs)
     found = program(scope, skip)
-    found.misfit = lambda layer: _misfit(layer, scope)
+    if TensorProto.FLOAT16 in scope.dtypes.values():
+        found.misfit = _beyond_range
     candidates = tuple(Search(found).run())
     made = [step for step in found.steps.values() if isinstance(step, Layer | Sum) and step.made]
     if not made:
@@ -99,10 +100,8 @@ def _sizes(kind: Any) -> tuple[int | str | None, ...] | None:
     )
 
 
-def _misfit(layer: Lazy, scope: Scope) -> Reason | None:
-    """Whether the numbers of a layer are beyond the range of float16, where a graph has such."""
-    if TensorProto.FLOAT16 not in scope.dtypes.values():
-        return None
+def _beyond_range(layer: Lazy) -> Reason | None:
+    """Whether the numbers of a layer are beyond the range of float16."""
     made = layer.load()
     largest = max(np.abs(made.kernel).max(initial=0), np.abs(made.bias).max(initial=0))
     return RANGE if largest > np.finfo(np.float16).max else None
