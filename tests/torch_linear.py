@@ -56,6 +56,8 @@ def run(op: str, attrs: dict[str, Any], inputs: list[Tensor]) -> Tensor:
             return F.batch_norm(x, mean, var, gamma, beta, eps=attrs["epsilon"])
         case "Sum":
             return added(inputs)
+        case "Concat":
+            return torch.cat(inputs, attrs["axis"])
         case "Identity":
             return x.clone()
         case "Relu":

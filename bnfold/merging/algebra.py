@@ -7,7 +7,7 @@ Where the result is no layer, a Reason says why (see `geometry`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..graph import Reason
-from .geometry import IDENTITY, Axis, Geometry, product, total
+from .geometry import IDENTITY, Axis, Geometry, product, stack, total
 
 Array = npt.NDArray[np.float64]
 
@@ -71,6 +71,20 @@ class Lazy:
     def times(self, factor: float) -> Lazy:
         """`factor * self(x)`."""
         return self if factor == 1 else Lazy(self.geometry, lambda: scaled(self.load(), np.full(1, factor)))
+
+
+def stacked(layers: Sequence[Lazy]) -> Lazy | Reason:
+    """The outputs of layers, put together along the channels."""
+    found = stack([layer.geometry for layer in layers])
+    if isinstance(found, Reason):
+        return found
+
+    def load() -> Linear:
+        made = [layer.load() for layer in layers]
+        kernels = np.concatenate([m.kernel for m in made], 1)  # (1, out, in, *taps), one behind another in `out`
+        return Linear(found, kernels, np.concatenate([np.broadcast_to(m.bias, m.geometry.outputs) for m in made]))
+
+    return Lazy(found, load)
 
 
 def _sum_of(terms: tuple[Lazy, ...], geometry: Geometry) -> Linear:

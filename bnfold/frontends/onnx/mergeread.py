@@ -13,7 +13,7 @@ from ...errors import BnfoldError
 from ...graph import Reason, Shape
 from ...merging.algebra import Array, Lazy, Linear, average, diagonal
 from ...merging.geometry import Axis, Geometry
-from ...merging.program import IDENTITY, Layer, Program, Step, Stop, Sum
+from ...merging.program import IDENTITY, Join, Layer, Program, Step, Stop, Sum
 from ...merging.reasons import POOLING, QUANTIZED, UNKNOWN
 from .constants import attributes
 from .node import FLOATS
@@ -305,6 +305,16 @@ def add_all(view: View) -> Step | None:
     return Sum(view.label, view.node.output[0], names, (view.index,), (1.0,) * len(names)) if len(names) > 1 else None
 
 
+def concat(view: View) -> Step | None:
+    """Concat along an axis."""
+    names, axis = tuple(view.node.input), view.attrs.get("axis")
+    shape = view.shape(view.node.output[0])
+    if axis is None or (axis < 0 and shape is None) or any(name in view.scope.constants for name in names):
+        return None
+    place = int(axis) % len(shape) if shape else int(axis)
+    return Join(view.label, view.node.output[0], names, (view.index,), place)
+
+
 READERS: dict[str, Reader] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
@@ -319,6 +329,7 @@ READERS: dict[str, Reader] = {
     "Identity": same,
     "Dropout": same,
     "Sum": add_all,
+    "Concat": concat,
 }
 NORMS = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization", "Sum"})
 """What may be a norm, and so may be one to be left alone."""

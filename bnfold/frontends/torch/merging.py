@@ -17,7 +17,7 @@ from ...graph import Linear as LinearOp
 from ...graph import Sum as SumOp
 from ...merging.algebra import Array, Lazy, Linear, average, diagonal, regrouped
 from ...merging.geometry import Axis, Geometry
-from ...merging.program import IDENTITY, Layer, Program, Step, Stop, Sum
+from ...merging.program import IDENTITY, Join, Layer, Program, Step, Stop, Sum
 from ...merging.reasons import PADDING, POOLING, RANGE, UNKNOWN
 from ...merging.result import Candidate
 from ...merging.search import Search
@@ -54,7 +54,7 @@ def merge(program: ExportedProgram, skip: Callable[[str], bool] = lambda label: 
     source = read(capture, "program", None, skipped=skip)
     found = _Reader(capture, source).read()
     candidates = tuple(Search(found).run())
-    made = [step for step in found.steps.values() if isinstance(step, Layer | Sum) and step.made]
+    made = [step for step in found.steps.values() if isinstance(step, Layer | Sum | Join) and step.made]
     return Merged(Writer(capture, source.constants).write(made) if made else program, candidates)
 
 
@@ -126,6 +126,8 @@ class _Reader:
         """What the neutral graph says less of than is needed here."""
         kind = op_name(node)
         source = node.args[0] if node.args else None
+        if kind == "cat":
+            return self._join(node)
         if not isinstance(source, fx.Node):
             return None
         if kind in SAME and isinstance(node.meta.get("val"), torch.Tensor) and not argument(node, "train"):
@@ -133,6 +135,13 @@ class _Reader:
         pools = kind.startswith("avg_pool") and not argument(node, "divisor_override")
         pool = self._pool(node, source) if pools else None
         return None if pool is None else self._step(node, source, node.name, pool, "AveragePool")
+
+    def _join(self, node: fx.Node) -> Step | None:
+        parts, axis, shape = argument(node, "tensors"), int(argument(node, "dim")), self.program.sizes.get(node.name)
+        if shape is None or any(part in self.constants for part in parts):
+            return None
+        names = tuple(part.name for part in parts)
+        return Join(node.name, node.name, names, (self.ids[node.name],), axis % len(shape))
 
     def _layer(self, node: fx.Node, op: LinearOp) -> Step | None:
         weight_role, bias_role = weight_arguments(op_name(node))
@@ -239,17 +248,16 @@ class Writer:
     constants: Constants
     fresh: dict[str, fx.Node] = field(default_factory=dict)
 
-    def write(self, made: list[Layer | Sum]) -> ExportedProgram:
+    def write(self, made: list[Layer | Sum | Join]) -> ExportedProgram:
         """Each step before the node that gave its tensor; those of new tensors before the sum that reads them."""
         self.work = _Work(Source(Graph([], {}, {}, "program", 40.0), {}, self.constants, self.capture))
-        waiting: list[Layer | Sum] = []
+        waiting: list[Layer | Sum | Join] = []
         for step in made:
             waiting.append(step)
             if step.target in self.work.nodes:
                 like = self.work.nodes[step.target]
                 for inner in waiting:
-                    node = self._layer(inner, like) if isinstance(inner, Layer) else self._sum(inner, like)
-                    self.fresh[inner.target] = node
+                    self.fresh[inner.target] = self._node(inner, like)
                 self.work._become(step.target, self.fresh[step.target])
                 waiting = []
         return self.work.finish()
@@ -263,6 +271,13 @@ class Writer:
         node.meta = {key: value for key, value in like.meta.items() if key != "val"}
         node.meta["val"] = target(*fx.map_arg(args, lambda inner: inner.meta["val"]))
         return node
+
+    def _node(self, step: Layer | Sum | Join, like: fx.Node) -> fx.Node:
+        if isinstance(step, Layer):
+            return self._layer(step, like)
+        if isinstance(step, Sum):
+            return self._sum(step, like)
+        return self._call(aten.cat.default, ([self._value(name) for name in step.sources], step.axis), like)
 
     def _sum(self, step: Sum, like: fx.Node) -> fx.Node:
         """Additions two by two; what is subtracted comes last."""
