@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,16 +55,17 @@ class Folded(Constants):
 def merge(
     applied: Applied | ModelProto,
     folder: Path | None = None,
-    skip: Callable[[str], bool] = lambda label: False,
+    kept: Container[str] = (),
     freeze_inputs: bool = False,
 ) -> Merged:
     """Merge what can be merged exactly and is no slower as one. `folder`: where external data lie.
 
-    The graph itself is searched; bodies in it stay as they are. `skip`: the names of norms that are to be left alone.
+    The graph itself is searched; bodies in it stay as they are. `kept`: the names of nodes that are to be left alone,
+    or of the tensors that they give.
     """
     state = applied if isinstance(applied, Applied) else Applied(applied, {}, bool(external_tensors(applied)))
     scope = _scope(state, folder, freeze_inputs)
-    found = program(scope, skip)
+    found = program(scope, kept)
     if TensorProto.FLOAT16 in scope.dtypes.values():
         found.misfit = _beyond_range
     candidates = tuple(Search(found).run())

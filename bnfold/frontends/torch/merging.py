@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,11 +48,14 @@ class Merged:
         return any(candidate.verdict == "merged" for candidate in self.candidates)
 
 
-def merge(program: ExportedProgram, skip: Callable[[str], bool] = lambda label: False) -> Merged:
-    """A program in which is merged what can be merged exactly and is no slower as one; the one given is left alone."""
+def merge(program: ExportedProgram, kept: Container[str] = ()) -> Merged:
+    """A program in which is merged what can be merged exactly and is no slower as one; the one given is left alone.
+
+    `kept`: the names of layers and norms that are to be left alone, as plans have them, or of what they give.
+    """
     capture = capture_program(program)
-    source = read(capture, "program", None, skipped=skip)
-    found = _Reader(capture, source).read()
+    source = read(capture, "program", None)
+    found = _Reader(capture, source, kept).read()
     candidates = tuple(Search(found).run())
     made = [step for step in found.steps.values() if isinstance(step, Layer | Sum | Join) and step.made]
     return Merged(Writer(capture, source.constants).write(made) if made else program, candidates)
@@ -61,8 +64,8 @@ def merge(program: ExportedProgram, skip: Callable[[str], bool] = lambda label: 
 class _Reader:
     """An exported program as a program of layers and sums."""
 
-    def __init__(self, capture: Capture, source: Source) -> None:
-        self.source, self.constants = source, source.constants
+    def __init__(self, capture: Capture, source: Source, kept: Container[str]) -> None:
+        self.kept, self.source, self.constants = kept, source, source.constants
         self.fx = {node.name: node for node in capture.program.graph.nodes}
         self.ids = {name: i for i, name in enumerate(self.fx)}
         labels = {op.outputs[0]: op.name for op in source.graph.ops if op.outputs}
@@ -93,11 +96,13 @@ class _Reader:
             step = self._of_node(node) if node.op == "call_function" and node not in self.constants else None
             if step is not None:
                 made[name] = step
-        self.program.steps = {name: made[name] for name in self.fx if name in made and self._floating(made[name])}
+        self.program.steps = {name: made[name] for name in self.fx if name in made and self._free(made[name])}
         return self.program
 
-    def _floating(self, step: Step) -> bool:
-        """Whether data of one floating type go in and come out."""
+    def _free(self, step: Step) -> bool:
+        """Whether it may be merged: data of one floating type go in and come out."""
+        if step.name in self.kept or step.target in self.kept:
+            return False
         kinds = {getattr(self.fx[name].meta.get("val"), "dtype", None) for name in (step.target, *step.sources)}
         return len(kinds) == 1 and all(kind is not None and kind.is_floating_point for kind in kinds)
 
