@@ -134,6 +134,8 @@ FORMS_OF_SUMS: dict[str, Callable[[Net], str]] = {
     "1x1 to a quarter, 1x1 back": lambda n: n.conv(n.conv("x", 1, n.c // 4), 1, into=n.c // 4),
     "1x1, dw 3x3": lambda n: n.conv(n.conv("x", 1), 3, group=0),
     "dw 3x3, 1x1": lambda n: n.conv(n.conv("x", 3, group=0), 1),
+    "1x1 beside 1x1": lambda n: n.op("Concat", n.conv("x", 1, n.c // 2), n.conv("x", 1, n.c // 2), axis=1),
+    "3x3 beside 3x3": lambda n: n.op("Concat", n.conv("x", 3, n.c // 2), n.conv("x", 3, n.c // 2), axis=1),
     "3x3, 1x1 to a quarter": lambda n: n.conv(n.conv(n.conv("x", 3), 1, n.c // 4), 1, into=n.c // 4),
 }
 SIZES = ((16, 112), (64, 56), (128, 28), (256, 14), (512, 7))

@@ -25,6 +25,7 @@ class RandomLinear:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, Array] = {}
         self.read: set[str] = set()
+        self.shapes: dict[str, Shape] = {}
         self.rank = int(self.rng.choice([1, 2, 2, 2, 3]))
         self.dense = self.rng.random() < 0.15
         self.dynamic = self.rng.random() < 0.25
@@ -35,7 +36,7 @@ class RandomLinear:
         self.outputs: list[Entry] = []
         entry: Entry = ("x", self.shape)
         for _ in range(int(self.rng.integers(1, 4))):
-            entry = self.block(entry) if self.rng.random() < 0.7 else self.row(entry)
+            entry = self.grown(entry)
             if self.chance(0.5):
                 entry = self.node("Relu", [entry[0]], entry[1]), entry[1]
         self.outputs.append(entry)
@@ -62,6 +63,7 @@ class RandomLinear:
         name = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [name], name=f"{op}_{len(self.nodes)}", **attrs))
         self.read.update(inputs)
+        self.shapes[name] = shape
         if self.chance(0.02):
             self.outputs.append((name, shape))
         return name
@@ -70,6 +72,38 @@ class RandomLinear:
         return np.asarray(self.rng.normal(size=shape) * self.pick(1.0, 1.0, 0.5))
 
     # --- branches
+
+    def grown(self, entry: Entry) -> Entry:
+        kind = self.rng.random()
+        return self.block(entry) if kind < 0.6 else self.row(entry) if kind < 0.85 else self.siblings(entry)
+
+    def siblings(self, entry: Entry) -> Entry:
+        """Layers of one tensor, mostly, put together; some of the same form."""
+        first = self.layer(entry)
+        if first is None:
+            return entry
+        parts = [first]
+        for _ in range(int(self.rng.integers(1, 4))):
+            made = self.again(entry) if self.chance(0.7) else self.layer(entry)
+            if made is not None and made[1][2:] == first[1][2:]:
+                parts.append(made)
+        names, axis = [name for name, _ in parts], len(first[1]) - 1 if self.dense else 1
+        if self.dense and any(shape[:-1] != first[1][:-1] for _, shape in parts):
+            return first
+        shape = list(first[1])
+        shape[axis] = sum(part[axis] for _, part in parts)
+        return self.node("Concat", names, tuple(shape), axis=axis - len(shape) * int(self.chance(0.3))), tuple(shape)
+
+    def again(self, entry: Entry) -> Entry | None:
+        """A layer like the last one, with other weights."""
+        last = self.nodes[-1]
+        if last.op_type not in ("Conv", "Gemm", "MatMul") or last.input[0] != entry[0]:
+            return self.layer(entry)
+        shapes = [self.weights[name].shape for name in last.input[1:]]
+        made = [self.constant(self.normal(*shape)) for shape in shapes]
+        attrs = {a.name: helper.get_attribute_value(a) for a in last.attribute}
+        known = self.shapes[last.output[0]]
+        return self.node(last.op_type, [entry[0], *made], known, **attrs), known
 
     def row(self, entry: Entry) -> Entry:
         for _ in range(int(self.rng.integers(2, 4))):

@@ -493,6 +493,23 @@ MERGED: dict[str, tuple[dict[str, int], Callable[[Net], Any]]] = {
         {"Conv": 1},
         lambda n: conv(n, 1, n.op("AveragePool", conv(n, 3), kernel_shape=[1, 1]), bias=True),
     ),
+    "two groups of unlike strides": (
+        {"Conv": 2, "Add": 1},
+        lambda n: add_(
+            n,
+            add_(n, conv(n, strides=[2, 2]), conv(n, 5, pads=[0] * 4)),
+            add_(n, conv(n, 1, strides=[2, 2]), conv(n, 5, pads=[0] * 4)),
+        ),
+    ),
+    "siblings": ({"Conv": 1}, lambda n: n.op("Concat", conv(n, bias=True), conv(n, out=4), conv(n, out=2), axis=1)),
+    "siblings beside a stranger": (
+        {"Conv": 1, "Concat": 1, "Sigmoid": 1},
+        lambda n: n.op("Concat", n.op("Sigmoid", "relu0"), conv(n, 1), conv(n, 1, out=4, bias=True), "relu0", axis=-3),
+    ),
+    "siblings that are sums": (
+        {"Conv": 1},
+        lambda n: n.op("Concat", add_(n, conv(n), conv(n, 1)), conv(n), axis=1),
+    ),
     "an average beside a conv": (
         {"Conv": 1},
         lambda n: add_(n, average_of(n, count_include_pad=1), conv(n)),
@@ -508,6 +525,21 @@ def test_what_can_be_merged_is(name: str) -> None:
     assert Counter(node.op_type for node in made.graph.node) - Counter(["Relu", "Relu"]) == Counter(ops)
     demand_equal(model, made, RNG.normal(size=(2, 8, 8, 8)))
     assert found.changed
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: n.op("Concat", conv(n), conv(n, 1), axis=1),
+        lambda n: n.op("Concat", conv(n, group=2), conv(n, group=2), axis=1),
+        lambda n: n.op("Concat", conv(n), conv(n, x=n.op("Sigmoid", "relu0")), axis=1),
+        lambda n: n.op("Concat", conv(n), conv(n), axis=2),
+        lambda n: [n.op("Concat", y := conv(n), conv(n), axis=1), n.op("Relu", y)],
+    ],
+)
+def test_outputs_that_are_put_together_and_are_no_layer(make: Callable[[Net], Any]) -> None:
+    """Kernels of unlike sizes, groups, other inputs, another axis, a second reader."""
+    assert not merge(build(make)).changed
 
 
 def test_matmuls_of_sequences_and_their_biases() -> None:
@@ -605,7 +637,8 @@ def test_norms_that_are_to_be_left_alone_are() -> None:
     name = next(n.name for n in model.graph.node if n.op_type == "BatchNormalization")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    assert not merge(copy, skip=lambda label: label == name).changed
+    assert not merge(copy, kept={name}).changed
+    assert not merge(copy, kept={next(n.output[0] for n in model.graph.node if n.name == name)}).changed
     made, found = merged(model)
     assert found.changed
     demand_equal(model, made, RNG.normal(size=(2, 8, 8, 8)))

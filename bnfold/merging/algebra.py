@@ -7,7 +7,7 @@ Where the result is no layer, a Reason says why (see `geometry`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..graph import Reason
-from .geometry import IDENTITY, Axis, Geometry, product, total
+from .geometry import IDENTITY, Axis, Geometry, product, stack, total
 
 Array = npt.NDArray[np.float64]
 
@@ -33,26 +33,73 @@ class Linear:
             raise ValueError(f"a kernel of the shape {self.geometry.shape} expected, {self.kernel.shape} found")
 
 
+DEEPEST = 64
+"""So many products one behind another wait for their numbers; a longer row is computed at once."""
+
+
 @dataclass(frozen=True, eq=False)
 class Lazy:
-    """A layer whose numbers are made when they are asked for."""
+    """A layer whose numbers are made when they are asked for. `terms`: those that it is the sum of, where it is one."""
 
     geometry: Geometry
     load: Callable[[], Linear]
+    terms: tuple[Lazy, ...] = ()
+    depth: int = 0
 
     def plus(self, other: Lazy) -> Lazy | Reason:
         """`self(x) + other(x)`."""
         found = total(self.geometry, other.geometry)
-        return found if isinstance(found, Reason) else Lazy(found, lambda: _demand(add(self.load(), other.load())))
+        if isinstance(found, Reason):
+            return found
+        terms = (self.terms or (self,)) + (other.terms or (other,))
+        return Lazy(found, lambda: _sum_of(terms, found), terms, max(self.depth, other.depth) + 1)
 
     def behind(self, inner: Lazy) -> Lazy | Reason:
         """`self(inner(x))`."""
         found = product(self.geometry, inner.geometry)
-        return found if isinstance(found, Reason) else Lazy(found, lambda: _demand(compose(self.load(), inner.load())))
+        if isinstance(found, Reason):
+            return found
+        outer, inner = (layer if layer.depth < DEEPEST else layer.known() for layer in (self, inner))
+        depth = max(outer.depth, inner.depth) + 1
+        return Lazy(found, lambda: _demand(compose(outer.load(), inner.load())), (), depth)
+
+    def known(self) -> Lazy:
+        """The same, computed now."""
+        made = self.load()
+        return Lazy(self.geometry, lambda: made)
 
     def times(self, factor: float) -> Lazy:
         """`factor * self(x)`."""
         return self if factor == 1 else Lazy(self.geometry, lambda: scaled(self.load(), np.full(1, factor)))
+
+
+def stacked(layers: Sequence[Lazy]) -> Lazy | Reason:
+    """The outputs of layers, put together along the channels."""
+    found = stack([layer.geometry for layer in layers])
+    if isinstance(found, Reason):
+        return found
+
+    def load() -> Linear:
+        made = [layer.load() for layer in layers]
+        kernels = np.concatenate([m.kernel for m in made], 1)  # (1, out, in, *taps), one behind another in `out`
+        return Linear(found, kernels, np.concatenate([np.broadcast_to(m.bias, m.geometry.outputs) for m in made]))
+
+    return Lazy(found, load)
+
+
+def _sum_of(terms: tuple[Lazy, ...], geometry: Geometry) -> Linear:
+    """All terms in the taps and groups of a geometry that holds them all."""
+    if geometry.kind == "diag":
+        made = [term.load() for term in terms]
+        parts = [np.sum([np.broadcast_to(v, geometry.shape) for v in side], 0) for side in
+                 ([m.kernel for m in made], [m.bias for m in made])]  # fmt: skip
+        return Linear(geometry, parts[0], parts[1])
+    kernel, bias = np.zeros(geometry.shape), np.zeros(geometry.outputs)
+    for term in terms:
+        layer = term.load()
+        kernel += laid(layer, geometry)
+        bias += layer.bias
+    return Linear(geometry, kernel, bias)
 
 
 def _demand(found: Linear | Reason) -> Linear:

@@ -9,7 +9,7 @@ the identity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
 
@@ -247,6 +247,16 @@ def _kind(outer: Geometry, inner: Geometry) -> str | Reason:
     if kinds[1] == "transpose" and outer.pointwise and kinds[0] in ("conv", "transpose"):
         return "transpose"
     return KINDS
+
+
+def stack(layers: Sequence[Geometry]) -> Geometry | Reason:
+    """The geometry of the outputs of layers of one tensor, put together along the channels."""
+    first = layers[0]
+    alike = {(g.kind, g.inputs, g.groups, g.axes, g.axis) for g in layers}
+    if len(alike) > 1 or first.groups > 1 or first.kind == "diag":
+        return KINDS
+    outputs = sum(g.outputs for g in layers)
+    return replace(first, outputs=outputs, biased=any(g.biased for g in layers))
 
 
 def reads_border(layer: Geometry) -> bool:

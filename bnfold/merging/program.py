@@ -54,6 +54,14 @@ class Sum(Step):
 
 
 @dataclass(frozen=True, eq=False)
+class Join(Step):
+    """The sources put together along an axis."""
+
+    axis: int = 1
+    made: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class Stop(Step):
     """A layer that stays as it is, and why."""
 
@@ -96,7 +104,7 @@ class Program:
             return of_sum(len(step.sources), written)
         if isinstance(step, Layer):
             return self.cost_of(step.layer, step.source, step.target, step.op)
-        return of_elements(written)
+        return of_elements(2 * written)
 
     def cost_of(self, layer: Lazy, source: str, target: str, op: str = "") -> Cost:
         """What a layer costs between two tensors."""
@@ -115,6 +123,10 @@ class Program:
     def sums(self) -> Iterator[Sum]:
         """All sums."""
         yield from (step for step in list(self.steps.values()) if isinstance(step, Sum))
+
+    def joins(self) -> Iterator[Join]:
+        """All that puts tensors together."""
+        yield from (step for step in list(self.steps.values()) if isinstance(step, Join))
 
     def replace(self, old: set[str], new: list[Step]) -> None:
         """Put new steps in the place of old ones, of which the last of the new gives the tensor of the last old one."""

@@ -13,9 +13,9 @@ from ..graph import Reason
 class Candidate:
     """Layers that are added, or that stand in a row: `nodes`, with the additions between them.
 
-    `kind`: "sum" or "chain". `verdict`: "merged", and `into` names the layer that is left; or "left", and `reason` says
-    why. `multiplications` of a run, `bytes` of weights, and `seconds` by the model of costs: before and after;
-    the same where nothing changed.
+    `kind`: "sum", "chain", or "siblings": layers of one tensor whose outputs are put together. `verdict`: "merged", and
+    `into` names the layer that is left; or "left", and `reason` says why. `multiplications` of a run, `bytes` of
+    weights, and `seconds` by the model of costs: before and after; the same where nothing changed.
     """
 
     kind: str

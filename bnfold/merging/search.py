@@ -11,14 +11,16 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from ..graph import Reason
-from .algebra import Lazy
-from .cost import Cost, better, leaner, of_sum
-from .program import IDENTITY, JOINT, Layer, Program, Step, Stop, Sum
+from .algebra import Lazy, stacked
+from .cost import Cost, better, leaner, of_elements, of_sum
+from .program import IDENTITY, JOINT, Join, Layer, Program, Step, Stop, Sum
 from .reasons import COSTS, READ
 from .result import Candidate
 
 DEEPEST = 8
 """So many layers are followed back from a sum."""
+WIDEST = 24
+"""So many terms of one tensor are compared with one another at a time."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,13 @@ class Search:
     program: Program
     merged: dict[str, tuple[Candidate, Cost]] = field(default_factory=dict)
     """By the tensors that merged layers give; with what they cost before."""
+    _count: int = 0
     _known: dict[str, Step] | None = None
     _reader: dict[str, Step] = field(default_factory=dict)
 
     def run(self) -> list[Candidate]:
         """All candidates, those that were merged first."""
-        while self._sums() or self._chains():
+        while self._sums() or self._chains() or self._siblings():
             pass
         done = [candidate for candidate, _ in self.merged.values()]
         return [*done, *self._left()]
@@ -127,23 +130,26 @@ class Search:
     def _terms(self, step: Sum) -> tuple[list[Term], list[Step]]:
         """The terms of a sum and of the sums in it; those sums, itself last."""
         terms: list[Term] = []
-        sums: list[Step] = []
-        for factor, tensor in zip(step.factors, step.sources, strict=True):
-            inner = self.program.steps.get(tensor)
-            if isinstance(inner, Sum) and self._inner(step, tensor):
-                found, below = self._terms(inner)
-                terms += [Term(factor * term.factor, term.tensor) for term in found]
-                sums += below
+        sums: list[Step] = [step]
+        waiting = [Term(1.0, step.target)]
+        while waiting:
+            term = waiting.pop()
+            inner = self.program.steps.get(term.tensor)
+            if term.tensor == step.target or (isinstance(inner, Sum) and self._inner(step, term.tensor)):
+                assert isinstance(inner, Sum)
+                sums += [inner] if inner is not step else []
+                pairs = zip(inner.factors, inner.sources, strict=True)
+                waiting += [Term(term.factor * factor, name) for factor, name in reversed(list(pairs))]
             else:
-                terms.append(Term(factor, tensor))
-        return terms, [*sums, step]
+                terms.append(term)
+        return terms, sums[::-1]
 
     def _improve(self, step: Sum) -> Part | None:
         """Make one part of terms of a sum, the one that saves most; None where none saves anything."""
         terms, sums = self._terms(step)
         best: tuple[float, Part, str] | None = None
         for base, found in self._shared(terms).items():
-            parts = self._parts(terms, found, base)
+            parts = self._parts(terms, found, base)[:WIDEST]
             for part in _joined(self, parts, base, terms):
                 saved = sum(p.cost.seconds for p in parts if set(p.members) <= set(part.members)) - part.cost.seconds
                 if len(part.members) > 1 and (best is None or saved > best[0]):
@@ -189,7 +195,8 @@ class Search:
         return better(whole.cost, before)
 
     def _rewrite(self, step: Sum, terms: list[Term], sums: list[Step], part: Part, base: str) -> None:
-        program, number = self.program, len(self.merged)
+        program = self.program
+        self._count += 1
         layer = part.layer
         rest: list[Term] = []
         for i, term in enumerate(terms):
@@ -199,7 +206,7 @@ class Search:
                 layer = moved
             elif i not in part.members:
                 rest.append(term)
-        target = f"{step.target}{JOINT}{number}" if rest else step.target
+        target = f"{step.target}{JOINT}{self._count}" if rest else step.target
         gone: list[Step] = [*part.steps, *sums]
         before = sum((self._before(s) for s in part.steps), Cost())
         before += of_sum(len(part.members), program.elements(step.target))
@@ -283,6 +290,62 @@ class Search:
         before = sum((self.program.cost(s) for s in link.steps), Cost())
         assert isinstance(link.layer, Lazy)
         return before, self.program.cost_of(link.layer, link.base, step.target)
+
+    # --- siblings
+
+    def _siblings(self) -> bool:
+        """Layers of one tensor whose outputs are put together, one right behind another."""
+        return any(
+            self._put_together(step, start) for step in self.program.joins() for start in range(len(step.sources))
+        )
+
+    def _put_together(self, step: Join, start: int) -> bool:
+        layers: list[Layer] = []
+        for name in step.sources[start:]:
+            layer = self.program.steps.get(name)
+            fits = isinstance(layer, Layer) and layer.real and self.program.free(name)
+            if not isinstance(layer, Layer) or not fits or layer.layer.geometry.axis != step.axis:
+                break
+            if layers and (
+                layer.source != layers[0].source or isinstance(stacked([layers[0].layer, layer.layer]), Reason)
+            ):
+                break
+            layers.append(layer)
+        whole = stacked([layer.layer for layer in layers]) if len(layers) > 1 else COSTS
+        if isinstance(whole, Reason):
+            return False
+        self._stack(step, start, layers, whole)
+        return True
+
+    def _stack(self, step: Join, start: int, layers: list[Layer], whole: Lazy) -> None:
+        program, rest = self.program, (step.sources[:start], step.sources[start + len(layers) :])
+        self._count += 1
+        alone = not any(rest)
+        target = step.target if alone else f"{step.target}{JOINT}{self._count}"
+        lead = _lead(tuple(layers))
+        own = tuple(dict.fromkeys(node for s in layers for node in s.nodes))
+        moved = program.elements(step.target) * len(layers) // len(step.sources)
+        before = sum((self._before(layer) for layer in layers), of_elements(2 * moved))
+        made = Layer(
+            lead.name,
+            target,
+            layers[0].sources,
+            (*own, *step.nodes) if alone else own,
+            whole,
+            made=True,
+            lead=lead.lead,
+        )
+        program.sizes[target] = self._widened(layers[0].target, step.axis, whole.geometry.outputs)
+        names = tuple(program.names[node] for node in dict.fromkeys((*own, *step.nodes)))
+        self._note("siblings", made, names, before, tuple(layers))
+        new: list[Step] = [made]
+        if not alone:
+            new.append(Join(step.name, step.target, (*rest[0], target, *rest[1]), step.nodes, step.axis, True))
+        program.replace({s.target for s in (*layers, step)}, new)
+
+    def _widened(self, tensor: str, axis: int, channels: int) -> tuple[int | str | None, ...] | None:
+        sizes = self.program.sizes.get(tensor)
+        return None if sizes is None else (*sizes[:axis], channels, *sizes[axis + 1 :])
 
     # --- what stays
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,11 @@ from ...errors import BnfoldError
 from ...graph import Reason, Shape
 from ...merging.algebra import Array, Lazy, Linear, average, diagonal
 from ...merging.geometry import Axis, Geometry
-from ...merging.program import IDENTITY, Layer, Program, Step, Stop, Sum
+from ...merging.program import IDENTITY, Join, Layer, Program, Step, Stop, Sum
 from ...merging.reasons import POOLING, QUANTIZED, UNKNOWN
 from .constants import attributes
 from .node import FLOATS
 from .scope import Scope
-
-Skip = Callable[[str], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,6 +303,16 @@ def add_all(view: View) -> Step | None:
     return Sum(view.label, view.node.output[0], names, (view.index,), (1.0,) * len(names)) if len(names) > 1 else None
 
 
+def concat(view: View) -> Step | None:
+    """Concat along an axis."""
+    names, axis = tuple(view.node.input), view.attrs.get("axis")
+    shape = view.shape(view.node.output[0])
+    if axis is None or (axis < 0 and shape is None) or any(name in view.scope.constants for name in names):
+        return None
+    place = int(axis) % len(shape) if shape else int(axis)
+    return Join(view.label, view.node.output[0], names, (view.index,), place)
+
+
 READERS: dict[str, Reader] = {
     "Conv": conv,
     "ConvTranspose": conv_transpose,
@@ -319,18 +327,19 @@ READERS: dict[str, Reader] = {
     "Identity": same,
     "Dropout": same,
     "Sum": add_all,
+    "Concat": concat,
 }
 NORMS = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization", "Sum"})
-"""What may be a norm, and so may be one to be left alone."""
+"""What may have a constant as its first input."""
 
 
-def program(scope: Scope, skip: Skip) -> Program:
+def program(scope: Scope, kept: Container[str]) -> Program:
     """The layers and sums of a graph."""
     names = {i: node.name or f"{node.op_type}_{i}" for i, node in enumerate(scope.graph.node)}
     made = Program({}, scope.uses.copy(), dict(scope.pinned), scope.shapes, names)
     for i, node in enumerate(scope.graph.node):
         try:
-            step = _read(View(node, i, names[i], attributes(node), scope), skip)
+            step = _read(View(node, i, names[i], attributes(node), scope), kept)
         except Exception as error:  # a fault of ours costs the node, and not the file
             if isinstance(error, BnfoldError | MemoryError) and not getattr(error, "local", False):
                 raise
@@ -346,11 +355,11 @@ def program(scope: Scope, skip: Skip) -> Program:
     return made
 
 
-def _read(view: View, skip: Skip) -> Step | None:
+def _read(view: View, kept: Container[str]) -> Step | None:
     node, constants = view.node, view.scope.constants
     if node.domain not in ("", "ai.onnx") or node.op_type not in READERS or not node.output:
         return None
-    if node.output[0] in constants or (node.op_type in NORMS and skip(view.label)):
+    if node.output[0] in constants or view.label in kept or node.output[0] in kept:
         return None
     if node.op_type not in NORMS and node.input[0] in constants:
         return None

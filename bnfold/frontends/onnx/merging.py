@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ...graph import Reason
 from ...merging.algebra import Array, Lazy, Linear, regrouped
-from ...merging.program import JOINT, Layer, Sum
+from ...merging.program import JOINT, Join, Layer, Sum
 from ...merging.reasons import RANGE
 from ...merging.result import Candidate
 from ...merging.search import Search
@@ -45,19 +45,21 @@ class Merged:
 def merge(
     applied: Applied | ModelProto,
     folder: Path | None = None,
-    skip: Callable[[str], bool] = lambda label: False,
+    kept: Container[str] = (),
     freeze_inputs: bool = False,
 ) -> Merged:
     """Merge what can be merged exactly and is no slower as one. `folder`: where external data lie.
 
-    The graph itself is searched; bodies in it stay as they are. `skip`: the names of norms that are to be left alone.
+    The graph itself is searched; bodies in it stay as they are. `kept`: the names of nodes that are to be left alone,
+    or of the tensors that they give.
     """
     state = applied if isinstance(applied, Applied) else Applied(applied, {}, bool(external_tensors(applied)))
     scope = _scope(state, folder, freeze_inputs)
-    found = program(scope, skip)
-    found.misfit = lambda layer: _misfit(layer, scope)
+    found = program(scope, kept)
+    if TensorProto.FLOAT16 in scope.dtypes.values():
+        found.misfit = _beyond_range
     candidates = tuple(Search(found).run())
-    made = [step for step in found.steps.values() if isinstance(step, Layer | Sum) and step.made]
+    made = [step for step in found.steps.values() if isinstance(step, Layer | Sum | Join) and step.made]
     if not made:
         return Merged(state, candidates)
     editor = Editor(state.model, scope, all_names(state.model.graph), None)
@@ -88,10 +90,8 @@ def _sizes(kind: Any) -> tuple[int | str | None, ...] | None:
     )
 
 
-def _misfit(layer: Lazy, scope: Scope) -> Reason | None:
-    """Whether the numbers of a layer are beyond the range of float16, where a graph has such."""
-    if TensorProto.FLOAT16 not in scope.dtypes.values():
-        return None
+def _beyond_range(layer: Lazy) -> Reason | None:
+    """Whether the numbers of a layer are beyond the range of float16."""
     made = layer.load()
     largest = max(np.abs(made.kernel).max(initial=0), np.abs(made.bias).max(initial=0))
     return RANGE if largest > np.finfo(np.float16).max else None
@@ -105,7 +105,7 @@ class Writer:
     fresh: dict[str, str] = field(default_factory=dict)
     """The names of new tensors."""
 
-    def write(self, made: Sequence[Layer | Sum]) -> None:
+    def write(self, made: Sequence[Layer | Sum | Join]) -> None:
         """Each layer in the place of the node that gave its tensor; those of new tensors right before their sum."""
         graph = self.editor.graph
         places = {out: i for i, node in enumerate(graph.node) for out in node.output if out}
@@ -115,12 +115,17 @@ class Writer:
             self.editor.let_go(index, index not in roots)
         waiting: list[NodeProto] = []
         for step in made:
-            waiting += self._layer(step, leads[step.lead]) if isinstance(step, Layer) else self._sum(step)
+            waiting += self._nodes(step, leads)
             if step.target in places:
                 *before, last = waiting
                 self.editor.inserted.setdefault(places[step.target], []).extend(before)
                 graph.node[places[step.target]].CopyFrom(last)
                 waiting = []
+
+    def _nodes(self, step: Layer | Sum | Join, leads: dict[int, NodeProto]) -> list[NodeProto]:
+        if isinstance(step, Layer):
+            return self._layer(step, leads[step.lead])
+        return self._sum(step) if isinstance(step, Sum) else [self._join(step)]
 
     def _sum(self, step: Sum) -> list[NodeProto]:
         """Additions two by two; what is subtracted comes last."""
@@ -135,6 +140,10 @@ class Writer:
             )
             left = target
         return nodes
+
+    def _join(self, step: Join) -> NodeProto:
+        names = [self._name(name) for name in step.sources]
+        return helper.make_node("Concat", names, [step.target], step.name, axis=step.axis)
 
     def _name(self, tensor: str) -> str:
         """The name of a tensor in the file."""
