@@ -74,10 +74,27 @@ def export_model(
     large = settings.external_data or _size(made.model) > LARGE
     with written(out) as temporary:
         made.save(temporary, external_data=large)
+        plan = _smaller(temporary, plan, model, large)
         if not judging.verify:
             return plan, None
         calls = [call] if not axes else [call, _doubled(call, axes)]
         return plan, _judged(reference, temporary, calls, judging, plan)
+
+
+def _smaller(path: Path, plan: Plan | None, model: TorchModel, large: bool) -> Plan | None:
+    """Merge layers and drop channels of the file; the plan that says so. What lies beside a file stays as it is."""
+    if plan is None or not (model.folding.merge or model.folding.shrink):
+        return plan
+    if large:
+        return replace(plan, notes=(*plan.notes, "its layers can be merged by bnfold fold, once it is written"))
+    from .frontends.onnx.apply import Applied
+    from .frontends.onnx.files import dump, load
+    from .onnxmodels import smaller
+
+    state, plan = smaller(Applied(load(path)), plan, model.folding)
+    if plan.merged or plan.dropped:
+        dump(state, path, None)
+    return plan
 
 
 def _reference(model: TorchModel) -> nn.Module:

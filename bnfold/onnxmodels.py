@@ -185,18 +185,29 @@ def _carried_out(loaded: _Loaded, plan: Plan, folding: Folding) -> tuple[Applied
     """The edited model, with layers merged, channels dropped; and the plan that says so. The model itself changes."""
     from .frontends.onnx.apply import Applied, apply
     from .frontends.onnx.external import external_tensors
-    from .frontends.onnx.merging import merge
 
-    folder, state = loaded.source.constants.folder, Applied(loaded.model, {}, bool(external_tensors(loaded.model)))
     if plan.edits:
         state = apply(loaded.model, loaded.source, plan)
+    else:
+        state = Applied(loaded.model, {}, bool(external_tensors(loaded.model)))
+    return smaller(state, plan, folding, loaded.source.constants.folder, loaded.frozen)
+
+
+def smaller(
+    state: Applied, plan: Plan, folding: Folding, folder: Path | None = None, frozen: bool = False
+) -> tuple[Applied, Plan]:
+    """An edited model with its layers merged and its empty channels dropped, as far as a fold may do so."""
+    from .frontends.onnx.merging import merge
+    from .frontends.onnx.shrink import shrink
+
+    skipped = [bn for bn in plan.batch_norms if bn.reason and bn.reason.code == "skipped"]
+    kept = {name for bn in skipped for name in (bn.name, bn.output)}
     if folding.merge:
-        merged = merge(state, folder, Skip(folding.skip), loaded.frozen)
-        made = (
-            LayerMerge(c.kind, c.nodes, c.verdict, c.into, c.reason, c.multiplications, c.bytes)
-            for c in merged.candidates
-        )
-        state, plan = merged.applied, replace(plan, merges=tuple(made))
+        merged = merge(state, folder, kept, frozen)
+        state, plan = merged.applied, replace(plan, merges=tuple(map(_told, merged.candidates)))
+    if folding.shrink:
+        shrunk = shrink(state, folder=folder, freeze_inputs=frozen, kept=kept)
+        state, plan = shrunk.applied, replace(plan, drops=tuple(map(_left_out, shrunk.groups)))
     return state, plan
 
 

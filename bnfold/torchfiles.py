@@ -53,6 +53,7 @@ class TorchModel:
     call: Call
     policy: Policy
     options: Options
+    folding: Folding = field(default_factory=Folding)
     path: Path | None = None
     state: Checkpoint | None = None
     kind: str = field(default="module")
@@ -176,11 +177,11 @@ def opened(model: Any, given: TorchOptions, folding: Folding) -> TorchModel:
     if not isinstance(model, str | PathLike):
         if not isinstance(model, nn.Module | ExportedProgram):
             raise UsageError(f"a torch.nn.Module or an ExportedProgram expected, {type(model).__name__} found")
-        return _ready(TorchModel(model, Call(), policy, options), given)
+        return _ready(TorchModel(model, Call(), policy, options, folding), given)
     path = Path(fspath(model))
     loaded = files.load(path, given.trust_pickle)
     if not isinstance(loaded, Checkpoint):
-        found = TorchModel(loaded, Call(), policy, _evaluating(options), path)
+        found = TorchModel(loaded, Call(), policy, _evaluating(options), folding, path)
         return _ready(found, given)
     if given.arch is None:
         raise UsageError(
@@ -188,7 +189,7 @@ def opened(model: Any, given: TorchOptions, folding: Folding) -> TorchModel:
             "package.module:factory or --arch path/to/net.py:Net, and its inputs with --input 1x3x224x224"
         )
     module = filled(built(given.arch, given.arch_args), loaded, str(path))
-    return _ready(TorchModel(module, Call(), policy, _evaluating(options), path, loaded), given)
+    return _ready(TorchModel(module, Call(), policy, _evaluating(options), folding, path, loaded), given)
 
 
 @in_turn

@@ -734,7 +734,7 @@ def test_weights_that_folding_has_not_computed_yet_are_merged() -> None:
     x = net.relu(net.input((32, 6, 6)))
     model = net.finish(net.relu(net.add(net.conv_bn(x, 32, 3), net.conv_bn(x, 32, 3))))
     loaded = LOADED._load(model, Folding())
-    state = apply(loaded.model, loaded.source, LOADED._plan(loaded, 32.0, "fast"))
+    state = apply(loaded.model, loaded.source, LOADED._plan(loaded, Folding()))
     assert state.pending
     found = merge(state)
     assert len(found.applied.pending) == 1

@@ -178,7 +178,7 @@ def show_result(
 
     show(plan_table(plan), *([check_table(check)] if check else []))
     if output is not None:
-        copied = "" if plan.edits else ", nothing was changed"
+        copied = "" if plan.changed else ", nothing was changed"
         click.echo(wrote(output, model) + copied + ("" if check else ", NOT VERIFIED (--no-verify)"))
 
 

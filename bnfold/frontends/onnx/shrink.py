@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -91,19 +91,21 @@ def shrink(
     exact: bool = False,
     folder: Path | None = None,
     freeze_inputs: bool = False,
+    kept: Container[str] = (),
 ) -> Shrunk:
     """A model without the channels that hold a constant, or that nobody reads, where it computes the same.
 
     block: of the channels of a tensor a multiple of this stays, or of what it has in common with their number; 1 drops
     all.
     exact: leave channels whose weights are so small that they are lost in what the network rounds.
+    kept: names of nodes, or of the tensors that they give, whose channels stay.
     folder: where external data lie. A ModelProto is left alone, and is the result where no channel can go; of what was
     applied, which may have values still to be computed, the model becomes complete where channels go.
     """
     state = applied if isinstance(applied, Applied) else Applied(applied, {}, bool(external_tensors(applied)))
     given = state.model
     source = _read(given, folder, freeze_inputs, state)
-    net = network(source, exact)
+    net = network(source, exact, kept)
     decision = decide(net, block)
     shrunk = _told(state, net, decision, _costs(source, net, decision))
     if not shrunk.changed:
@@ -130,7 +132,7 @@ def _read(model: ModelProto, folder: Path | None, freeze_inputs: bool, state: Ap
 # --- read
 
 
-def network(source: Source, exact: bool = False) -> Network:
+def network(source: Source, exact: bool = False, kept: Container[str] = ()) -> Network:
     """The channels of a model's graph; what its bodies hold is left alone, and what they read stays."""
     scope, ops, layers = source.scopes[0], list(source.graph.ops), dict[int, Layer]()
     for place, (where, index) in enumerate(source.nodes):
@@ -141,6 +143,7 @@ def network(source: Source, exact: bool = False) -> Network:
             layers[place] = layer
     net = build(source.graph, ops, layers)
     _hold(scope, source, net)
+    _keep(scope, net, kept)
     return net
 
 
@@ -253,6 +256,16 @@ def _hold(scope: Scope, source: Source, net: Network) -> None:
                 net.pin(
                     [track], Reason("read-elsewhere", f"{node.name or 'Where'} has a condition for each", node.name)
                 )
+
+
+def _keep(scope: Scope, net: Network, kept: Container[str]) -> None:
+    """Pin the channels of nodes that are to be left alone."""
+    for node in scope.graph.node:
+        if node.name in kept or any(name in kept for name in node.output):
+            tracks = [net.tracks.get(_neutral(scope, name)) for name in node.output]
+            net.pin(
+                [track for track in tracks if track is not None], Reason("skipped", "it was to be left alone (--skip)")
+            )
 
 
 def _neutral(scope: Scope, name: str) -> str:
