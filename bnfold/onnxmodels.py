@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .equivalence.inputs import InputSpec, Judging
     from .frontends.onnx.apply import Applied
     from .frontends.onnx.read import Source
-    from .frontends.onnx.shrink import Group
+    from .frontends.onnx.shrinking import Shrunk
     from .frontends.onnx.skeleton import Skeleton
     from .lrn.onnx_find import OnnxSite
     from .merging.result import Candidate
@@ -198,7 +198,7 @@ def smaller(
 ) -> tuple[Applied, Plan]:
     """An edited model with its layers merged and its empty channels dropped, as far as a fold may do so."""
     from .frontends.onnx.merging import merge
-    from .frontends.onnx.shrink import shrink
+    from .frontends.onnx.shrinking import shrink
 
     skipped = [bn for bn in plan.batch_norms if bn.reason and bn.reason.code == "skipped"]
     kept = {name for bn in skipped for name in (bn.name, bn.output)}
@@ -207,7 +207,7 @@ def smaller(
         state, plan = merged.applied, replace(plan, merges=tuple(map(_told, merged.candidates)))
     if folding.shrink:
         shrunk = shrink(state, folder=folder, freeze_inputs=frozen, kept=kept)
-        state, plan = shrunk.applied, replace(plan, drops=tuple(map(_left_out, shrunk.groups)))
+        state, plan = shrunk.applied, replace(plan, drops=tuple(_drops(shrunk)))
     return state, plan
 
 
@@ -217,11 +217,15 @@ def _told(found: Candidate) -> LayerMerge:
     )
 
 
-def _left_out(found: Group) -> ChannelDrop:
-    return ChannelDrop(
-        found.tensor, found.layers, found.channels, found.empty, found.dropped, found.verdict, found.reason,
-        found.multiplications, found.bytes,
-    )  # fmt: skip
+def _drops(shrunk: Shrunk) -> Iterator[ChannelDrop]:
+    """The groups of channels, and the branches that are constants now."""
+    for found in shrunk.groups:
+        yield ChannelDrop(
+            found.tensor, found.layers, found.channels, found.empty, found.dropped, found.verdict, found.reason,
+            found.multiplications, found.bytes,
+        )  # fmt: skip
+    for name, count in shrunk.branches:
+        yield ChannelDrop(name, (), count, count, count, "dropped")
 
 
 def _unchanged(

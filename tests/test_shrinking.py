@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
 from benchmarks.shrinking import Landmark
-from bnfold.frontends.onnx.shrink import Shrunk, shrink
+from bnfold.frontends.onnx.shrinking import Shrunk, shrink
 
 from .evaluate import evaluate
 from .random_graphs import RandomGraph
@@ -500,6 +500,54 @@ def a_where_of_zeros() -> ModelProto:
     return end(net, x, 6, unread=[0, 5])
 
 
+def _branch(bias: float, kind: str, opset: int = 17) -> ModelProto:
+    """`x + branch(x)` between two layers; the branch ends in a layer without weights."""
+    net = Net(opset=opset)
+    x = net.conv("x", 4, 6)
+    y = net.op("Relu", net.conv(net.op("Relu", x), 6, 8, kernel=3, pads=[1, 1, 1, 1]))
+    if kind == "Mul":
+        y = net.op("GlobalAveragePool", y)
+    y = net.conv(y, 8, 6, dead=range(6), held=bias)
+    y = net.op("HardSigmoid", y, alpha=0.25) if kind == "Mul" else y
+    return end(net, net.op(kind, y, x) if kind == "Mul" else net.op(kind, x, y), 6)
+
+
+@pytest.mark.parametrize(("kind", "bias", "kinds"), [
+    ("Add", 0.0, ["Conv", "Conv"]), ("Add", 0.3, ["Conv", "Add", "Conv"]), ("Sub", 0.0, ["Conv", "Conv"]),
+    ("Mul", 0.3, ["Conv", "Mul", "Conv"]),
+])  # fmt: skip
+def test_a_constant_branch_goes(kind: str, bias: float, kinds: list[str]) -> None:
+    result = checked(_branch(bias, kind), 16)
+    assert [node.op_type for node in result.model.graph.node] == kinds
+    assert len(result.branches) == 1
+    assert result.bytes[1] == sum(8 * int(np.prod(t.dims)) for t in result.model.graph.initializer if len(t.dims) == 4)
+
+
+def test_a_branch_that_others_read_stays_for_them() -> None:
+    net = Net()
+    x, y = net.conv("x", 4, 6), net.conv("x", 4, 6, dead=range(6), held=0.0)
+    result = checked(net.model(end(net, net.op("Add", x, y), 6).graph.output[0].name, y), 16)
+    assert [node.op_type for node in result.model.graph.node] == ["Conv", "Conv", "Conv"]
+
+
+def test_a_branch_that_makes_the_shape_stays() -> None:
+    net = Net()
+    y = net.conv("x", 4, 6, dead=range(6), held=0.2)
+    result = checked(end(net, net.op("Add", net.op("GlobalMaxPool", net.conv("x", 4, 6)), y), 6), 16)
+    assert not result.branches
+
+
+def test_external_data(tmp_path: Path) -> None:
+    net = Net()
+    model = end(net, net.op("Relu", net.conv("x", 4, 40, dead=range(20))), 40)
+    aside = onnx.ModelProto.FromString(model.SerializeToString())
+    onnx.save(aside, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0, location="m.data")
+    result = shrink(onnx.load(tmp_path / "m.onnx", load_external_data=False), folder=tmp_path)
+    assert sum(group.dropped for group in result.groups) == 16
+    onnx.load_external_data_for_model(result.model, str(tmp_path))
+    same(model, result.model, x=np.random.default_rng(1).normal(0, 1, (2, 4, 8, 8)))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_case(name: str) -> None:
     build, dropped, reasons = CASES[name]
@@ -638,7 +686,7 @@ def test_random_graphs(seed: int) -> None:
 
 
 def test_reasons_are_documented() -> None:
-    files = [*(ROOT / "bnfold/shrinking").glob("*.py"), ROOT / "bnfold/frontends/onnx/shrink.py"]
+    files = (ROOT / "bnfold").glob("**/shrinking/*.py")
     codes = set(re.findall(r"Reason\(\s*\"([a-z-]+)\"", "\n".join(path.read_text() for path in files)))
     page = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs/shrinking.md").read_text(), re.M)
     assert codes == set(page)

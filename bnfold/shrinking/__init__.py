@@ -1,1 +1,1 @@
-"""Channels that carry nothing leave a network: the algebra, in numpy alone. `frontends.onnx.shrink` carries it out."""
+"""Channels that carry nothing leave a network: the algebra, in numpy. `frontends.onnx.shrinking` carries it out."""

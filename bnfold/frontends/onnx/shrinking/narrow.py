@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, helper
 
-from ...shrinking.channels import Ids, Port, Vector
-from .bindings import LinearBinding
-from .constants import attributes
-from .editor import Editor, demand_finite, fill, ready, rounded, set_attribute
-from .scope import Scope
+from ....shrinking.channels import Ids, Port, Vector
+from ..bindings import LinearBinding
+from ..constants import attributes
+from ..editor import Editor, demand_finite, fill, ready, rounded, set_attribute
+from ..scope import Scope
 
 Array = npt.NDArray[Any]
 
