@@ -19,7 +19,7 @@ import bnfold
 from benchmarks.latency import medians
 from benchmarks.training_forms import FORMS
 from bnfold.frontends.onnx.merging import Merged, merge
-from bnfold.merging import search
+from bnfold.merging import rows, sums
 from bnfold.merging.cost import Cost
 from bnfold.merging.result import merged_of
 
@@ -151,7 +151,7 @@ def costs(rounds: int) -> None:
             net, alone = Net(channels, size), Net(channels, size)
             model = net.model(form(net))
             chosen = _merged(model)
-            with patch.object(search, "better", _always), patch.object(search, "leaner", _always):
+            with patch.object(sums, "better", _always), patch.object(rows, "leaner", _always):
                 forced = _merged(model)
             models = {"before": model, "after": forced.applied.complete(), "alone": alone.model("x")}
             took = medians(models, 1, rounds)

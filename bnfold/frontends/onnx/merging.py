@@ -11,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from ...graph import Reason
-from ...merging.algebra import Array, Lazy, Linear, regrouped
+from ...merging.algebra import Array, Linear, regrouped, storable
 from ...merging.program import JOINT, Join, Layer, Sum
-from ...merging.reasons import RANGE
 from ...merging.result import Candidate
-from ...merging.search import Search
+from ...merging.search import search
 from .apply import Applied
 from .constants import Constants
 from .editor import Editor, Pending, all_names, demand_finite, rounded
@@ -67,8 +65,8 @@ def merge(
     scope = _scope(state, folder, freeze_inputs)
     found = program(scope, kept)
     if TensorProto.FLOAT16 in scope.dtypes.values():
-        found.misfit = _beyond_range
-    candidates = tuple(Search(found).run())
+        found.misfit = lambda layer: storable(layer, np.dtype(np.float16))
+    candidates = search(found)
     made = [step for step in found.steps.values() if isinstance(step, Layer | Sum | Join) and step.made]
     if not made:
         return Merged(state, candidates)
@@ -99,13 +97,6 @@ def _sizes(kind: Any) -> tuple[int | str | None, ...] | None:
     return tuple(
         d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None) for d in kind.shape.dim
     )
-
-
-def _beyond_range(layer: Lazy) -> Reason | None:
-    """Whether the numbers of a layer are beyond the range of float16."""
-    made = layer.load()
-    largest = max(np.abs(made.kernel).max(initial=0), np.abs(made.bias).max(initial=0))
-    return RANGE if largest > np.finfo(np.float16).max else None
 
 
 @dataclass
