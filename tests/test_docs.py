@@ -71,7 +71,8 @@ def test_the_example_of_merging_prints_what_its_page_says() -> None:
     done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, check=True, cwd=ROOT)
     taps, bias = (re.search(rf"^wide_{part}: \[(.+)\]$", done.stdout, re.M) for part in ("weight", "bias"))
     row = re.search(r"merged: +(.+) +bias (.+)$", page, re.M)
-    assert taps and bias
+    assert taps
+    assert bias
     assert row
     assert [float(v) for v in taps[1].split(",")] == [float(v) for v in row[1].split()]
     assert float(bias[1]) == float(row[2])
