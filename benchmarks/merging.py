@@ -5,7 +5,8 @@ python -m benchmarks.merging [--rounds 30]
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 from unittest.mock import patch
 
@@ -16,10 +17,9 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
-from benchmarks.latency import medians
 from benchmarks.training_forms import FORMS
 from bnfold.frontends.onnx.merging import Merged, merge
-from bnfold.merging import search
+from bnfold.merging import rows, sums
 from bnfold.merging.cost import Cost
 from bnfold.merging.result import merged_of
 
@@ -40,21 +40,39 @@ def layers(model: onnx.ModelProto) -> int:
     return sum(node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") for node in model.graph.node)
 
 
+def seconds(models: Mapping[str, onnx.ModelProto], rounds: int) -> dict[str, list[float]]:
+    """Seconds of processor time of each run of each model, in turn, on one thread."""
+    sessions = {}
+    for name, model in models.items():
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = 1, 4
+        sessions[name] = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    value = next(iter(models.values())).graph.input[0]
+    shape = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
+    feed = {value.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for i in range(rounds + 3):
+        for name, session in sessions.items():
+            start = time.thread_time()
+            session.run(None, feed)
+            times[name] += [time.thread_time() - start] * (i >= 3)
+    return times
+
+
 def networks(rounds: int) -> None:
     """Milliseconds, layers, nodes and megabytes of whole networks before and after."""
-    print("| network | threads | original ms | folded | merged | layers | nodes | MB |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    print("| network | original ms | folded | merged | Convs and products | nodes | MB |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
     for name, build in FORMS.items():
         model = build()
         folded = bnfold.fold(model, verify=False).model
         small = _merged(folded).applied.complete()
+        times = seconds({"original": model, "folded": folded, "merged": small}, rounds)
+        base = np.array(times["original"])
+        ratios = " | ".join(f"{np.median(np.array(times[key]) / base):.3f}" for key in ("folded", "merged"))
+        counts = f"{layers(model)} -> {layers(small)} | {len(model.graph.node)} -> {len(small.graph.node)}"
         sizes = f"{model.ByteSize() / 1e6:.1f} -> {small.ByteSize() / 1e6:.1f}"
-        counts = f"{layers(model)} -> {layers(small)} | {len(model.graph.node)} -> {len(small.graph.node)} | {sizes}"
-        for threads in (1, 2):
-            times = medians({"original": model, "folded": folded, "merged": small}, threads, rounds)
-            base = times["original"]
-            ratios = " | ".join(f"{times[key] / base:.3f}" for key in ("folded", "merged"))
-            print(f"| {name} | {threads} | {1e3 * base:.2f} | {ratios} | {counts} |", flush=True)
+        print(f"| {name} | {1e3 * np.median(base):.2f} | {ratios} | {counts} | {sizes} |", flush=True)
 
 
 class Net:
@@ -151,10 +169,10 @@ def costs(rounds: int) -> None:
             net, alone = Net(channels, size), Net(channels, size)
             model = net.model(form(net))
             chosen = _merged(model)
-            with patch.object(search, "better", _always), patch.object(search, "leaner", _always):
+            with patch.object(sums, "better", _always), patch.object(rows, "leaner", _always):
                 forced = _merged(model)
             models = {"before": model, "after": forced.applied.complete(), "alone": alone.model("x")}
-            took = medians(models, 1, rounds)
+            took = {key: float(np.median(found)) for key, found in seconds(models, rounds).items()}
             measured = (took["after"] - took["alone"]) / (took["before"] - took["alone"])
             before, after = (sum(c.seconds[i] for c in merged_of(forced.candidates)) for i in (0, 1))
             wrong += chosen.changed and measured > 1.05

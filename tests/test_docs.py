@@ -69,6 +69,21 @@ def test_the_table_names_every_op_that_is_read_and_no_other() -> None:
     assert set(ops) - words == set(READERS) - {"BatchNormalization"}
 
 
+def test_the_example_of_merging_prints_what_its_page_says() -> None:
+    page, example = (ROOT / "docs/merging.md").read_text(), ROOT / "docs/examples/merging.py"
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, check=True, cwd=ROOT)
+    taps, bias = (re.search(rf"^wide_{part}: \[(.+)\]$", done.stdout, re.M) for part in ("weight", "bias"))
+    row = re.search(r"merged: +(.+) +bias (.+)$", page, re.M)
+    assert taps
+    assert bias
+    assert row
+    assert [float(v) for v in taps[1].split(",")] == [float(v) for v in row[1].split()]
+    assert float(bias[1]) == float(row[2])
+    outputs = re.findall(r"^(?:original|merged): \[(.+)\]$", done.stdout, re.M)
+    assert outputs[0] == outputs[1] == "3.0, 8.5, 18.0"
+    assert "`3, 8.5, 18`" in page
+
+
 def test_the_worked_example_prints_what_the_page_says() -> None:
     done = subprocess.run([sys.executable, str(EXAMPLE)], capture_output=True, text=True, check=True, cwd=ROOT)
     rows = re.findall(r"^\| (\w+) \| [^|]+ \| [^|]+ \| [^|]+ \| (\S+) \| (\S+) \|$", PAGE, re.M)

@@ -772,3 +772,11 @@ def test_the_reasons_are_documented_and_reached() -> None:
     assert declared == {code for code, _ in page}
     reached = {code for code, _ in LEFT.values()} | {"merge-range"}  # a test of its own
     assert declared == reached
+
+
+def test_constants_in_a_sum_of_merged_layers_stay() -> None:
+    """A row, which runs along no channels, is added to layers that become one."""
+    model = build(lambda n: str(n.op("Sum", conv(n, bias=True), n.w(RNG.normal(size=(8,))), conv(n, 1))))
+    made, _ = merged(model)
+    assert [node.op_type for node in made.graph.node].count("Conv") == 1
+    demand_equal(model, made, RNG.normal(size=(2, 8, 8, 8)))

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..graph import Reason
 from .geometry import IDENTITY, Axis, Geometry, product, stack, total
+from .reasons import RANGE
 
 Array = npt.NDArray[np.float64]
 
@@ -33,6 +35,8 @@ class Linear:
             raise ValueError(f"a kernel of the shape {self.geometry.shape} expected, {self.kernel.shape} found")
 
 
+FAINT = 2.0**-10
+"""Channels of weights so much smaller than others' are lost beside those."""
 DEEPEST = 64
 """So many products one behind another wait for their numbers; a longer row is computed at once."""
 
@@ -100,6 +104,17 @@ def _sum_of(terms: tuple[Lazy, ...], geometry: Geometry) -> Linear:
         kernel += laid(layer, geometry)
         bias += layer.bias
     return Linear(geometry, kernel, bias)
+
+
+def storable(layer: Lazy, dtype: np.dtype[Any]) -> Reason | None:
+    """Whether a type holds the numbers of a layer: none too large, and none so small that its channel loses by it."""
+    made, kind = layer.load(), np.finfo(dtype)
+    rows = made.kernel.reshape(made.geometry.outputs or 1, -1)
+    if max(np.abs(rows).max(initial=0), np.abs(made.bias).max(initial=0)) > kind.max:
+        return RANGE
+    lost = np.linalg.norm(rows.astype(dtype).astype(np.float64) - rows, axis=1)
+    norms = np.linalg.norm(rows, axis=1)
+    return RANGE if (lost > kind.eps * np.maximum(norms, norms.max(initial=0) * FAINT)).any() else None
 
 
 def _demand(found: Linear | Reason) -> Linear:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..graph import Reason
 from .algebra import Lazy, identity
@@ -27,12 +27,16 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Layer(Step):
-    """A linear map of one tensor. `op`: what computes it. `made`: by merging; `lead`: the node whose form it takes."""
+    """A linear map of one tensor. `op`: what computes it. `made`: by merging; `lead`: the node whose form it takes.
+
+    `shared`: others read its weights, too, so that they stay when it goes.
+    """
 
     layer: Lazy
     op: str = ""
     made: bool = False
     lead: int = -1
+    shared: bool = False
 
     @property
     def source(self) -> str:
@@ -103,7 +107,8 @@ class Program:
         if isinstance(step, Sum):
             return of_sum(len(step.sources), written)
         if isinstance(step, Layer):
-            return self.cost_of(step.layer, step.source, step.target, step.op)
+            found = self.cost_of(step.layer, step.source, step.target, step.op)
+            return replace(found, weights=0) if step.shared else found
         return of_elements(2 * written)
 
     def cost_of(self, layer: Lazy, source: str, target: str, op: str = "") -> Cost:

@@ -12,6 +12,6 @@ POOLING = Reason("merge-pooling", "at the border it averages fewer pixels, which
 KINDS = Reason("merge-kinds", "no single layer is a sum or product of such kinds")
 CHANNELS = Reason("merge-channels", "they have other numbers of channels, or other channel axes")
 QUANTIZED = Reason("merge-quantized", "its weights are whole numbers with a scale")
-RANGE = Reason("merge-range", "together their weights exceed the range of float16")
+RANGE = Reason("merge-range", "together their weights are beyond what float16 holds")
 READ = Reason("merge-second-reader", "something else reads a tensor between them")
 COSTS = Reason("merge-cost", "one layer in their place would cost more")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, helper
 
 from ...errors import BnfoldError
 from ...graph import Reason, Shape
@@ -15,7 +17,7 @@ from ...merging.algebra import Array, Lazy, Linear, average, diagonal
 from ...merging.geometry import Axis, Geometry
 from ...merging.program import IDENTITY, Join, Layer, Program, Step, Stop, Sum
 from ...merging.reasons import POOLING, QUANTIZED, UNKNOWN
-from .constants import attributes
+from .constants import FLOATING, attributes
 from .node import FLOATS
 from .scope import Scope
 
@@ -48,10 +50,11 @@ class View:
         """A constant in float64."""
         return np.asarray(self.scope.constants.value(name), np.float64)
 
-    def layer(self, layer: Lazy, data: int = 0) -> Layer:
-        """This node as a layer."""
-        source = (self.node.input[data],)
-        return Layer(self.label, self.node.output[0], source, (self.index,), layer, self.node.op_type, lead=self.index)
+    def layer(self, layer: Lazy, data: int = 0, weight: str = "") -> Layer:
+        """This node as a layer that has the constant `weight`."""
+        node, shared = self.node, self.scope.uses[weight] > 1
+        source, here = (node.input[data],), self.index
+        return Layer(self.label, node.output[0], source, (here,), layer, node.op_type, lead=here, shared=shared)
 
     def stop(self, reason: Reason) -> Stop:
         """This node as a layer that stays."""
@@ -126,7 +129,7 @@ def conv(view: View) -> Step | None:
         kernel = view.numbers(weight).reshape(geometry.shape)  # (out, in/g, *k) -> (g, out/g, in/g, *k)
         return Linear(geometry, kernel, _bias(view, bias, out))
 
-    return view.layer(Lazy(geometry, load))
+    return view.layer(Lazy(geometry, load), weight=weight)
 
 
 def conv_transpose(view: View) -> Step | None:
@@ -150,7 +153,7 @@ def conv_transpose(view: View) -> Step | None:
         stored = view.numbers(weight).reshape(groups, into // groups, per_group, *kernel)
         return Linear(geometry, np.swapaxes(stored, 1, 2), _bias(view, bias, geometry.outputs))
 
-    return view.layer(Lazy(geometry, load))
+    return view.layer(Lazy(geometry, load), weight=weight)
 
 
 def _across(axis: Axis, more: int) -> Axis:
@@ -185,7 +188,7 @@ def gemm(view: View) -> Step | None:
         kernel = view.numbers(weight) if across else view.numbers(weight).T
         return Linear(geometry, alpha * kernel[None], beta * _bias(view, bias, out))
 
-    return view.layer(Lazy(geometry, load))
+    return view.layer(Lazy(geometry, load), weight=weight)
 
 
 def _row(shape: tuple[int, ...], out: int) -> bool:
@@ -204,7 +207,8 @@ def matmul(view: View) -> Step | None:
     if len(sizes) != 2:
         return None
     geometry = Geometry("dense", sizes[0], sizes[1], 1, (), len(shape) - 1)
-    return view.layer(Lazy(geometry, lambda: Linear(geometry, view.numbers(weight).T[None], np.zeros(sizes[1]))))
+    made = Lazy(geometry, lambda: Linear(geometry, view.numbers(weight).T[None], np.zeros(sizes[1])))
+    return view.layer(made, weight=weight)
 
 
 def pool(view: View) -> Step | None:
@@ -294,7 +298,7 @@ def same(view: View) -> Step | None:
         if mask or training or view.scope.constants.opset < 7:
             return None
     step = view.layer(IDENTITY)
-    return Layer(step.name, step.target, step.sources, step.nodes, IDENTITY, "Identity", lead=step.lead)
+    return replace(step, op="Identity")
 
 
 def add_all(view: View) -> Step | None:
@@ -336,7 +340,7 @@ NORMS = frozenset({"Add", "Sub", "Mul", "Div", "BatchNormalization", "Sum"})
 def program(scope: Scope, kept: Container[str]) -> Program:
     """The layers and sums of a graph."""
     names = {i: node.name or f"{node.op_type}_{i}" for i, node in enumerate(scope.graph.node)}
-    made = Program({}, scope.uses.copy(), dict(scope.pinned), scope.shapes, names)
+    made = Program({}, scope.uses.copy(), dict(scope.pinned), scope.shapes, names, _itemsize(scope))
     for i, node in enumerate(scope.graph.node):
         try:
             step = _read(View(node, i, names[i], attributes(node), scope), kept)
@@ -353,6 +357,15 @@ def program(scope: Scope, kept: Container[str]) -> Program:
         if shift is not None:
             made.shifts[name] = shift
     return made
+
+
+def _itemsize(scope: Scope) -> int:
+    """Bytes of an element of most weights."""
+    counts: Counter[int] = Counter()
+    for tensor in scope.graph.initializer:
+        if tensor.data_type in FLOATING:
+            counts[tensor.data_type] += prod(tensor.dims)
+    return int(helper.tensor_dtype_to_np_dtype(counts.most_common(1)[0][0]).itemsize) if counts else 4
 
 
 def _read(view: View, kept: Container[str]) -> Step | None:
@@ -386,6 +399,4 @@ def _pair_biases(made: Program) -> None:
         if isinstance(layer, Lazy) and (step.layer.load().kernel == 1).all():
             del made.steps[below.target]
             nodes = (*below.nodes, *step.nodes)
-            made.steps[step.target] = Layer(
-                below.name, step.target, below.sources, nodes, layer, "MatMul", lead=below.lead
-            )
+            made.steps[step.target] = replace(below, target=step.target, nodes=nodes, layer=layer)

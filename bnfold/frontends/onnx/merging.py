@@ -11,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from ...graph import Reason
-from ...merging.algebra import Array, Lazy, Linear, regrouped
+from ...merging.algebra import Array, Linear, regrouped, storable
 from ...merging.program import JOINT, Join, Layer, Sum
-from ...merging.reasons import RANGE
 from ...merging.result import Candidate
-from ...merging.search import Search
+from ...merging.search import search
 from .apply import Applied
 from .constants import Constants
 from .editor import Editor, Pending, all_names, demand_finite, rounded
@@ -57,8 +55,8 @@ def merge(
     scope = _scope(state, folder, freeze_inputs)
     found = program(scope, kept)
     if TensorProto.FLOAT16 in scope.dtypes.values():
-        found.misfit = _beyond_range
-    candidates = tuple(Search(found).run())
+        found.misfit = lambda layer: storable(layer, np.dtype(np.float16))
+    candidates = search(found)
     made = [step for step in found.steps.values() if isinstance(step, Layer | Sum | Join) and step.made]
     if not made:
         return Merged(state, candidates)
@@ -90,13 +88,6 @@ def _sizes(kind: Any) -> tuple[int | str | None, ...] | None:
     )
 
 
-def _beyond_range(layer: Lazy) -> Reason | None:
-    """Whether the numbers of a layer are beyond the range of float16."""
-    made = layer.load()
-    largest = max(np.abs(made.kernel).max(initial=0), np.abs(made.bias).max(initial=0))
-    return RANGE if largest > np.finfo(np.float16).max else None
-
-
 @dataclass
 class Writer:
     """Puts merged layers and sums into a graph."""
@@ -125,6 +116,7 @@ class Writer:
     def _nodes(self, step: Layer | Sum | Join, leads: dict[int, NodeProto]) -> list[NodeProto]:
         if isinstance(step, Layer):
             return self._layer(step, leads[step.lead])
+        self.editor.uses.update(name for name in step.sources if name in self.editor.constants)  # which are read on
         return self._sum(step) if isinstance(step, Sum) else [self._join(step)]
 
     def _sum(self, step: Sum) -> list[NodeProto]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,12 @@ from torch.export import ExportedProgram
 from ...graph import Affine, Graph, Op, Reason, Shape
 from ...graph import Linear as LinearOp
 from ...graph import Sum as SumOp
-from ...merging.algebra import Array, Lazy, Linear, average, diagonal, regrouped
+from ...merging.algebra import Array, Lazy, Linear, average, diagonal, regrouped, storable
 from ...merging.geometry import Axis, Geometry
 from ...merging.program import IDENTITY, Join, Layer, Program, Step, Stop, Sum
-from ...merging.reasons import PADDING, POOLING, RANGE, UNKNOWN
+from ...merging.reasons import PADDING, POOLING, UNKNOWN
 from ...merging.result import Candidate
-from ...merging.search import Search
+from ...merging.search import search
 from .bindings import AffineBinding
 from .capture import Capture, capture_program
 from .constants import Constants, op_name
@@ -56,7 +56,7 @@ def merge(program: ExportedProgram, kept: Container[str] = ()) -> Merged:
     capture = capture_program(program)
     source = read(capture, "program", None)
     found = _Reader(capture, source, kept).read()
-    candidates = tuple(Search(found).run())
+    candidates = search(found)
     made = [step for step in found.steps.values() if isinstance(step, Layer | Sum | Join) and step.made]
     return Merged(Writer(capture, source.constants).write(made) if made else program, candidates)
 
@@ -169,7 +169,8 @@ class _Reader:
             blocks = stored.reshape(geometry.groups, -1, *stored.shape[1:])  # (g * a, b, *taps) -> (g, a, b, *taps)
             return Linear(geometry, np.swapaxes(blocks, 1, 2) if turned else blocks, shift)
 
-        return self._step(node, source, op.name, Lazy(geometry, load), "Conv" if geometry.axes else "MatMul")
+        step = self._step(node, source, op.name, Lazy(geometry, load), "Conv" if geometry.axes else "MatMul")
+        return replace(step, shared=len(weight.users) > 1) if isinstance(step, Layer) else step
 
     def _geometry(self, node: fx.Node, op: LinearOp, weight: fx.Node, biased: bool) -> Geometry | Reason:
         kind = op_name(node)
@@ -221,10 +222,7 @@ class _Reader:
         """Torch pads alike on both sides; float16 reaches to 65,504."""
         if any(_sides(axis, layer.geometry.transposed) is None for axis in layer.geometry.axes):
             return PADDING
-        if not self.half:
-            return None
-        made = layer.load()
-        return RANGE if max(np.abs(made.kernel).max(initial=0), np.abs(made.bias).max(initial=0)) > 65504 else None
+        return storable(layer, np.dtype(np.float16)) if self.half else None
 
 
 def _spread(value: Any, count: int) -> list[int]:
