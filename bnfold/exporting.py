@@ -65,7 +65,7 @@ def export_model(
     plan = None
     if not settings.keep_bn:
         judging.progress("folding")
-        policy = replace(model.policy, exports=True)
+        policy = replace(model.policy, exports=True, merge=False)  # that is done in the file
         program, plan, _ = fold_program(program, call, policy, model.options, replace(judging, verify=False))
     judging.progress("exporting")
     made = _onnx(program, call, settings)

@@ -21,7 +21,7 @@ from .frontends.torch.sizes import resized, shapes
 from .frontends.torch.undo import Undo
 from .graph import Reason
 from .plan import Plan
-from .pytorch import Call, Policy, judged, judgement
+from .pytorch import Call, Policy, judged, judgement, told_mergeable
 from .quiet import quiet
 
 QUICK = ("normal",)
@@ -45,14 +45,14 @@ def fold_module(
     made = seen.plan(policy.plan)
     if not made.plan.edits:
         check = Check.unchanged(made.plan.model) if judging.verify else None
-        return ready(module, options) if inplace else copied(reference), made.plan, check
+        return ready(module, options) if inplace else copied(reference), told_mergeable(made, policy), check
     folded = made.apply(copied(reference))
     check = None
     if judging.verify:
         made, folded, check = folding.verified(made, folded)
     if inplace:
-        return _in_place(module, made, folded, call, options, judging), made.plan, check
-    return folded, made.plan, check
+        return _in_place(module, made, folded, call, options, judging), told_mergeable(made, policy), check
+    return folded, told_mergeable(made, policy), check
 
 
 def _in_place(

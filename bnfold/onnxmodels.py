@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 from .errors import BnfoldError, DataError, ModelError, PlanError, UsageError, VerificationError
 from .kinds import check_suffix
 from .options import Folding
-from .plan import ChannelDrop, LayerMerge, OtherNorm, Plan
+from .plan import ChannelDrop, OtherNorm, Plan
 from .planner import plan as make_plan
 from .planner import plan_that_fits
 from .skip import Skip, demand_match, unmatched
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .frontends.onnx.shrinking import Shrunk
     from .frontends.onnx.skeleton import Skeleton
     from .lrn.onnx_find import OnnxSite
-    from .merging.result import Candidate
 
 Model = "str | PathLike[str] | ModelProto"
 WEIGHTS = 300_000_000
@@ -200,21 +199,14 @@ def smaller(
     from .frontends.onnx.merging import merge
     from .frontends.onnx.shrinking import shrink
 
-    skipped = [bn for bn in plan.batch_norms if bn.reason and bn.reason.code == "skipped"]
-    kept = {name for bn in skipped for name in (bn.name, bn.output)}
+    kept = plan.skipped
     if folding.merge:
         merged = merge(state, folder, kept, frozen)
-        state, plan = merged.applied, replace(plan, merges=tuple(map(_told, merged.candidates)))
+        state, plan = merged.applied, replace(plan, merges=tuple(candidate.plain for candidate in merged.candidates))
     if folding.shrink:
         shrunk = shrink(state, folder=folder, freeze_inputs=frozen, kept=kept)
         state, plan = shrunk.applied, replace(plan, drops=tuple(_drops(shrunk)))
     return state, plan
-
-
-def _told(found: Candidate) -> LayerMerge:
-    return LayerMerge(
-        found.kind, found.nodes, found.verdict, found.into, found.reason, found.multiplications, found.bytes
-    )
 
 
 def _drops(shrunk: Shrunk) -> Iterator[ChannelDrop]:

@@ -239,6 +239,12 @@ class Plan:
         return tuple(drop for drop in self.drops if drop.dropped)
 
     @property
+    def skipped(self) -> set[str]:
+        """The names of the norms that were to be left alone, and of the tensors that they give."""
+        left = [bn for bn in self.batch_norms if bn.reason is not None and bn.reason.code == "skipped"]
+        return {name for bn in left for name in (bn.name, bn.output)}
+
+    @property
     def all_kept(self) -> bool:
         """Whether there are norms, and every one stays as it is."""
         return bool(self.batch_norms) and all(norm.verdict == "kept" for norm in self.batch_norms)
@@ -358,13 +364,16 @@ def _as_one(run: list[BatchNorm]) -> BatchNorm:
     )
 
 
+def change(numbers: Change) -> str:
+    """A number before and after, in words."""
+    return f"{numbers[0]:,} -> {numbers[1]:,}" if numbers[0] != numbers[1] else f"{numbers[0]:,}"
+
+
 def _change(parts: Sequence[LayerMerge | ChannelDrop]) -> str:
     """The multiplications and bytes of all parts, before and after."""
-    said = []
-    for name in ("multiplications", "bytes"):
-        before, after = (sum(getattr(part, name)[i] for part in parts) for i in (0, 1))
-        said.append(f"{name} {before:,} -> {after:,}")
-    return ", ".join(said)
+    names = ("multiplications", "bytes")
+    sums = {name: (sum(getattr(p, name)[0] for p in parts), sum(getattr(p, name)[1] for p in parts)) for name in names}
+    return ", ".join(f"{name} {change(numbers)}" for name, numbers in sums.items())
 
 
 def _line(bn: BatchNorm) -> str:

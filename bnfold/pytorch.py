@@ -19,7 +19,8 @@ from .errors import ModelError, UsageError, VerificationError
 from .frontends.torch import program as programs
 from .frontends.torch.capture import capture_program, one_line, without_autocast
 from .frontends.torch.decided import decide
-from .frontends.torch.fold import Options, prepared, survey
+from .frontends.torch.fold import ModulePlan, Options, prepared, survey
+from .frontends.torch.merging import merge, mergeable
 from .frontends.torch.read import Source, read
 from .frontends.torch.strain import strained
 from .limits import LEFTOVERS, PRECISION_LIMIT
@@ -71,11 +72,13 @@ def _made(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a plan may do: see `bnfold.inspect`. `exports`: the result is to run in onnxruntime, and not in torch."""
+    """What a plan may do: see `bnfold.inspect`. `exports`: the result is to run in onnxruntime, and not in torch.
+    `merge`: layers of programs become one."""
 
     precision_limit: float = PRECISION_LIMIT
     leftovers: str = LEFTOVERS[0]
     exports: bool = False
+    merge: bool = False
 
     def plan(self, source: Source) -> Plan:
         """The plan of a network that was read. In torch every single op is faster than a norm (docs/benchmarks.md)."""
@@ -89,13 +92,38 @@ class Policy:
 
 def inspect_module(module: nn.Module, call: Call, policy: Policy, options: Options) -> Plan:
     """What folding a module would do."""
-    return survey(prepared(module, options), call.args, call.kwargs, options).plan(policy.plan).plan
+    made = survey(prepared(module, options), call.args, call.kwargs, options).plan(policy.plan)
+    return told_mergeable(made, policy)
+
+
+def told_mergeable(made: ModulePlan, policy: Policy) -> Plan:
+    """The plan of a module, with a note where layers could be merged, which would take other classes."""
+    if not policy.merge or len(made.parts) != 1 or made.parts[0][0]:
+        return made.plan
+    planned = made.parts[0][1]
+    try:
+        count = mergeable(planned.modules.capture, planned.source)
+    except Exception:  # what is told besides must not cost the fold
+        return made.plan
+    groups = "a group" if count == 1 else f"{count} groups"
+    note = f"{groups} of layers can be merged in the exported program, or in what bnfold export writes"
+    return replace(made.plan, notes=(*made.plan.notes, note)) if count else made.plan
 
 
 @quiet()
 def inspect_program(program: ExportedProgram, policy: Policy, options: Options) -> Plan:
     """What folding an exported program would do."""
-    return policy.plan(policy.read(program, options))
+    source = policy.read(program, options)
+    made = policy.plan(source)
+    if not policy.merge:
+        return made
+    return _merged(programs.apply(source, made) if made.edits else program, made)[1]
+
+
+def _merged(program: ExportedProgram, made: Plan) -> tuple[ExportedProgram, Plan]:
+    """A folded program with its layers merged, and the plan that says so."""
+    found = merge(program, made.skipped)
+    return found.program, replace(made, merges=tuple(candidate.plain for candidate in found.candidates))
 
 
 @quiet()
@@ -107,12 +135,21 @@ def fold_program(
     source = policy.read(program, options)
     made = policy.plan(source)
     judging.progress("folding")
-    if not made.edits:
-        return copy.deepcopy(program), made, Check.unchanged(made.model) if judging.verify else None
-    folded = programs.apply(source, made)
+    folded = programs.apply(source, made) if made.edits else copy.deepcopy(program)
+    if policy.merge:
+        folded, made = _merged(folded, made)
+    if not made.changed:
+        return folded, made, Check.unchanged(made.model) if judging.verify else None
     if not judging.verify:
         return folded, made, None
-    return folded, made, judged(program.module(), folded.module(), call, judging, made)
+    try:
+        return folded, made, judged(program.module(), folded.module(), call, judging, made)
+    except VerificationError as error:
+        if not made.merged:
+            raise
+        folded, plain, check = fold_program(program, call, replace(policy, merge=False), options, judging)
+        note = f"no layers were merged: with them the result was refused ({error})"
+        return folded, replace(plain, notes=(*plain.notes, note)), check
 
 
 def judged(reference: nn.Module, folded: nn.Module, call: Call, judging: Judging, made: Plan) -> Check:

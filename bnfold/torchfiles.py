@@ -126,7 +126,7 @@ class TorchModel:
 
     def _same(self, form: str, plan: Plan) -> Path | None:
         """The file that the result is a copy of: where nothing changed, and the kind of file stays the same."""
-        if plan.edits or self.options.bake or self.path is None or kind_of(self.path) != form:
+        if plan.changed or self.options.bake or self.path is None or kind_of(self.path) != form:
             return None
         return self.path if self.state is not None or isinstance(self.model, ExportedProgram) else None
 
@@ -172,7 +172,7 @@ class TorchModel:
 @in_turn
 def opened(model: Any, given: TorchOptions, folding: Folding) -> TorchModel:
     """A module, a program, or the path of a file of PyTorch."""
-    policy = Policy(folding.precision_limit, folding.leftovers)
+    policy = Policy(folding.precision_limit, folding.leftovers, merge=folding.merge)
     options = Options(folding.skip, given.eval, given.bake, given.ignore_hooks)
     if not isinstance(model, str | PathLike):
         if not isinstance(model, nn.Module | ExportedProgram):

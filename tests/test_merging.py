@@ -420,7 +420,7 @@ def test_what_cannot_be_merged_is_left_and_says_why(name: str) -> None:
     assert candidate.verdict == "left"
     assert candidate.into == ""
     assert candidate.reason is not None
-    assert candidate.to_dict()["reason"]["text"] == candidate.reason.text
+    assert candidate.plain.reason == candidate.reason
     assert candidate.bytes[0] == candidate.bytes[1]
 
 

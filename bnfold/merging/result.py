@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from ..graph import Reason
+from ..plan import LayerMerge
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,10 @@ class Candidate:
     bytes: tuple[int, int]
     seconds: tuple[float, float]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        reason = None if self.reason is None else {"code": self.reason.code, "text": self.reason.text}
-        return {
-            "kind": self.kind,
-            "nodes": list(self.nodes),
-            "into": self.into,
-            "verdict": self.verdict,
-            "reason": reason,
-            "multiplications": {"before": self.multiplications[0], "after": self.multiplications[1]},
-            "bytes": {"before": self.bytes[0], "after": self.bytes[1]},
-        }
+    @property
+    def plain(self) -> LayerMerge:
+        """As plans have it."""
+        return LayerMerge(self.kind, self.nodes, self.verdict, self.into, self.reason, self.multiplications, self.bytes)
 
 
 def merged_of(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:

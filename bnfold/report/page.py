@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from ..equivalence.check import HISTOGRAM, Check, OutputError, Where
-from ..plan import Plan
+from ..graph import Reason
+from ..plan import ChannelDrop, LayerMerge, Plan, change
 from ..version import __version__
 from .table import fate, finest_line, summary
 
@@ -226,7 +227,34 @@ def _norms(plan: Plan, done: bool) -> str:
     notes = "".join(f"<p class='reduced'>note: {escape(note)}</p>" for note in plan.notes)
     if not done:
         notes = f"<p>What a fold of the reference would make of them, with default options.</p>{notes}"
-    return f"<h2>Batch norms</h2>{notes}<p>{escape(summary(plan))}</p>" + (table_html(head, rows) if rows else "")
+    top = f"<h2>Batch norms</h2>{notes}<p>{escape(summary(plan))}</p>" + (table_html(head, rows) if rows else "")
+    return top + _merges(plan.merges) + _drops(plan.drops)
+
+
+def _merges(merges: Sequence[LayerMerge]) -> str:
+    """Layers that become one, and those that look as if they could."""
+    head = ("layers", "verdict", "went into / why they stayed", "multiplications", "bytes")
+    rows = [
+        (", ".join(merge.nodes), (merge.verdict, "folded" if merge.verdict == "merged" else "reduced"),
+         _why(merge.into, merge.reason), change(merge.multiplications), change(merge.bytes))
+        for merge in merges
+    ]  # fmt: skip
+    return "<h2>Merged layers</h2>" + table_html(head, rows, (3, 4)) if rows else ""
+
+
+def _drops(drops: Sequence[ChannelDrop]) -> str:
+    """Channels that carry nothing."""
+    head = ("tensor", "channels", "empty", "dropped", "why the rest stays", "multiplications", "bytes")
+    rows = [
+        (drop.tensor, str(drop.channels), str(drop.empty), str(drop.dropped), _why("", drop.reason),
+         change(drop.multiplications), change(drop.bytes))
+        for drop in drops
+    ]  # fmt: skip
+    return "<h2>Channels that carry nothing</h2>" + table_html(head, rows, (1, 2, 3, 5, 6)) if rows else ""
+
+
+def _why(into: str, reason: Reason | None) -> str:
+    return into if reason is None else f"[{reason.code}] {reason.text}"
 
 
 def _operators(before: dict[str, int], after: dict[str, int]) -> str:

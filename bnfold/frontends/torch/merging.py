@@ -61,6 +61,11 @@ def merge(program: ExportedProgram, kept: Container[str] = ()) -> Merged:
     return Merged(Writer(capture, source.constants).write(made) if made else program, candidates)
 
 
+def mergeable(capture: Capture, source: Source) -> int:
+    """How many groups of layers of a traced network could become one each; norms count as what they are."""
+    return sum(candidate.verdict == "merged" for candidate in search(_Reader(capture, source, ()).read()))
+
+
 class _Reader:
     """An exported program as a program of layers and sums."""
 
