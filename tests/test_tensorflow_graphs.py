@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,7 +26,7 @@ NCHW, NHWC = [0, 3, 1, 2], [0, 2, 3, 1]
 Norm = Callable[[Net, str], str]
 
 
-def conv(n: Net, x: str, into: int, out: int, k: int = 3, **attrs: object) -> str:
+def conv(n: Net, x: str, into: int, out: int, k: int = 3, **attrs: Any) -> str:
     """A Conv between Transposes, as a Conv2D of NHWC becomes one."""
     y = n.op("Transpose", x, perm=NCHW)
     return str(n.op("Transpose", n.conv(y, into, out, k, **attrs), perm=NHWC))
