@@ -449,12 +449,14 @@ def _specs(loaded: _Loaded) -> list[InputSpec]:
 
 
 def _judge(reference: Path, candidate: Path, specs: list[InputSpec], judging: Judging) -> Check:
+    from .equivalence.foreign import around
     from .equivalence.judge import judge
     from .equivalence.subject import OnnxSubject
 
-    with _verifiable():
-        subjects = OnnxSubject(reference, specs), OnnxSubject(candidate, specs)
-        return judge(*subjects, judging.inputs, None, judging.progress)
+    with _verifiable(), around(reference, candidate) as (first, second, said):
+        known = None if said else specs
+        check = judge(OnnxSubject(first, known), OnnxSubject(second, known), judging.inputs, None, judging.progress)
+    return replace(check, warnings=(*check.warnings, said)) if said else check
 
 
 @contextmanager

@@ -31,13 +31,24 @@ class Skeleton:
 
 
 def skeleton(model: ModelProto, folder: Path | None = None) -> Skeleton:
-    """The skeleton of a model, which is left alone. `folder`: where its external data lie."""
+    """The skeleton of a model, which is left alone. `folder`: where its external data lie.
+
+    Each domain of its operators has a version: some exporters leave out those of their own.
+    """
     bare = ModelProto(ir_version=model.ir_version, producer_name=model.producer_name, domain=model.domain)
     bare.opset_import.extend(model.opset_import)
     bare.functions.extend(model.functions)
     for function in bare.functions:
         _blank(function.node)
+    lacking = _domains(model.graph) - {opset.domain for opset in model.opset_import} - {"", "ai.onnx"}
+    bare.opset_import.extend(helper.make_opsetid(domain, 1) for domain in sorted(lacking))
     return Skeleton(bare, tuple(_strip(model.graph, bare.graph, folder)))
+
+
+def _domains(graph: GraphProto) -> set[str]:
+    """The domains of all nodes, those in bodies too."""
+    inner = (_domains(body) for node in graph.node for body in nested_graphs(node))
+    return {node.domain for node in graph.node}.union(*inner)
 
 
 def _strip(graph: GraphProto, bare: GraphProto, folder: Path | None) -> list[int]:
