@@ -389,6 +389,17 @@ LEFT: dict[str, tuple[str, Callable[[Net], Any]]] = {
                                  auto_pad=auto) for auto in ("SAME_UPPER", "SAME_LOWER"))),
     ),
     "border": ("merge-border", lambda n: conv(n, 3, conv(n, 1, bias=True))),
+    "border of an offset": (
+        "merge-border",
+        lambda n: add_(n, conv(n, 3, n.op("Add", "relu0", n.w(n.rng.normal(size=(8, 1, 1))))), conv(n, 1)),
+    ),
+    "shared weights": (
+        "merge-cost",
+        lambda n: [
+            n.op("Relu", n.op("Conv", conv(n, 1), w := n.w(n.rng.normal(size=(8, 8, 3, 3))), pads=[1] * 4)),
+            n.op("Relu", n.op("Conv", n.op("Sigmoid", "relu0"), w)),
+        ],
+    ),
     "border of two": ("merge-border", lambda n: conv(n, 3, conv(n, 3))),
     "quantized": ("merge-quantized", lambda n: add_(n, quantised(n, 3), quantised(n, 1))),
     "one quantized": ("merge-quantized", lambda n: add_(n, quantised(n, 3), conv(n, 1))),
@@ -501,6 +512,10 @@ MERGED: dict[str, tuple[dict[str, int], Callable[[Net], Any]]] = {
         ),
     ),
     "siblings": ({"Conv": 1}, lambda n: n.op("Concat", conv(n, bias=True), conv(n, out=4), conv(n, out=2), axis=1)),
+    "siblings beside another form": (
+        {"Conv": 2, "Concat": 1},
+        lambda n: n.op("Concat", conv(n, 1), conv(n), conv(n), axis=1),
+    ),
     "siblings beside a stranger": (
         {"Conv": 1, "Concat": 1, "Sigmoid": 1},
         lambda n: n.op("Concat", n.op("Sigmoid", "relu0"), conv(n, 1), conv(n, 1, out=4, bias=True), "relu0", axis=-3),
@@ -664,12 +679,22 @@ def test_short_types_are_added_in_float64_and_rounded_once(dtype: str) -> None:
     assert np.array_equal(new[node.input[2]], np.sum([old[n.input[2]] for n in nodes], 0).astype(store))
 
 
-def test_a_sum_beyond_the_range_of_float16_is_left() -> None:
-    model = build(lambda n: add_(n, conv(n, 1), conv(n, 1)))
+@pytest.mark.parametrize(
+    ("value", "bias", "make"),
+    [
+        (40000, 0, lambda n: add_(n, conv(n, 1), conv(n, 1))),
+        (1, 40000, lambda n: add_(n, conv(n, 1, bias=True), conv(n, 1, bias=True))),
+        (5e-5, 0, lambda n: conv(n, 1, conv(n, 1))),
+    ],
+)
+def test_layers_that_float16_does_not_hold_together_stay_apart(value: float, bias: float, make: Any) -> None:
+    """Weights and biases too large, and a product too small."""
+    model = build(make)
     for tensor in model.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(np.full(tensor.dims, 40000, np.float16), tensor.name))
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+        made = np.full(tensor.dims, value if len(tensor.dims) > 1 else bias, np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(made, tensor.name))
+    for end in (*model.graph.input, *model.graph.output):
+        end.type.tensor_type.elem_type = TensorProto.FLOAT16
     _, found = merged(model)
     assert [c.reason and c.reason.code for c in found.candidates] == ["merge-range"]
 
@@ -740,15 +765,18 @@ def test_weights_that_folding_has_not_computed_yet_are_merged() -> None:
     demand_equal(model, found.applied.complete(), RNG.normal(size=(1, 32, 6, 6)).astype(np.float32), 1e-5)
 
 
-def test_before_ir_4_new_weights_are_nodes() -> None:
-    model = build(lambda n: add_(n, conv(n, bias=True), conv(n, 1)))
+@pytest.mark.parametrize("channels", [8, 24])
+def test_before_ir_4_new_weights_are_nodes(channels: int) -> None:
+    """Large ones are computed when they are written."""
+    sizes: dict[str, Any] = {"into": channels, "out": channels}
+    model = build(lambda n: add_(n, conv(n, bias=True, **sizes), conv(n, 1, **sizes)), channels)
     model.ir_version = 3
     for tensor in model.graph.initializer:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     made, found = merged(model)
     assert found.changed
     assert [value.name for value in made.graph.input] == ["x"]
-    demand_equal(model, made, RNG.normal(size=(2, 8, 8, 8)))
+    demand_equal(model, made, RNG.normal(size=(2, channels, 8, 8)))
 
 
 def test_nodes_without_names_and_annotations_of_tensors_that_go() -> None:
