@@ -130,6 +130,25 @@ def test_layers_that_are_to_be_left_alone_are() -> None:
     assert not merge(program, kept={"second"}).changed
 
 
+def test_queries_keys_and_values_are_one_layer_where_that_is_wanted() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = (self.q(x) @ self.k(x).transpose(1, 2)).softmax(-1) @ self.v(x)
+            return made
+
+    torch.manual_seed(0)
+    net, x = Attention().eval().double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    program = export(net, (x,))
+    assert not merge(program).changed
+    found = merge(program, siblings=True)
+    assert layers(found.program)["linear"] == 1
+    demand_equal(net, found.program.module(), x)
+
+
 def test_weights_that_are_tied_stay_for_their_other_reader() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
