@@ -595,6 +595,21 @@ def test_factors_of_gemms(alpha: float, beta: float, across: int) -> None:
     demand_equal(model, made, RNG.normal(size=(3, 6)))
 
 
+@pytest.mark.parametrize(("opset", "ops"), [(6, 2), (9, 1), (10, 1), (11, 1)])
+def test_old_opsets_in_which_a_gemm_has_a_bias(opset: int, ops: int) -> None:
+    """Before 11 there is no Gemm without one; before 7 operators broadcast otherwise, and nothing is touched."""
+    net = Net(3, 6)
+    y = "x"
+    for into, out in ((6, 6), (6, 2)):
+        weight = net.w(net.rng.normal(size=(into, out)))
+        y = net.op("Gemm", y, weight, net.w(np.zeros(out)), **({"broadcast": 1} if opset < 7 else {}))
+    model = net.model(y, opset=opset)
+    made, _ = merged(model)
+    assert len(made.graph.node) == ops
+    if opset >= 7:
+        demand_equal(model, made, RNG.normal(size=(3, 6)))
+
+
 def test_weights_that_others_share_are_copied() -> None:
     """The 3 x 3 kernel is read by a layer that stays, too."""
 

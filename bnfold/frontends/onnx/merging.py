@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ...merging.algebra import Array, Linear, regrouped, storable
@@ -16,7 +17,7 @@ from ...merging.program import JOINT, Cut, Join, Layer, Made, Sum
 from ...merging.result import Candidate
 from ...merging.search import search
 from .apply import Applied
-from .constants import Constants
+from .constants import Constants, default_opset
 from .editor import Editor, Pending, all_names, demand_finite, ready, rounded
 from .external import external_tensors
 from .mergeread import program
@@ -24,6 +25,10 @@ from .scope import Scope, count_uses, pinned
 from .skeleton import infer_shapes, skeleton
 
 Weights = npt.NDArray[Any]
+
+
+OLDEST = 7
+"""Before that opset, operators broadcast in a way of their own."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ def merge(
     values, become one whose outputs are cut apart; that saves calls, and measures no faster in onnxruntime on CPUs.
     """
     state = applied if isinstance(applied, Applied) else Applied(applied, {}, bool(external_tensors(applied)))
+    if not OLDEST <= default_opset(state.model) <= onnx.defs.onnx_opset_version():
+        return Merged(state, ())
     scope = _scope(state, folder, freeze_inputs)
     found = program(scope, kept)
     if TensorProto.FLOAT16 in scope.dtypes.values():
@@ -225,7 +232,7 @@ class Writer:
         g = step.layer.geometry
         weight = self._weight(step, lambda made: _matrix(made))
         source, bias = self._name(step.source), self._bias(step)
-        if g.axis == 1 and (bias or lead.op_type == "Gemm"):
+        if g.axis == 1 and (bias or (lead.op_type == "Gemm" and self.editor.constants.opset >= 11)):
             return [self._node(step, lead, "Gemm", [source, weight, *bias])]
         node = self._node(step, lead, "MatMul", [source, weight])
         if not bias:
