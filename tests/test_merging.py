@@ -170,11 +170,11 @@ def test_a_bias_behind_zero_padding_is_no_layer_unless_it_is_zero() -> None:
 # --- random graphs
 
 
-def merged(model: onnx.ModelProto) -> tuple[onnx.ModelProto, Merged]:
+def merged(model: onnx.ModelProto, siblings: bool = False) -> tuple[onnx.ModelProto, Merged]:
     """A copy of a model, merged and checked."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    found = merge(copy)
+    found = merge(copy, siblings=siblings)
     made = found.applied.complete()
     onnx.checker.check_model(made, full_check=True)
     return made, found
@@ -195,13 +195,12 @@ def test_random_graphs_stay_the_same_function(start: int) -> None:
     for seed in range(start, start + 10):
         drawn = RandomLinear(seed)
         model, x = drawn.model(), drawn.feed()
-        made, found = merged(model)
+        made, found = merged(model, siblings=seed % 2 == 1)
         demand_equal(model, made, x)
         changed += found.changed
         ends = [[(v.name, v.type) for v in side] for g in (model, made) for side in (g.graph.input, g.graph.output)]
         assert ends[:2] == ends[2:]
         assert found.changed or made == model
-        assert len(made.graph.node) <= len(model.graph.node)
     assert changed > 3
 
 
@@ -390,6 +389,17 @@ LEFT: dict[str, tuple[str, Callable[[Net], Any]]] = {
                                  auto_pad=auto) for auto in ("SAME_UPPER", "SAME_LOWER"))),
     ),
     "border": ("merge-border", lambda n: conv(n, 3, conv(n, 1, bias=True))),
+    "border of an offset": (
+        "merge-border",
+        lambda n: add_(n, conv(n, 3, n.op("Add", "relu0", n.w(n.rng.normal(size=(8, 1, 1))))), conv(n, 1)),
+    ),
+    "shared weights": (
+        "merge-cost",
+        lambda n: [
+            n.op("Relu", n.op("Conv", conv(n, 1), w := n.w(n.rng.normal(size=(8, 8, 3, 3))), pads=[1] * 4)),
+            n.op("Relu", n.op("Conv", n.op("Sigmoid", "relu0"), w)),
+        ],
+    ),
     "border of two": ("merge-border", lambda n: conv(n, 3, conv(n, 3))),
     "quantized": ("merge-quantized", lambda n: add_(n, quantised(n, 3), quantised(n, 1))),
     "one quantized": ("merge-quantized", lambda n: add_(n, quantised(n, 3), conv(n, 1))),
@@ -502,6 +512,10 @@ MERGED: dict[str, tuple[dict[str, int], Callable[[Net], Any]]] = {
         ),
     ),
     "siblings": ({"Conv": 1}, lambda n: n.op("Concat", conv(n, bias=True), conv(n, out=4), conv(n, out=2), axis=1)),
+    "siblings beside another form": (
+        {"Conv": 2, "Concat": 1},
+        lambda n: n.op("Concat", conv(n), conv(n), conv(n, 1), axis=1),
+    ),
     "siblings beside a stranger": (
         {"Conv": 1, "Concat": 1, "Sigmoid": 1},
         lambda n: n.op("Concat", n.op("Sigmoid", "relu0"), conv(n, 1), conv(n, 1, out=4, bias=True), "relu0", axis=-3),
@@ -553,6 +567,23 @@ def test_matmuls_of_sequences_and_their_biases() -> None:
     demand_equal(model, made, RNG.normal(size=(2, 5, 6)))
 
 
+@pytest.mark.parametrize("opset", [12, 13, 18])
+def test_queries_keys_and_values_are_one_product_where_that_is_wanted(opset: int) -> None:
+    net = Net(2, 5, 6)
+    sides = []
+    for out in (6, 6, 3):
+        y = net.op("MatMul", "x", net.w(net.rng.normal(size=(6, out))))
+        sides.append(net.op("Add", y, net.w(net.rng.normal(size=out))))
+    scores = net.op("MatMul", sides[0], net.op("Transpose", sides[1], perm=[0, 2, 1]))
+    model = net.model(net.op("MatMul", net.op("Softmax", scores), sides[2]), sides[1], opset=opset)
+    assert not merged(model)[1].changed
+    made, found = merged(model, siblings=True)
+    ops = [node.op_type for node in made.graph.node]
+    assert ops == ["MatMul", "Add", "Split", "Transpose", "MatMul", "Softmax", "MatMul"]
+    assert [(c.kind, c.verdict) for c in found.candidates] == [("siblings", "merged")]
+    demand_equal(model, made, RNG.normal(size=(2, 5, 6)))
+
+
 @pytest.mark.parametrize(("alpha", "beta", "across"), list(grid((1.0, 0.7), (1.0, 0.3, 0.0), (0, 1))))
 def test_factors_of_gemms(alpha: float, beta: float, across: int) -> None:
     net = Net(3, 6)
@@ -563,6 +594,21 @@ def test_factors_of_gemms(alpha: float, beta: float, across: int) -> None:
     made, _ = merged(model)
     assert [node.op_type for node in made.graph.node] == ["Gemm", "Relu"]
     demand_equal(model, made, RNG.normal(size=(3, 6)))
+
+
+@pytest.mark.parametrize(("opset", "ops"), [(6, 2), (9, 1), (10, 1), (11, 1)])
+def test_old_opsets_in_which_a_gemm_has_a_bias(opset: int, ops: int) -> None:
+    """Before 11 there is no Gemm without one; before 7 operators broadcast otherwise, and nothing is touched."""
+    net = Net(3, 6)
+    y = "x"
+    for into, out in ((6, 6), (6, 2)):
+        weight = net.w(net.rng.normal(size=(into, out)))
+        y = net.op("Gemm", y, weight, net.w(np.zeros(out)), **({"broadcast": 1} if opset < 7 else {}))
+    model = net.model(y, opset=opset)
+    made, _ = merged(model)
+    assert len(made.graph.node) == ops
+    if opset >= 7:
+        demand_equal(model, made, RNG.normal(size=(3, 6)))
 
 
 def test_weights_that_others_share_are_copied() -> None:
@@ -665,12 +711,22 @@ def test_short_types_are_added_in_float64_and_rounded_once(dtype: str) -> None:
     assert np.array_equal(new[node.input[2]], np.sum([old[n.input[2]] for n in nodes], 0).astype(store))
 
 
-def test_a_sum_beyond_the_range_of_float16_is_left() -> None:
-    model = build(lambda n: add_(n, conv(n, 1), conv(n, 1)))
+@pytest.mark.parametrize(
+    ("value", "bias", "make"),
+    [
+        (40000, 0, lambda n: add_(n, conv(n, 1), conv(n, 1))),
+        (1, 40000, lambda n: add_(n, conv(n, 1, bias=True), conv(n, 1, bias=True))),
+        (5e-5, 0, lambda n: conv(n, 1, conv(n, 1))),
+    ],
+)
+def test_layers_that_float16_does_not_hold_together_stay_apart(value: float, bias: float, make: Any) -> None:
+    """Weights and biases too large, and a product too small."""
+    model = build(make)
     for tensor in model.graph.initializer:
-        tensor.CopyFrom(numpy_helper.from_array(np.full(tensor.dims, 40000, np.float16), tensor.name))
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+        made = np.full(tensor.dims, value if len(tensor.dims) > 1 else bias, np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(made, tensor.name))
+    for end in (*model.graph.input, *model.graph.output):
+        end.type.tensor_type.elem_type = TensorProto.FLOAT16
     _, found = merged(model)
     assert [c.reason and c.reason.code for c in found.candidates] == ["merge-range"]
 
@@ -741,15 +797,18 @@ def test_weights_that_folding_has_not_computed_yet_are_merged() -> None:
     demand_equal(model, found.applied.complete(), RNG.normal(size=(1, 32, 6, 6)).astype(np.float32), 1e-5)
 
 
-def test_before_ir_4_new_weights_are_nodes() -> None:
-    model = build(lambda n: add_(n, conv(n, bias=True), conv(n, 1)))
+@pytest.mark.parametrize("channels", [8, 24])
+def test_before_ir_4_new_weights_are_nodes(channels: int) -> None:
+    """Large ones are computed when they are written."""
+    sizes: dict[str, Any] = {"into": channels, "out": channels}
+    model = build(lambda n: add_(n, conv(n, bias=True, **sizes), conv(n, 1, **sizes)), channels)
     model.ir_version = 3
     for tensor in model.graph.initializer:
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     made, found = merged(model)
     assert found.changed
     assert [value.name for value in made.graph.input] == ["x"]
-    demand_equal(model, made, RNG.normal(size=(2, 8, 8, 8)))
+    demand_equal(model, made, RNG.normal(size=(2, channels, 8, 8)))
 
 
 def test_nodes_without_names_and_annotations_of_tensors_that_go() -> None:

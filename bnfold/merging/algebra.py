@@ -110,9 +110,10 @@ def storable(layer: Lazy, dtype: np.dtype[Any]) -> Reason | None:
     """Whether a type holds the numbers of a layer: none too large, and none so small that its channel loses by it."""
     made, kind = layer.load(), np.finfo(dtype)
     rows = made.kernel.reshape(made.geometry.outputs or 1, -1)
-    if max(np.abs(rows).max(initial=0), np.abs(made.bias).max(initial=0)) > kind.max:
+    if np.abs(made.bias).max(initial=0) > kind.max:
         return RANGE
-    lost = np.linalg.norm(rows.astype(dtype).astype(np.float64) - rows, axis=1)
+    with np.errstate(over="ignore"):
+        lost = np.linalg.norm(rows.astype(dtype).astype(np.float64) - rows, axis=1)
     norms = np.linalg.norm(rows, axis=1)
     return RANGE if (lost > kind.eps * np.maximum(norms, norms.max(initial=0) * FAINT)).any() else None
 

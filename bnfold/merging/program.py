@@ -66,10 +66,23 @@ class Join(Step):
 
 
 @dataclass(frozen=True, eq=False)
+class Cut(Step):
+    """Some channels of the source, made by merging; those of one source stand one behind another."""
+
+    start: int = 0
+    stop: int = 0
+    axis: int = 1
+    made: bool = True
+
+
+@dataclass(frozen=True, eq=False)
 class Stop(Step):
     """A layer that stays as it is, and why."""
 
     reason: Reason = field(default=Reason("", ""))
+
+
+Made = Layer | Sum | Join | Cut
 
 
 @dataclass
@@ -132,6 +145,10 @@ class Program:
     def joins(self) -> Iterator[Join]:
         """All that puts tensors together."""
         yield from (step for step in list(self.steps.values()) if isinstance(step, Join))
+
+    def made(self) -> list[Made]:
+        """What merging has put into the program."""
+        return [step for step in self.steps.values() if isinstance(step, Layer | Sum | Join | Cut) and step.made]
 
     def replace(self, old: set[str], new: list[Step]) -> None:
         """Put new steps in the place of old ones, of which the last of the new gives the tensor of the last old one."""

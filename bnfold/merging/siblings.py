@@ -1,4 +1,4 @@
-"""Layers of one tensor, of one form, whose outputs are put together: one layer with the channels of all."""
+"""Layers of one tensor, of one form: one layer with the channels of all."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ..graph import Reason
 from .algebra import Lazy, stacked
 from .cost import of_elements
 from .ledger import Ledger
-from .program import Join, Layer, Step
+from .program import JOINT, Cut, Join, Layer, Step
 
 
 @dataclass
 class Siblings:
-    """Merges what is put together."""
+    """Merges layers whose outputs are put together."""
 
     ledger: Ledger
 
@@ -57,3 +57,40 @@ class Siblings:
         if any(rest):
             steps.append(Join(step.name, step.target, (*rest[0], target, *rest[1]), step.nodes, step.axis, True))
         program.replace({s.target for s in (*layers, step)}, steps)
+
+
+@dataclass
+class Apart:
+    """Merges layers whose outputs go different ways: one layer, and its outputs cut apart again.
+
+    That saves calls and nothing else.
+    """
+
+    ledger: Ledger
+
+    def merge(self) -> None:
+        """Merge all groups of layers that read one tensor and have one form."""
+        groups: dict[object, list[Layer]] = {}
+        for layer in self.ledger.program.layers():
+            g = layer.layer.geometry
+            if layer.real and layer.op != "AveragePool" and JOINT not in layer.target:
+                groups.setdefault((layer.source, g.kind, g.inputs, g.groups, g.axes, g.axis), []).append(layer)
+        for layers in groups.values():
+            whole = stacked([layer.layer for layer in layers]) if len(layers) > 1 else None
+            if isinstance(whole, Lazy):
+                self._join(layers, whole)
+
+    def _join(self, layers: list[Layer], whole: Lazy) -> None:
+        program, axis, first = self.ledger.program, whole.geometry.axis, layers[0]
+        target, before = self.ledger.fresh(first.target), self.ledger.before(layers)
+        sizes = program.sizes.get(first.target)
+        if sizes is not None:
+            program.sizes[target] = (*sizes[:axis], whole.geometry.outputs, *sizes[axis + 1 :])
+        made = self.ledger.layer("siblings", target, first.source, whole, layers, (), True, before)
+        cuts, start = [], 0
+        for layer in layers:
+            stop = start + layer.layer.geometry.outputs
+            cuts.append(Cut(layer.name, layer.target, (target,), (), start, stop, axis))
+            start = stop
+        # the last of the new steps says where all of them stand: where the first layer stood
+        program.replace({layer.target for layer in layers}, [made, *cuts[1:], cuts[0]])

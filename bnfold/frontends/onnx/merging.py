@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from ...merging.algebra import Array, Linear, regrouped, storable
-from ...merging.program import JOINT, Join, Layer, Sum
+from ...merging.program import JOINT, Cut, Join, Layer, Made, Sum
 from ...merging.result import Candidate
 from ...merging.search import search
 from .apply import Applied
-from .constants import Constants
-from .editor import Editor, Pending, all_names, demand_finite, rounded
+from .constants import Constants, default_opset
+from .editor import Editor, Pending, all_names, demand_finite, ready, rounded
 from .external import external_tensors
 from .loops import infer_shapes
 from .mergeread import program
@@ -25,6 +26,10 @@ from .scope import Scope, count_uses, pinned
 from .skeleton import skeleton
 
 Weights = npt.NDArray[Any]
+
+
+OLDEST = 7
+"""Before that opset, operators broadcast in a way of their own."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +50,23 @@ def merge(
     folder: Path | None = None,
     kept: Container[str] = (),
     freeze_inputs: bool = False,
+    siblings: bool = False,
 ) -> Merged:
     """Merge what can be merged exactly and is no slower as one. `folder`: where external data lie.
 
     The graph itself is searched; bodies in it stay as they are. `kept`: the names of nodes that are to be left alone,
-    or of the tensors that they give.
+    or of the tensors that they give. `siblings`: layers of one tensor and one form, such as those of queries, keys and
+    values, become one whose outputs are cut apart; that saves calls, and measures no faster in onnxruntime on CPUs.
     """
     state = applied if isinstance(applied, Applied) else Applied(applied, {}, bool(external_tensors(applied)))
+    if not OLDEST <= default_opset(state.model) <= onnx.defs.onnx_opset_version():
+        return Merged(state, ())
     scope = _scope(state, folder, freeze_inputs)
     found = program(scope, kept)
     if TensorProto.FLOAT16 in scope.dtypes.values():
         found.misfit = lambda layer: storable(layer, np.dtype(np.float16))
-    candidates = search(found)
-    made = [step for step in found.steps.values() if isinstance(step, Layer | Sum | Join) and step.made]
+    candidates = search(found, siblings)
+    made = found.made()
     if not made:
         return Merged(state, candidates)
     editor = Editor(state.model, scope, all_names(state.model.graph), None)
@@ -96,22 +105,35 @@ class Writer:
     fresh: dict[str, str] = field(default_factory=dict)
     """The names of new tensors."""
 
-    def write(self, made: Sequence[Layer | Sum | Join]) -> None:
-        """Each layer in the place of the node that gave its tensor; those of new tensors right before their sum."""
+    def write(self, made: Sequence[Made]) -> None:
+        """Each step in the place of the node that gave its tensor; those of new tensors right before the next."""
         graph = self.editor.graph
         places = {out: i for i, node in enumerate(graph.node) for out in node.output if out}
-        roots = {places[step.target] for step in made if step.target in places}
         leads = {step.lead: _copy(graph.node[step.lead]) for step in made if isinstance(step, Layer)}
+        groups = _grouped(made, places)
+        roots = {place for _, place in groups}
         for index in sorted({node for step in made for node in step.nodes} | roots):
             self.editor.let_go(index, index not in roots)
-        waiting: list[NodeProto] = []
-        for step in made:
-            waiting += self._nodes(step, leads)
-            if step.target in places:
-                *before, last = waiting
-                self.editor.inserted.setdefault(places[step.target], []).extend(before)
-                graph.node[places[step.target]].CopyFrom(last)
-                waiting = []
+        for steps, place in groups:
+            *before, last = self._written(steps, leads)
+            self.editor.inserted.setdefault(place, []).extend(before)
+            graph.node[place].CopyFrom(last)
+
+    def _written(self, steps: list[Made], leads: dict[int, NodeProto]) -> Iterator[NodeProto]:
+        cuts = [step for step in steps if isinstance(step, Cut)]
+        for step in steps:
+            if not isinstance(step, Cut):
+                yield from self._nodes(step, leads)
+        if cuts:
+            yield self._split(sorted(cuts, key=lambda cut: cut.start))
+
+    def _split(self, cuts: list[Cut]) -> NodeProto:
+        source, names = self._name(cuts[0].sources[0]), [cut.target for cut in cuts]
+        sizes, axis = [cut.stop - cut.start for cut in cuts], cuts[0].axis
+        if self.editor.constants.opset < 13:
+            return helper.make_node("Split", [source], names, f"{source}_split", axis=axis, split=sizes)
+        given = self.editor.new(ready(np.array(sizes, np.int64)), f"{source}_sizes")
+        return helper.make_node("Split", [source, given], names, f"{source}_split", axis=axis)
 
     def _nodes(self, step: Layer | Sum | Join, leads: dict[int, NodeProto]) -> list[NodeProto]:
         if isinstance(step, Layer):
@@ -200,7 +222,7 @@ class Writer:
         g = step.layer.geometry
         weight = self._weight(step, lambda made: _matrix(made))
         source, bias = self._name(step.source), self._bias(step)
-        if g.axis == 1 and (bias or lead.op_type == "Gemm"):
+        if g.axis == 1 and (bias or (lead.op_type == "Gemm" and self.editor.constants.opset >= 11)):
             return [self._node(step, lead, "Gemm", [source, weight, *bias])]
         node = self._node(step, lead, "MatMul", [source, weight])
         if not bias:
@@ -238,6 +260,20 @@ class Writer:
             return np.dtype(helper.tensor_dtype_to_np_dtype(known))
         lead = scope.graph.node[step.lead]
         return next(scope.constants.dtype(name) for name in lead.input if name in scope.constants)
+
+
+def _grouped(made: Sequence[Made], places: dict[str, int]) -> list[tuple[list[Made], int]]:
+    """Steps that are written together, and the place of the node that the last of them takes the place of."""
+    groups: list[tuple[list[Made], int]] = []
+    waiting: list[Made] = []
+    for i, step in enumerate(made):
+        waiting.append(step)
+        after = made[i + 1] if i + 1 < len(made) else None
+        unfinished = isinstance(step, Cut) and isinstance(after, Cut) and after.sources == step.sources
+        if step.target in places and not unfinished:
+            groups.append((waiting, min(places[s.target] for s in waiting if s.target in places)))
+            waiting = []
+    return groups
 
 
 def _matrix(made: Linear) -> Array:

@@ -17,7 +17,7 @@ from ...graph import Linear as LinearOp
 from ...graph import Sum as SumOp
 from ...merging.algebra import Array, Lazy, Linear, average, diagonal, regrouped, storable
 from ...merging.geometry import Axis, Geometry
-from ...merging.program import IDENTITY, Join, Layer, Program, Step, Stop, Sum
+from ...merging.program import IDENTITY, Cut, Join, Layer, Made, Program, Step, Stop, Sum
 from ...merging.reasons import PADDING, POOLING, UNKNOWN
 from ...merging.result import Candidate
 from ...merging.search import search
@@ -48,16 +48,17 @@ class Merged:
         return any(candidate.verdict == "merged" for candidate in self.candidates)
 
 
-def merge(program: ExportedProgram, kept: Container[str] = ()) -> Merged:
+def merge(program: ExportedProgram, kept: Container[str] = (), siblings: bool = False) -> Merged:
     """A program in which is merged what can be merged exactly and is no slower as one; the one given is left alone.
 
     `kept`: the names of layers and norms that are to be left alone, as plans have them, or of what they give.
+    `siblings`: layers of one tensor and one form become one, too, whose outputs are cut apart.
     """
     capture = capture_program(program)
     source = read(capture, "program", None)
     found = _Reader(capture, source, kept).read()
-    candidates = search(found)
-    made = [step for step in found.steps.values() if isinstance(step, Layer | Sum | Join) and step.made]
+    candidates = search(found, siblings)
+    made = found.made()
     return Merged(Writer(capture, source.constants).write(made) if made else program, candidates)
 
 
@@ -256,14 +257,16 @@ class Writer:
     constants: Constants
     fresh: dict[str, fx.Node] = field(default_factory=dict)
 
-    def write(self, made: list[Layer | Sum | Join]) -> ExportedProgram:
-        """Each step before the node that gave its tensor; those of new tensors before the sum that reads them."""
+    def write(self, made: list[Made]) -> ExportedProgram:
+        """Each step before the node that gave its tensor; those of new tensors before the next that is not."""
         self.work = _Work(Source(Graph([], {}, {}, "program", 40.0), {}, self.constants, self.capture))
-        waiting: list[Layer | Sum | Join] = []
+        order = {name: i for i, name in enumerate(self.work.nodes)}
+        waiting: list[Made] = []
         for step in made:
             waiting.append(step)
+            cuts = [other.target for other in made if isinstance(other, Cut) and other.sources[0] == waiting[0].target]
             if step.target in self.work.nodes:
-                like = self.work.nodes[step.target]
+                like = self.work.nodes[min(cuts or [step.target], key=order.__getitem__)]
                 for inner in waiting:
                     self.fresh[inner.target] = self._node(inner, like)
                 self.work._become(step.target, self.fresh[step.target])
@@ -280,11 +283,13 @@ class Writer:
         node.meta["val"] = target(*fx.map_arg(args, lambda inner: inner.meta["val"]))
         return node
 
-    def _node(self, step: Layer | Sum | Join, like: fx.Node) -> fx.Node:
+    def _node(self, step: Made, like: fx.Node) -> fx.Node:
         if isinstance(step, Layer):
             return self._layer(step, like)
         if isinstance(step, Sum):
             return self._sum(step, like)
+        if isinstance(step, Cut):
+            return self._call(aten.slice.Tensor, (self._value(step.sources[0]), step.axis, step.start, step.stop), like)
         return self._call(aten.cat.default, ([self._value(name) for name in step.sources], step.axis), like)
 
     def _sum(self, step: Sum, like: fx.Node) -> fx.Node:
