@@ -170,6 +170,13 @@ def one_constant_stands_for_all_before_zero_padding() -> ModelProto:
     return net.model(a, net.op("ConvTranspose", x, net.weight(8, 3, 2, 2), strides=[2, 2]))
 
 
+@case(1, "padded-constant")
+def a_bound_above_zero_is_no_zero() -> ModelProto:
+    net = Net()
+    x = net.op("Clip", net.conv("x", 4, 6, dead=[1, 2], held=-0.3), net.const(0.1), net.const(6.0))
+    return end(net, x, 6, kernel=3, pads=[1, 1, 1, 1])
+
+
 @case(2)
 def zero_goes_before_zero_padding() -> ModelProto:
     net = Net()

@@ -139,14 +139,14 @@ def _keep_carriers(net: Network, roots: Ids, cells: list[tuple[Ids, int]], gone:
         while not port.layer.folds:
             rows, left = _stay(port, x, roots, more)
             missing = ~left & ~port.layer.lets_go(x, rows, left)
-            fresh = roots[x.ids[missing & ~gone[roots[x.ids]]]]
-            if not fresh.size:
-                fresh = roots[x.ids[~left & ~gone[roots[x.ids]]]] if missing.any() else fresh
-            if not fresh.size:
+            fresh = ~left & ~gone[roots[x.ids]]
+            places = np.flatnonzero(missing & fresh if (missing & fresh).any() else fresh)
+            if not missing.any() or not places.size:
                 break
-            members, step = next(cell for cell in cells if fresh[0] in cell[0])
-            again = members[more[members] & ~gone[members] & (members != fresh[0])][: step - 1]
-            more[[fresh[0], *again]] = False
+            root = roots[x.ids[places[np.argmax(np.abs(np.nan_to_num(x.value[places])))]]]  # it holds the most
+            members, step = next(cell for cell in cells if root in cell[0])
+            again = members[more[members] & ~gone[members] & (members != root)][: step - 1]
+            more[[root, *again]] = False
 
 
 def _empty(net: Network, roots: Ids, gone: Mask) -> Mask:
