@@ -11,6 +11,8 @@ Vector = npt.NDArray[np.float64]
 
 PART = 1 / 8
 """Dropping a channel may move what a layer gives by so much of the rounding that the layer makes."""
+APART = 2.0**-8
+"""How much smaller than the largest channel of a layer those beside which others vanish may be in truth."""
 OCTAVES = {"float16": 16, "bfloat16": 40, "float32": 40, "float64": 400}
 """Signals are taken to lie between 2^-n and 2^n, by element type: 1e-12 to 1e12 for float32. For float16, whose numbers
 end at 2^16, that lets no channel pass but those without any weight.
@@ -30,6 +32,11 @@ class Rounding:
         """That of a type with the given distance between 1 and the next number; `exact`: nothing counts as lost."""
         octaves = OCTAVES.get(dtype, 40)
         return cls(0.0 if exact else eps / 2 * PART, 2.0**-octaves, 2.0**octaves)
+
+    @property
+    def faint(self) -> float:
+        """How little of an ordinary channel nobody sees."""
+        return self.share * APART
 
     def hidden(self, held: Vector) -> Vector:
         """How much beside a value nobody sees."""

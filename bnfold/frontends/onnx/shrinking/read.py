@@ -18,7 +18,7 @@ from ..node import FLOATS
 from ..read import Source
 from ..scope import Scope
 from . import narrow
-from .values import FUNCTIONS, function
+from .values import BOUNDS, FUNCTIONS, function
 
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"})
@@ -64,7 +64,7 @@ def _elementwise(op: Opaque, kind: str, node: NodeProto) -> Op | None:
     if made is None:
         return None
     f, slope = made
-    return Pointwise(op.name, op.inputs, op.outputs, lambda values: f(values[0]), slope)
+    return Pointwise(op.name, op.inputs, op.outputs, lambda values: f(values[0]), slope, BOUNDS.get(kind, np.inf))
 
 
 def _extremum(scope: Scope, node: NodeProto, op: Op) -> Any:
