@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..graph import Fault, Linear, Reason
-from .rounding import APART, Rounding
+from .rounding import APART, Rounding, from_zero
 
 Ids = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
@@ -126,7 +126,7 @@ class Layer:
             return np.full(shape, np.nan), np.full((2, *shape), np.inf), np.ones(shape)
         value, radius = x.value.reshape(shape), x.radius.reshape(2, *shape)
         if not self.folds:
-            radius = np.where(np.isnan(value), radius, np.abs(value) + radius)
+            radius = np.where(np.isnan(value), radius, from_zero(value, radius))
             value = np.where(np.isnan(value), value, 0.0)
         return value, radius, x.size.reshape(shape)
 
@@ -152,7 +152,7 @@ class Layer:
             unit = live.max(initial=0.0)
             off[1] = np.where(off[1] == 0, 0.0, off[1] / unit)
             held = self.bias + self.sums(value).ravel()
-            known = (off[0] <= self.rounding.hidden(held)) | (off[1] <= self.rounding.faint)
+            known = (off[0] <= self.rounding.share * np.abs(held)) | (off[1] <= self.rounding.faint)
         return np.where(known, held, np.nan), np.where(known, off, np.inf), live / (unit or 1.0)
 
     def carriers(self, x: Track, left: Mask) -> Vector:
@@ -176,11 +176,8 @@ class Layer:
         exact = ~np.isnan(value) & (radius == 0).all(0)
         near = np.flatnonzero(~free & ~exact & ~np.isnan(value))
         if near.size:
-            live, ordinary = (
-                np.where(np.isnan(value), part, 0.0).max(1, initial=0.0)[:, None] for part in (sizes, sizes * size)
-            )
+            ordinary = np.where(np.isnan(value), sizes * size, 0.0).max(1, initial=0.0)[:, None]
             held = np.maximum(np.abs(bias), sizes[:, near] * np.abs(value[near]))
-            held = np.maximum(held, live * self.rounding.floor)
             share = self.rounding.share / sizes.shape[1]
             lost = sizes[:, near] * radius[0, near] <= share * held
             lost |= sizes[:, near] * radius[1, near] <= share * APART * ordinary

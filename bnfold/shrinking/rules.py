@@ -30,6 +30,7 @@ from ..graph import (
     fault,
 )
 from .channels import Layer, Network, Port, Track, Vector, fixed, joined, zeros
+from .rounding import from_zero
 
 SMALL = 1e-12
 """A constant below this may count as 0, give or take itself, where zeros are put beside it."""
@@ -252,7 +253,7 @@ def _gate(op: Gate, inputs: Tracks, net: Network, graph: Graph) -> Tracks:
 
 def _beside(value: Vector, radius: Vector, bound: float) -> Vector:
     """How far from 0 a value within `radius` lies when it is multiplied by anything up to a bound."""
-    off = np.abs(value) + radius
+    off = from_zero(value, radius)
     return np.where(off == 0, 0.0, np.where(off < SMALL, off * bound, np.inf))
 
 
@@ -272,7 +273,7 @@ def _carry(op: Carry, inputs: Tracks, net: Network, graph: Graph) -> Tracks | No
     if made is None or made[0] is None or op.carries_shift:
         return made
     track = made[0]
-    off = np.abs(track.value) + track.radius  # of the constant 0
+    off = from_zero(track.value, track.radius)
     off = np.where((off == 0) | ((off < SMALL) & (not op.axes)).any(0), off, np.inf)  # a sum is of many
     return [replace(track, value=0 * track.value, radius=off)]
 
