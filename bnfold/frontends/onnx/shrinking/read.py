@@ -35,6 +35,7 @@ def network(source: Source, exact: bool = False) -> Network:
             layers[place] = layer
     net = build(source.graph, ops, layers)
     _hold(scope, source, net)
+    _hold_unlisted(scope, source, net)
     return net
 
 
@@ -147,6 +148,22 @@ def _hold(scope: Scope, source: Source, net: Network) -> None:
                 net.pin(
                     [track], Reason("read-elsewhere", f"{node.name or 'Where'} has a condition for each", node.name)
                 )
+
+
+def _hold_unlisted(scope: Scope, source: Source, net: Network) -> None:
+    """Pin the channels of tensors that a node reads and its ops in the neutral graph do not.
+
+    A condition, the branch of a Where that is not taken, a tensor of which CastLike reads the type.
+    """
+    listed: dict[int, set[str]] = {}
+    for op, (where, index) in zip(source.graph.ops, source.nodes, strict=False):
+        if where == 0:
+            listed.setdefault(index, set()).update(op.inputs)
+    for index, names in listed.items():
+        node = scope.graph.node[index]
+        others = [] if node.op_type in ("Shape", "Size") else [neutral(scope, name) for name in node.input if name]
+        tracks = [net.tracks.get(name) for name in others if name not in names]
+        net.pin(tracks, Reason("read-elsewhere", f"{node.name or node.op_type} reads them beside others", node.name))
 
 
 def neutral(scope: Scope, name: str) -> str:
