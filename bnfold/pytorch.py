@@ -107,7 +107,7 @@ def told_mergeable(made: ModulePlan, policy: Policy) -> Plan:
         return made.plan
     groups = "a group" if count == 1 else f"{count} groups"
     note = f"{groups} of layers can be merged in the exported program, or in what bnfold export writes"
-    return replace(made.plan, notes=(*made.plan.notes, note)) if count else made.plan
+    return replace(made.plan, notes=(note, *made.plan.notes)) if count else made.plan
 
 
 @quiet()

@@ -69,7 +69,7 @@ def test_a_training_form_becomes_its_deploy_form(tmp_path: Path) -> None:
     torch.manual_seed(3)
     net, x = network(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
     sizes: Any = ({0: Dim("n"), 2: Dim.AUTO, 3: Dim.AUTO},)
-    folded = bnfold.fold(export(net, (x,), dynamic_shapes=sizes), verify=False).model
+    folded = bnfold.fold(export(net, (x,), dynamic_shapes=sizes), verify=False, merge=False).model
     before = dict(folded.state_dict)
     found = merge(folded)
     assert layers(found.program) == {"convolution": 3, "linear": 1}

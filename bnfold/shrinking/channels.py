@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..graph import Fault, Linear, Reason
-from .rounding import Rounding
+from .rounding import APART, Rounding, from_zero
 
 Ids = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
@@ -32,23 +32,32 @@ class Track:
     """The channels of a tensor along `axis`; each of shape (channels,).
 
     `ids`: the variables, 0 for a channel that stays whatever happens. `value`: the constant that a channel holds, nan
-    where it holds none. `radius`: how far what it holds is from that at most.
+    where it holds none. `radius`: how far what it holds is from that at most, (2, channels): where values that are not
+    known are as large as they may be, and as a share of what an ordinary channel of the tensor holds. `size`: what a
+    channel holds at least, as such a share. `bound`: no value is larger.
     """
 
     axis: int
     ids: Ids
     value: Vector
     radius: Vector
+    size: Vector
+    bound: float = np.inf
 
     def __post_init__(self) -> None:
-        lost = ~(np.isfinite(self.value) & np.isfinite(self.radius))
+        lost = ~(np.isfinite(self.value) & np.isfinite(self.radius).all(0))
         object.__setattr__(self, "value", np.where(lost, np.nan, self.value))
         object.__setattr__(self, "radius", np.where(lost, np.inf, self.radius))
 
     @property
     def known(self) -> Mask:
-        """Whether a channel is constant."""
+        """Whether a channel is constant, or nearly."""
         return np.isfinite(self.value)
+
+    @property
+    def exact(self) -> Mask:
+        """Whether a channel is constant."""
+        return np.asarray((self.radius == 0).all(0))
 
     def value_and_radius(self) -> tuple[Vector, Vector]:
         """What the channels hold."""
@@ -56,18 +65,30 @@ class Track:
 
     def at(self, places: Ids, axis: int | None = None) -> Track:
         """The channels at `places`."""
-        return Track(
-            self.axis if axis is None else axis, self.ids[places], self.value[places], self.radius[places]
-        )  # fmt: skip
+        taken = (self.ids[places], self.value[places], self.radius[:, places], self.size[places])
+        return Track(self.axis if axis is None else axis, *taken, self.bound)
 
     def live(self) -> Track:
         """The same channels, of whose values nothing is known."""
-        return replace(self, value=np.full(self.ids.size, np.nan), radius=np.full(self.ids.size, np.inf))
+        return replace(self, value=np.full(self.ids.size, np.nan), radius=np.full((2, self.ids.size), np.inf))
+
+
+def joined(axis: int, tracks: Sequence[Track]) -> Track:
+    """Channels behind one another."""
+    ids, value, radius, size = (
+        np.concatenate([getattr(track, name) for track in tracks], -1) for name in ("ids", "value", "radius", "size")
+    )
+    return Track(axis, ids, value, radius, size, max(track.bound for track in tracks))
 
 
 def fixed(axis: int, size: int) -> Track:
     """Channels that stay, and hold anything."""
-    return Track(axis, np.zeros(size, np.int64), np.full(size, np.nan), np.full(size, np.inf))
+    return replace(zeros(axis, np.zeros(size, np.int64)).live(), bound=np.inf)
+
+
+def zeros(axis: int, ids: Ids) -> Track:
+    """Channels that hold 0."""
+    return Track(axis, ids, np.zeros(ids.size), np.zeros((2, ids.size)), np.ones(ids.size), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,19 +116,19 @@ class Layer:
         """Whether a constant input other than 0 can go into the bias."""
         return self.op.carries_shift and self.op.takes_bias
 
-    def inputs(self, x: Track | None) -> tuple[Vector, Vector]:
-        """What the input channels hold as the layer can use it, `value` and `radius`, (groups, in/groups).
+    def inputs(self, x: Track | None) -> tuple[Vector, Vector, Vector]:
+        """What the input channels hold as the layer can use it: `value`, `radius` and `size`, (.., groups, in/groups).
 
         At zero padding, and where no bias takes it, a constant c counts as 0, give or take |c|.
         """
         shape = self.groups, self.weight.shape[2]
         if x is None or x.ids.size != shape[0] * shape[1]:
-            return np.full(shape, np.nan), np.full(shape, np.inf)
-        value, radius = x.value.reshape(shape), x.radius.reshape(shape)
+            return np.full(shape, np.nan), np.full((2, *shape), np.inf), np.ones(shape)
+        value, radius = x.value.reshape(shape), x.radius.reshape(2, *shape)
         if not self.folds:
-            radius = np.where(np.isnan(value), radius, np.abs(value) + radius)
+            radius = np.where(np.isnan(value), radius, from_zero(value, radius))
             value = np.where(np.isnan(value), value, 0.0)
-        return value, radius
+        return value, radius, x.size.reshape(shape)
 
     def sums(self, value: Vector) -> Vector:
         """`sum_taps(W) value`, (groups, out/groups), float64; what is no number counts as 0."""
@@ -117,17 +138,22 @@ class Layer:
         result: Vector = np.einsum("gba,ga->gb", total, taken[:, columns])
         return result
 
-    def outputs(self, x: Track | None, reach: float) -> tuple[Vector, Vector]:
+    def outputs(self, x: Track | None) -> tuple[Vector, Vector, Vector]:
         """What the output channels hold: `b + sum_taps(W) value`, within `sum |W| radius`; nan where that says nothing.
 
-        `reach`: how large a value that is not known may be.
+        A channel counts as nearly constant where the rest is lost beside the constant, or beside the layer's largest
+        channel, which is the ordinary one.
         """
-        value, radius = self.inputs(x)
-        with np.errstate(over="ignore", invalid="ignore"):
-            off = np.einsum("gba,ga->gb", self.sizes, np.where(np.isnan(value), reach, radius)).ravel()
+        value, radius, size = self.inputs(x)
+        rest = np.broadcast_to(np.array([self.rounding.reach, 1.0])[:, None, None], radius.shape)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            off = np.einsum("gba,rga->rgb", self.sizes, np.where(np.isnan(value), rest, radius)).reshape(2, -1)
+            live = np.einsum("gba,ga->gb", self.sizes, np.where(np.isnan(value), size, 0.0)).ravel()
+            unit = live.max(initial=0.0)
+            off[1] = np.where(off[1] == 0, 0.0, off[1] / unit)
             held = self.bias + self.sums(value).ravel()
-            known = off <= self.rounding.hidden(held)
-        return np.where(known, held, np.nan), np.where(known, off, np.inf)
+            known = (off[0] <= self.rounding.share * np.abs(held)) | (off[1] <= self.rounding.faint)
+        return np.where(known, held, np.nan), np.where(known, off, np.inf), live / (unit or 1.0)
 
     def carriers(self, x: Track, left: Mask) -> Vector:
         """What each input channel can hold for others, (in,): its own constant, or 0 where it holds none or is gone.
@@ -135,7 +161,7 @@ class Layer:
         Where a constant cannot go into the bias, `W_c k_c + W_d k_d = (W_c + W_d k_d / k_c) k_c`: of all constants one
         channel is enough, also at zero padding. `left`: the input channels that are not gone.
         """
-        use = left & (x.radius == 0) & (self.groups == 1) & (not self.folds)
+        use = left & x.exact & (self.groups == 1) & (not self.folds)
         return np.where(use, np.nan_to_num(x.value), 0.0)
 
     def lets_go(self, x: Track, stays: Mask, left: Mask) -> Mask:
@@ -144,23 +170,22 @@ class Layer:
         A channel without weights can. A constant can when its radius changes no output by more than a part of what the
         rounding of that output does already.
         """
-        value, radius = self.inputs(x)
-        rows = self.sizes[:, stays] if self.groups == 1 else self.sizes
-        bias = self.bias[stays] if self.groups == 1 else self.bias
-        sizes = rows.reshape(-1, rows.shape[-1])  # (out, in): dense layers only
+        value, radius, size = (part.reshape(*part.shape[:-2], -1) for part in self.inputs(x))
+        sizes, bias = self.sizes[0][stays], self.bias[stays, None]  # (out, in): only dense layers let single ones go
         free = np.asarray(~sizes.any(0))
-        exact = np.asarray(~np.isnan(value.ravel()) & (radius.ravel() == 0))
-        near = np.flatnonzero(~free & ~exact & np.isfinite(radius.ravel()))
+        exact = ~np.isnan(value) & (radius == 0).all(0)
+        near = np.flatnonzero(~free & ~exact & ~np.isnan(value))
         if near.size:
-            live = np.where(np.isnan(value.ravel()), sizes, 0.0).max(1, initial=0.0)
-            moved = sizes[:, near] * radius.ravel()[near]
-            held = np.maximum(np.abs(bias)[:, None], sizes[:, near] * np.abs(value.ravel()[near]))
-            held = np.maximum(held, live[:, None] * self.rounding.floor)
-            exact[near] = (moved <= self.rounding.share * held / sizes.shape[1]).all(0)
+            ordinary = np.where(np.isnan(value), sizes * size, 0.0).max(1, initial=0.0)[:, None]
+            held = np.maximum(np.abs(bias), sizes[:, near] * np.abs(value[near]))
+            share = self.rounding.share / sizes.shape[1]
+            lost = sizes[:, near] * radius[0, near] <= share * held
+            lost |= sizes[:, near] * radius[1, near] <= share * APART * ordinary
+            exact[near] = lost.all(0)
         held = np.abs(self.carriers(x, left))
         first, second = np.argmax(held), np.partition(held, -2)[-2] if held.size > 1 else 0.0
         largest = np.where(np.arange(held.size) == first, second, held[first])  # of the others
-        shared = x.known & (x.radius == 0) & (np.abs(np.nan_to_num(x.value)) <= SPREAD * largest) & (not self.folds)
+        shared = x.known & x.exact & (np.abs(np.nan_to_num(x.value)) <= SPREAD * largest) & (not self.folds)
         return np.asarray(free | exact | shared)
 
 

@@ -72,7 +72,7 @@ def decide(net: Network, block: int = BLOCK) -> Decision:
         if (more == gone).all():
             break
         gone = more
-    empty, reasons = _empty(net, roots, gone), _reasons(net, roots, gone)
+    empty, reasons = _empty(net, roots, gone, pinned), _reasons(net, roots, gone)
     tail = Reason("blocks", f"a multiple of {block} channels stays, with which runtimes are fast, and never none")
     found = [_cell(members, empty, held, gone, reasons, tail) for members, _ in cells if empty[members].any()]
     return Decision(gone, roots, tuple(found))
@@ -139,27 +139,26 @@ def _keep_carriers(net: Network, roots: Ids, cells: list[tuple[Ids, int]], gone:
         while not port.layer.folds:
             rows, left = _stay(port, x, roots, more)
             missing = ~left & ~port.layer.lets_go(x, rows, left)
-            fresh = roots[x.ids[missing & ~gone[roots[x.ids]]]]
-            if not fresh.size:
-                fresh = roots[x.ids[~left & ~gone[roots[x.ids]]]] if missing.any() else fresh
-            if not fresh.size:
+            fresh = ~left & ~gone[roots[x.ids]]
+            places = np.flatnonzero(missing & fresh if (missing & fresh).any() else fresh)
+            if not missing.any() or not places.size:
                 break
-            members, step = next(cell for cell in cells if fresh[0] in cell[0])
-            again = members[more[members] & ~gone[members] & (members != fresh[0])][: step - 1]
-            more[[fresh[0], *again]] = False
+            root = roots[x.ids[places[np.argmax(np.abs(np.nan_to_num(x.value[places])))]]]  # it holds the most
+            members, step = next(cell for cell in cells if root in cell[0])
+            again = members[more[members] & ~gone[members] & (members != root)][: step - 1]
+            more[[root, *again]] = False
 
 
-def _empty(net: Network, roots: Ids, gone: Mask) -> Mask:
-    """The roots of channels that hold a constant somewhere, or that no layer has a weight for."""
-    empty, read, used = (np.zeros(roots.size, np.bool_) for _ in range(3))
+def _empty(net: Network, roots: Ids, gone: Mask, pinned: Mask) -> Mask:
+    """The roots of channels that are constant somewhere, or for which no layer has a weight, and nothing else use."""
+    known, used = np.zeros(roots.size, np.bool_), pinned.copy()
     for track in net.tracks.values():
         if track is not None:
-            empty[roots[track.ids[track.known]]] = True
+            known[roots[track.ids[track.known]]] = True
     for port, x in _dense(net):
         rows = port.layer.sizes[0][~gone[roots[port.y.ids]]]
-        read[roots[x.ids]] = True
         used[roots[x.ids[rows.any(0)]]] = True
-    return empty | (read & ~used)
+    return known | ~used
 
 
 def _reasons(net: Network, roots: Ids, gone: Mask) -> dict[int, Reason]:

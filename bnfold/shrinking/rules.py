@@ -29,7 +29,8 @@ from ..graph import (
     Transpose,
     fault,
 )
-from .channels import Layer, Network, Port, Track, Vector, fixed
+from .channels import Layer, Network, Port, Track, Vector, fixed, joined, zeros
+from .rounding import from_zero
 
 SMALL = 1e-12
 """A constant below this may count as 0, give or take itself, where zeros are put beside it."""
@@ -46,6 +47,8 @@ class Pointwise(Op):
 
     function: Callable[[Sequence[Vector]], Vector] | None = None
     slope: float | None = None
+    bound: float = np.inf
+    """No result is larger."""
 
 
 def build(graph: Graph, ops: Sequence[Op], layers: dict[int, Layer]) -> Network:
@@ -84,8 +87,7 @@ def _linear(op: Linear, layer: Layer, inputs: Tracks, net: Network, place: int) 
     if x is not None and (x.axis != op.in_axis or x.ids.size != op.in_channels):
         net.pin([x], Reason("read-elsewhere", f"{op.name} mixes along another axis", op.name))
         x = None
-    value, radius = layer.outputs(x, layer.rounding.reach)
-    y = Track(op.out_axis, net.variables.fresh(op.out_channels), value, radius)
+    y = Track(op.out_axis, net.variables.fresh(op.out_channels), *layer.outputs(x))
     if layer.groups > 1:
         _tie_groups(layer, x, y, net)
     net.ports.append(Port(layer, x, y, op.name, place))
@@ -125,11 +127,12 @@ def pointwise(
             net.variables.pin(first.ids, why)
         pairs.append((track or first.live()).value_and_radius())
     made = values(pairs)
-    value, radius = (first.live()).value_and_radius() if made is None else made
+    value, radius = first.live().value_and_radius() if made is None else made
+    size = np.min([track.size for track in tracks], 0)
     shape = first.ids.shape
-    return [Track(first.axis, first.ids, np.broadcast_to(value, shape), np.broadcast_to(radius, shape))] * len(
-        op.outputs
-    )
+    made_of = (np.broadcast_to(value, shape), np.broadcast_to(radius, (2, *shape)), size)
+    bound = first.bound if isinstance(op, Homogeneous) and (np.abs(op.slope) <= 1).all() else np.inf
+    return [Track(first.axis, first.ids, *made_of, bound)] * len(op.outputs)
 
 
 def _placed(track: Track | None, rank: int | None, out: int | None) -> Track | None:
@@ -171,7 +174,7 @@ def _mapped(op: Pointwise, inputs: Tracks, net: Network, graph: Graph) -> Tracks
                 radius == 0, 0.0, np.inf if op.slope is None else radius * (op.slope or 0.0)
             )
 
-    return pointwise(op, inputs, net, graph, several)
+    return _bounded(pointwise(op, inputs, net, graph, several), op.bound)
 
 
 def _affine(op: Affine, inputs: Tracks, net: Network, graph: Graph) -> Tracks | None:
@@ -185,8 +188,9 @@ def _affine(op: Affine, inputs: Tracks, net: Network, graph: Graph) -> Tracks | 
         if not along:
             return None
         value, radius = pairs[0]
-        off = np.abs(op.scale) * np.where(op.scale == 0, 0.0, radius)
-        return op.scale * np.where(off == 0, np.nan_to_num(value), value) + op.offset, off
+        unit = np.abs(op.scale).max(initial=0.0) or 1.0
+        off = np.abs(op.scale) * np.where(op.scale == 0, 0.0, radius) / np.array([[1.0], [unit]])
+        return op.scale * np.where((off == 0).all(0), np.nan_to_num(value), value) + op.offset, off
 
     return pointwise(op, inputs, net, graph, values)
 
@@ -211,7 +215,12 @@ def _homogeneous(op: Homogeneous, inputs: Tracks, net: Network, graph: Graph) ->
 
 
 def _clipped(op: Clipped, inputs: Tracks, net: Network, graph: Graph) -> Tracks:
-    return pointwise(op, inputs, net, graph, _alone(lambda c: np.clip(c, op.low, op.high), 1.0))
+    made = pointwise(op, inputs, net, graph, _alone(lambda c: np.clip(c, op.low, op.high), 1.0))
+    return _bounded(made, max(abs(op.low), abs(op.high)))
+
+
+def _bounded(tracks: Tracks, bound: float) -> Tracks:
+    return [None if track is None else replace(track, bound=bound) for track in tracks]
 
 
 def _sum(op: Sum, inputs: Tracks, net: Network, graph: Graph) -> Tracks:
@@ -225,19 +234,27 @@ def _sum(op: Sum, inputs: Tracks, net: Network, graph: Graph) -> Tracks:
 
 
 def _gate(op: Gate, inputs: Tracks, net: Network, graph: Graph) -> Tracks:
-    """A product of constants; 0 times anything is 0."""
+    """A product of constants; 0 times anything is 0, and nearly 0 times what is bounded nearly 0."""
+    bounds = [np.inf if track is None else track.bound for track in inputs]
 
     def values(pairs: list[Pair]) -> Pair:
         (x, r), (g, s) = pairs
-        zero = (x == 0) & (r == 0) if op.divides else ((x == 0) & (r == 0)) | ((g == 0) & (s == 0))
         with np.errstate(all="ignore"):
-            value = x / g if op.divides else x * g
-            off = np.where((r == 0) & (s == 0), 0.0, np.abs(x) * s + np.abs(g) * r + r * s)
-        if op.divides:  # 0 / 0 and what lies near it is no constant
-            zero, off = np.zeros(x.shape, np.bool_), np.where((off == 0) & (g != 0), 0.0, np.inf)
-        return np.where(zero, 0.0, value), np.where(zero, 0.0, np.nan_to_num(off, nan=np.inf))
+            if op.divides:  # 0 / 0 and what lies near it is no constant
+                return x / g, np.where((r == 0) & (s == 0) & (g != 0), 0.0, np.inf)
+            both = np.where((r == 0) & (s == 0), 0.0, np.abs(x) * s + np.abs(g) * r + r * s)
+            beside = [_beside(x, r, bounds[1]), _beside(g, s, bounds[0])]
+        known = np.isfinite(both).all(0)
+        best = np.where(known, both, np.minimum(*beside))
+        return np.where(known, x * g, 0.0), best
 
     return pointwise(op, inputs, net, graph, values)
+
+
+def _beside(value: Vector, radius: Vector, bound: float) -> Vector:
+    """How far from 0 a value within `radius` lies when it is multiplied by anything up to a bound."""
+    off = from_zero(value, radius)
+    return np.where(off == 0, 0.0, np.where(off < SMALL, off * bound, np.inf))
 
 
 def _select(op: Select, inputs: Tracks, net: Network, graph: Graph) -> Tracks | None:
@@ -256,20 +273,18 @@ def _carry(op: Carry, inputs: Tracks, net: Network, graph: Graph) -> Tracks | No
     if made is None or made[0] is None or op.carries_shift:
         return made
     track = made[0]
-    off = np.abs(track.value) + track.radius  # of the constant 0
-    off = np.where(off < (0 if op.axes else SMALL), off, np.where(off == 0, 0.0, np.inf))  # a sum is of many
+    off = from_zero(track.value, track.radius)
+    off = np.where((off == 0) | ((off < SMALL) & (not op.axes)).any(0), off, np.inf)  # a sum is of many
     return [replace(track, value=0 * track.value, radius=off)]
 
 
-def _among_zeros(x: Track, zeros: tuple[int, int, int], net: Network) -> Track | None:
+def _among_zeros(x: Track, added: tuple[int, int, int], net: Network) -> Track | None:
     """Channels of zeros in front and behind, which may leave."""
-    axis, front, back = zeros
+    axis, front, back = added
     if axis != x.axis or min(front, back) < 0:
         return None
-    none = np.zeros(front), np.zeros(back)
-    ids = np.concatenate([net.variables.fresh(front), x.ids, net.variables.fresh(back)])
-    value, radius = (np.concatenate([none[0], part, none[1]]) for part in (x.value, x.radius))
-    return Track(axis, ids, value, radius)
+    ends = [zeros(axis, net.variables.fresh(size)) for size in (front, back)]
+    return joined(axis, [ends[0], x, ends[1]])
 
 
 def _moved(x: Track | None, gone: Sequence[int], touched: Sequence[int], keepdims: bool) -> list[Track | None] | None:
@@ -304,7 +319,7 @@ def _along_one(places: npt.NDArray[np.int64], x: Track, op: Op, net: Network) ->
     made = x.at(first[:, 0], axis)
     alike = (x.value[rows] == made.value[:, None]).all(1)
     return replace(
-        made, value=np.where(alike, made.value, np.nan), radius=np.where(alike, x.radius[rows].max(1), np.inf)
+        made, value=np.where(alike, made.value, np.nan), radius=np.where(alike, x.radius[:, rows].max(2), np.inf)
     )
 
 
@@ -328,9 +343,7 @@ def _concat(op: Concat, inputs: Tracks, net: Network, graph: Graph) -> Tracks | 
         if track is None and not isinstance(size, int):
             return None
         parts.append(fixed(axis, size) if track is None and isinstance(size, int) else track)
-    whole = [part for part in parts if part is not None]
-    joined = [np.concatenate([getattr(part, name) for part in whole]) for name in ("ids", "value", "radius")]
-    return [Track(axis, *joined)]
+    return [joined(axis, [part for part in parts if part is not None])]
 
 
 def _stacked(op: Op, inputs: Tracks, net: Network) -> Tracks | None:

@@ -122,7 +122,7 @@ def _taken(port: Port, keep_in: Ids | None) -> Vector:
     """What the inputs that are gone add to each output, (out,)."""
     if port.x is None or keep_in is None or port.layer.groups > 1:
         return np.zeros(port.layer.op.out_channels)
-    value, _ = port.layer.inputs(port.x)
+    value, _, _ = port.layer.inputs(port.x)
     value = np.nan_to_num(value, nan=0.0)
     value[:, keep_in] = 0.0
     return port.layer.sums(value).ravel()

@@ -19,7 +19,7 @@ from ..node import FLOATS
 from ..read import Source
 from ..scope import Scope
 from . import narrow
-from .values import FUNCTIONS, function
+from .values import BOUNDS, FUNCTIONS, function
 
 EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum"})
@@ -37,6 +37,7 @@ def network(source: Source, exact: bool = False, kept: Container[str] = ()) -> N
     net = build(source.graph, ops, layers)
     _hold(scope, source, net)
     _keep(scope, net, kept)
+    _hold_unlisted(scope, source, net)
     return net
 
 
@@ -66,7 +67,7 @@ def _elementwise(op: Opaque, kind: str, node: NodeProto) -> Op | None:
     if made is None:
         return None
     f, slope = made
-    return Pointwise(op.name, op.inputs, op.outputs, lambda values: f(values[0]), slope)
+    return Pointwise(op.name, op.inputs, op.outputs, lambda values: f(values[0]), slope, BOUNDS.get(kind, np.inf))
 
 
 def _extremum(scope: Scope, node: NodeProto, op: Op) -> Any:
@@ -157,6 +158,22 @@ def _keep(scope: Scope, net: Network, kept: Container[str]) -> None:
         if node.name in kept or any(name in kept for name in node.output):
             tracks = [net.tracks.get(neutral(scope, name)) for name in node.output]
             net.pin(tracks, Reason("skipped", "it was to be left alone (--skip)"))
+
+
+def _hold_unlisted(scope: Scope, source: Source, net: Network) -> None:
+    """Pin the channels of tensors that a node reads and its ops in the neutral graph do not.
+
+    A condition, the branch of a Where that is not taken, a tensor of which CastLike reads the type.
+    """
+    listed: dict[int, set[str]] = {}
+    for op, (where, index) in zip(source.graph.ops, source.nodes, strict=False):
+        if where == 0:
+            listed.setdefault(index, set()).update(op.inputs)
+    for index, names in listed.items():
+        node = scope.graph.node[index]
+        others = [] if node.op_type in ("Shape", "Size") else [neutral(scope, name) for name in node.input if name]
+        tracks = [net.tracks.get(name) for name in others if name not in names]
+        net.pin(tracks, Reason("read-elsewhere", f"{node.name or node.op_type} reads them beside others", node.name))
 
 
 def neutral(scope: Scope, name: str) -> str:

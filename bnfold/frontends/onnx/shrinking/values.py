@@ -68,3 +68,5 @@ FUNCTIONS: dict[str, Callable[[Get], tuple[Function, float | None]]] = {
     "Gelu": lambda get: (lambda x: _gelu(x, _text(get("approximate", "none"))), 1.2),
     "Mish": lambda get: (lambda x: x * np.tanh(np.logaddexp(0.0, x)), 1.1),
 }
+BOUNDS = dict.fromkeys(("Sigmoid", "Tanh", "Erf", "Softsign", "HardSigmoid"), 1.0)
+"""How large a result is at most."""
