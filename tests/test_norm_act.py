@@ -242,8 +242,8 @@ def test_a_norm_whose_plan_is_wrong_stays_and_is_reported(monkeypatch: pytest.Mo
     assert codes(result) == {"2.1": "internal"}
     (reason,) = (bn.reason for bn in result.plan.batch_norms if bn.reason)
     assert "please report it" in reason.hint
-    assert "kept, because bnfold's own fold is wrong without: 2.1 (" in result.plan.notes[0]
-    assert "please report it" in result.plan.notes[1]
+    assert "kept, because bnfold's own fold is wrong without: 2.1 (" in str(result.plan.notes)
+    assert "please report it" in str(result.plan.notes)
 
 
 @pytest.mark.slow
@@ -287,7 +287,7 @@ def test_norms_are_looked_for_on_the_inputs_that_were_refused() -> None:
     net[2] = Moody()
     result = bnfold.fold(alive(net, zeros=False), (X.float(),))
     assert codes(result) == {"2.norm": "uncooperative-code"}
-    assert "on large inputs" in result.plan.notes[0]
+    assert "on large inputs" in str(result.plan.notes)
 
 
 def _clock() -> Callable[[], float]:
@@ -344,4 +344,4 @@ def test_norms_that_the_search_did_not_reach_stay_undecided(monkeypatch: pytest.
     assert result.check is not None
     assert result.check.passed
     assert set(codes(result).values()) == {"undecided"}
-    assert "the search for norms to blame has a bound" in result.plan.notes[-1]
+    assert "the search for norms to blame has a bound" in str(result.plan.notes)
