@@ -124,7 +124,7 @@ def main(rounds: int, dead: float) -> None:
     for bent in ("Relu", "PRelu"):
         model = Landmark(dead=dead, bent=bent).model()
         folded = bnfold.fold(model, verify=False).model
-        results = {f"in blocks of {block}": shrink(folded, block=block) for block in (1, 8, 16, 32)}
+        results = {f"in blocks of {block}": shrink(folded, block=block) for block in (1, 8, 16)}
         models = {"trained": model, "folded": folded} | {name: result.model for name, result in results.items()}
         times = medians(models, 1, rounds)
         for name, seconds in times.items():

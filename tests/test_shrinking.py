@@ -457,7 +457,7 @@ def a_product_without_a_bias() -> ModelProto:
 @case(2 + 2)
 def shared_weights_are_copied() -> ModelProto:
     net = Net()
-    weight = net.weight(6, 6, 1, 1)
+    weight = net.weight(2000, 6, 1, 1)  # large tensors are written late
     a, b = (net.op("Relu", net.conv("x", 4, 6, dead=dead)) for dead in ([0, 1], [2, 5]))
     return net.model(net.op("Conv", a, weight), net.op("Conv", b, weight))
 

@@ -150,7 +150,7 @@ def _keep_carriers(net: Network, roots: Ids, cells: list[tuple[Ids, int]], gone:
 
 
 def _empty(net: Network, roots: Ids, gone: Mask, pinned: Mask) -> Mask:
-    """The roots of channels that are constant somewhere, or for which no layer has a weight, and nothing else use."""
+    """The roots of channels that hold a constant somewhere, or for which no layer and nothing else has a use."""
     known, used = np.zeros(roots.size, np.bool_), pinned.copy()
     for track in net.tracks.values():
         if track is not None:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
+import numpy as np
+
 from ...absorb import Layout
-from ...graph import Linear, Opaque
+from ...graph import Homogeneous, Linear, Opaque, Sum
 from .bindings import LinearBinding, Reading
-from .node import Node
+from .node import Node, Ops
 from .quantized import bias_scale, float_weight, quantization, rescaled
 
 
@@ -212,6 +214,64 @@ def _einsum(node: Node, weight: int, rank: int) -> tuple[int, int, int] | None:
         return None
     o = outer.pop()
     return data.index(inner.pop()), out.index(o), matrix.index(o)
+
+
+def fused(node: Node) -> Reading | None:
+    """A layer of onnxruntime's with what it does behind: FusedConv, FusedGemm, `act(layer(x) + z)`."""
+    made = gemm(node) if node.type.endswith("Gemm") else conv(node)
+    z = "" if node.type.endswith("Gemm") else node.input(3)
+    if made is None or node.constant(3):
+        return None
+    ops, bindings = made
+    shape = node.shape(node.outputs[0])
+    step = node.step("layer", shape)
+    layer = ops[0]
+    assert isinstance(layer, Linear)
+    found: Ops = [replace(layer, outputs=(step,), taps=False)]
+    if z:
+        found.append(Sum(node.label, (step, z), (step := node.step("sum", shape),), (1.0, 1.0)))
+    act = node.attrs.get("activation", "")
+    slope = {"Relu": 0.0, "LeakyRelu": _slope(node), "": 1.0}.get(act.decode() if isinstance(act, bytes) else act)
+    if slope is None:
+        return [*found, Opaque(node.label, (step,), node.outputs, node.type)], bindings
+    return [*found, Homogeneous(node.label, (step,), node.outputs[:1], np.array(slope))], bindings
+
+
+def _slope(node: Node) -> float:
+    given = node.attrs.get("activation_params") or [node.attrs.get("activation_alpha", 0.01)]
+    return float(given[0])
+
+
+def nhwc_conv(node: Node) -> Reading | None:
+    """A Conv of onnxruntime's whose data have the channels last; the weight is that of Conv."""
+    made = conv(node)
+    if made is None:
+        return None
+    ops, bindings = made
+    layer = ops[0]
+    assert isinstance(layer, Linear)
+    last = layer.rank - 1
+    return [replace(layer, in_axis=last, out_axis=last, taps=False)], bindings
+
+
+def fused_matmul(node: Node) -> Reading | None:
+    """A MatMul of onnxruntime's, `alpha * A B`, B a constant matrix, as it is or transposed."""
+    rank, shape = node.rank(), node.shape(node.input(1)) or ()
+    turned = any(node.attrs.get(name, 0) for name in ("transA", "transBatchA", "transBatchB"))
+    if turned or rank is None or rank < 2 or len(shape) != 2 or not float_weight(node, 1):
+        return None
+    rows, columns = shape
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return None
+    across = bool(node.attrs.get("transB", 0))
+    out, inputs = (rows, columns) if across else (columns, rows)
+    scales, quantized = quantization(node, 1, 0 if across else 1, out)
+    op = Linear(
+        node.label, (node.input(0),), node.outputs[:1], rank - 1, rank - 1, inputs, out, rank, True, False, scales,
+        free=quantized.free if quantized else None,
+    )  # fmt: skip
+    layout, alpha = Layout("oi" if across else "io"), float(node.attrs.get("alpha", 1.0))
+    return [op], {0: LinearBinding(node.index, 1, layout, node.index, None, out, alpha, quantized=quantized)}
 
 
 def recurrent(node: Node) -> Reading | None:

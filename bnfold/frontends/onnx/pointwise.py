@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from onnx import TensorProto, helper
 
@@ -251,6 +253,34 @@ def _scales(node: Node) -> list[float] | None:
         return list(node.attrs["scales"])
     values = node.value(place).ravel().tolist() if node.constant(place) else []
     return values or None
+
+
+def grid_sample(node: Node) -> Ops | None:
+    """GridSample: weighted means of pixels; zeros around the image are blended in unless pixels are copied there."""
+    rank = node.rank()
+    if rank is None:
+        return None
+    copies = node.attrs.get("padding_mode", "zeros") != "zeros"
+    return [
+        *_pinned(node, node.inputs[1:]),
+        Carry(node.label, node.inputs[:1], node.outputs, mixes=tuple(range(2, rank)), carries_shift=copies),
+    ]
+
+
+def roi_align(node: Node) -> Ops | None:
+    """RoiAlign with means: of pixels of a box, each a weighted mean of its neighbours, or 0 outside the image."""
+    if node.attrs.get("mode", "avg") != "avg" or node.rank() is None:
+        return None
+    return [
+        *_pinned(node, node.inputs[1:]),
+        Carry(node.label, node.inputs[:1], node.outputs, mixes=(0, 2, 3), carries_shift=False),
+    ]
+
+
+def _pinned(node: Node, names: Sequence[str]) -> Ops:
+    """What stands for inputs whose values count as they are."""
+    data = tuple(name for name in names if name and name not in node.context.constants)
+    return [Opaque(node.label, data, (), node.type)] if data else []
 
 
 def pad(node: Node) -> Ops | Reading | None:

@@ -39,6 +39,10 @@ READERS: dict[str, Reader] = {
     "Gemm": linear.gemm,
     "MatMul": linear.matmul,
     "Einsum": linear.matmul,
+    "com.microsoft.FusedConv": linear.fused,
+    "com.microsoft.FusedGemm": linear.fused,
+    "com.microsoft.FusedMatMul": linear.fused_matmul,
+    "com.microsoft.NhwcConv": linear.nhwc_conv,
     "LSTM": linear.recurrent,
     "GRU": linear.recurrent,
     "RNN": linear.recurrent,
@@ -80,6 +84,8 @@ READERS: dict[str, Reader] = {
     "Resize": pointwise.resize,
     "Upsample": pointwise.resize,
     "Pad": pointwise.pad,
+    "GridSample": pointwise.grid_sample,
+    "RoiAlign": pointwise.roi_align,
     "Reshape": movement.reshape,
     "Flatten": movement.reshape,
     "Squeeze": movement.reshape,
@@ -172,6 +178,7 @@ class _Reader:
         """The ops of one graph: `nodes` as imported, `typed` with types, `positions` in the file."""
         context = Context(scope.constants, scope.shapes, scope.constants.opset, scope.uses, scope.pinned, scope.dtypes)
         views = [_view(node, i, context, scope.label) for node, i in zip(nodes, positions, strict=True)]
+        _complete_ranks(views, scope.shapes)
         _pair_biases(views, context, self.skip)
         context.makers.update((name, view.type) for view in views for name in view.outputs)
         context.readers.update((name, view.type) for view in views for name in view.inputs)
@@ -251,6 +258,32 @@ def _narrowest(model: ModelProto, dtypes: dict[str, int]) -> int:
         if kind in kinds:
             return int(kind)
     return int(TensorProto.DOUBLE) if TensorProto.DOUBLE in kinds else 0
+
+
+ALIKE = frozenset({
+    "Identity", "Cast", "Dropout", "BatchNormalization", "Relu", "LeakyRelu", "PRelu", "Clip", "Elu", "Selu", "Sigmoid",
+    "Tanh", "HardSigmoid", "HardSwish", "Softplus", "Mish", "Gelu", "Erf", "Abs", "Neg", "LRN", "InstanceNormalization",
+})  # fmt: skip
+"""Operators whose first input has the shape of the output."""
+POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
+
+
+def _complete_ranks(views: Sequence[Node], shapes: dict[str, Shape | None]) -> None:
+    """Ranks and channels that nothing says but the layers that read a tensor, by way of what keeps its shape."""
+    for view in reversed(views):
+        source = view.input(0)
+        if not source or source in view.context.constants or shapes.get(source) is not None:
+            continue
+        weight, out = view.shape(view.input(1)) or (), shapes.get(view.outputs[0]) if view.outputs else None
+        if view.type in ("Conv", "ConvTranspose") and len(weight) > 2:
+            groups = view.attrs.get("group", 1) if view.type == "Conv" else 1
+            channels = weight[0] if groups == 1 and view.type == "ConvTranspose" else weight[1]
+            known = channels * groups if isinstance(channels, int) else None
+            shapes[source] = (None, known, *[None] * (len(weight) - 2))
+        elif view.type in ALIKE and out is not None:
+            shapes[source] = out
+        elif view.type in POOLS and out is not None:
+            shapes[source] = (*out[:2], *[None] * (len(out) - 2))
 
 
 def _complete_shapes(ops: list[Op], shapes: dict[str, Shape | None]) -> None:

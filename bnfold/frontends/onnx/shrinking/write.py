@@ -8,6 +8,7 @@ from onnx import ModelProto
 
 from ....shrinking.channels import Network
 from ....shrinking.decide import Decision
+from ..apply import Applied
 from ..bindings import LinearBinding
 from ..editor import Editor, all_names
 from ..read import Source
@@ -44,6 +45,7 @@ def write(model: ModelProto, source: Source, net: Network, decision: Decision, c
     for branch in constant:
         replaced(editor, branch)
     editor.finish({neutral(scope, name) for name in cuts})
+    Applied(model, editor.pending).complete()
     for i in reversed([i for i, v in enumerate(model.graph.value_info) if v.name in stale]):
         del model.graph.value_info[i]
 
