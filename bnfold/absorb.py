@@ -110,7 +110,6 @@ def rounding(weight: Weights, layout: Layout, edit: Rescale, bias: Vector | None
         exact = view * factor
         error = exact.astype(weight.dtype).astype(np.float64) - exact
         norm = _norm(np.where(factor == 0, 0.0, view), axes)
-        lost = _norm(np.where(error == 0, 0.0, error / factor), axes) / np.where(norm > 0, norm, 1.0)
         held = np.zeros(norm.shape) if bias is None else np.abs(bias).reshape(norm.shape)
         reach = np.full(norm.shape, REACH)
         if kind.minexp < WIDE:
@@ -119,7 +118,11 @@ def rounding(weight: Weights, layout: Layout, edit: Rescale, bias: Vector | None
             held = np.zeros(norm.shape)
         else:  # outputs of REACH: weights of norm n < 1 read values of REACH / n
             reach /= np.where(norm > 0, np.minimum(norm, 1.0), 1.0)
-        lost[_norm(error, axes) * reach <= held * float(kind.eps) / 2] = 0.0
+        bound = held * float(kind.eps) / 2
+        count = np.sqrt(max(1, view.size // max(1, norm.size)))
+        error[np.abs(error) * count <= np.expand_dims(bound / reach, axes)] = 0.0  # together within the bound
+        lost = _norm(np.where(error == 0, 0.0, error / factor), axes) / np.where(norm > 0, norm, 1.0)
+        lost[_norm(error, axes) * reach <= bound] = 0.0
     return float(np.nan_to_num(lost, nan=np.inf).max(initial=0.0))
 
 

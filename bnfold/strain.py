@@ -20,7 +20,7 @@ def strains(
     weight: Callable[[], Array], dtype: npt.DTypeLike, layout: Layout, edit: Rescale, alpha: float = 1.0,
     bias: Callable[[], Array | None] = lambda: None,
 ) -> bool:  # fmt: skip
-    """Whether new weights overflow, or are rounded with more than twice the usual error where that tells.
+    """Whether new weights or biases overflow, or are rounded with more than twice the usual error where that tells.
 
     `weight`, `bias`: read the old ones, the weight in the shape that the layout says; asked only where this can be.
     `alpha`: Gemm's.
@@ -30,6 +30,9 @@ def strains(
         return False
     old, vector = tapped(weight(), layout, edit, alpha), bias()
     new = None if vector is None and edit.q_out is None else new_bias(vector, old, layout, edit, _outputs(old, layout))
+    with np.errstate(over="ignore"):
+        if new is not None and not np.isfinite(new.astype(kind)).all():
+            return True
     return rounding(old.astype(kind), layout, edit, new) > float(np.finfo(kind).eps) / 2
 
 
@@ -39,7 +42,9 @@ def _outputs(weight: Array, layout: Layout) -> int:
 
 
 def _mild(edit: Rescale) -> bool:
-    """Whether no factor is far from one."""
+    """Whether no factor is far from one, and no offset far from all values."""
+    if edit.q_out is not None and np.abs(edit.q_out).max(initial=0.0) > SAFE:
+        return False
     sizes = [np.abs(v[v != 0]) for v in (edit.p_out, edit.u_in) if v is not None]
     high = np.prod([size.max(initial=1.0) for size in sizes])
     low = np.prod([size.min(initial=1.0) for size in sizes])

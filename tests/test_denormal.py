@@ -145,3 +145,21 @@ def test_what_rounding_costs_is_seen_beside_what_a_channel_holds() -> None:
     assert rounding(half, Layout(), small) > 1e-3  # float16 holds what small channels carry
     assert rounding(half, Layout(), small, np.array([0.3, 0.3])) < 1e-3
     assert rounding(half, Layout(), Rescale(0, "layer", None, None, np.array([1.0, 1.0, 1e-7]), None)) > 1e-3
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("act", ["Relu", "Sigmoid", "Identity"])
+def test_a_faint_norm_goes_into_the_layer_behind(act: str, turned: bool) -> None:
+    """Its channel's weights there are denormal, and lost beside others; no offset may overflow on the way."""
+    net = Net(4, np.float32)
+    x = net.conv(net.input("x", ("N", 3, 8, 8)), (3, 4), "first", bias=True)
+    x = net.node("Transpose", [net.node("Transpose", [x], "there", perm=[0, 2, 3, 1])], "back", perm=[0, 3, 1, 2]) \
+        if turned else x  # fmt: skip
+    y = net.bn(net.node(act, [x], "act"), 4, "bn")
+    net.weights["bn_gamma"][:] = [1.3, -0.6, 0.0, 1e-41]
+    net.output(net.conv(y, (4, 2), "last"), ("N", 2, 6, 6))
+    model = net.model()
+    result = bnfold.fold(model)
+    (norm,) = result.plan.batch_norms
+    kept = act == "Identity"  # its offset could only go where it overflows
+    assert (norm.verdict, norm.reason and norm.reason.code) == (("kept", "range") if kept else ("folded", None))
