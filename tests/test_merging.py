@@ -637,6 +637,15 @@ def test_two_layers_of_a_sum_with_a_reader_of_the_third() -> None:
     demand_equal(model, made, RNG.normal(size=(2, 8, 8, 8)))
 
 
+def test_a_term_that_is_a_graph_output_is_added_by_a_sum() -> None:
+    """Optimisers of onnxruntime make one op of a Conv and an Add, and forget that the Conv is an output."""
+    model = build(lambda n: [n.op("Relu", n.op("Sum", y := conv(n), conv(n, 1, bias=True), conv(n, bias=True))), y])
+    made, found = merged(model)
+    assert found.changed
+    assert [node.op_type for node in made.graph.node] == ["Relu", "Conv", "Conv", "Sum", "Relu"]
+    demand_equal(model, made, RNG.normal(size=(2, 8, 8, 8)))
+
+
 def _in_a_body(model: onnx.ModelProto) -> None:
     """Let the body of an If read the output of the first conv."""
     inner = next(n.output[0] for n in model.graph.node if n.op_type == "Conv")
