@@ -351,10 +351,12 @@ def average_of(n: Net, **attrs: Any) -> str:
     return str(n.op("AveragePool", "relu0", kernel_shape=[3, 3], pads=[1] * 4, **attrs))
 
 
-def quantised(n: Net, k: int) -> str:
+def quantised(n: Net, k: int, factor: float = 0.0) -> str:
     integers = n.w(n.rng.integers(-90, 90, (8, 8, k, k)), np.int8)
     weight = n.op("DequantizeLinear", integers, n.w(0.01, np.float32), n.w(0, np.int8))
-    return str(n.op("Conv", "relu0", n.op("Cast", weight, to=TensorProto.DOUBLE), pads=[k // 2] * 4))
+    weight = n.op("Cast", weight, to=TensorProto.DOUBLE)
+    weight = n.op("Mul", weight, n.w(factor)) if factor else weight
+    return str(n.op("Conv", "relu0", weight, pads=[k // 2] * 4))
 
 
 def gemms(n: Net, *sizes: int) -> str:
@@ -402,6 +404,7 @@ LEFT: dict[str, tuple[str, Callable[[Net], Any]]] = {
     "border of two": ("merge-border", lambda n: conv(n, 3, conv(n, 3))),
     "quantized": ("merge-quantized", lambda n: add_(n, quantised(n, 3), quantised(n, 1))),
     "one quantized": ("merge-quantized", lambda n: add_(n, quantised(n, 3), conv(n, 1))),
+    "quantized, then scaled": ("merge-quantized", lambda n: add_(n, quantised(n, 3, 2.0), conv(n, 1))),
     "second reader": ("merge-second-reader", lambda n: [add_(n, (y := conv(n)), conv(n, 1)), n.op("Relu", y)]),
     "graph output": ("merge-second-reader", lambda n: [add_(n, (y := conv(n)), conv(n, 1)), y]),
     "row with a second reader": (
