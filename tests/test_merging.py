@@ -352,10 +352,12 @@ def average_of(n: Net, **attrs: Any) -> str:
     return str(n.op("AveragePool", "relu0", kernel_shape=[3, 3], pads=[1] * 4, **attrs))
 
 
-def quantised(n: Net, k: int) -> str:
+def quantised(n: Net, k: int, factor: float = 0.0) -> str:
     integers = n.w(n.rng.integers(-90, 90, (8, 8, k, k)), np.int8)
     weight = n.op("DequantizeLinear", integers, n.w(0.01, np.float32), n.w(0, np.int8))
-    return str(n.op("Conv", "relu0", n.op("Cast", weight, to=TensorProto.DOUBLE), pads=[k // 2] * 4))
+    weight = n.op("Cast", weight, to=TensorProto.DOUBLE)
+    weight = n.op("Mul", weight, n.w(factor)) if factor else weight
+    return str(n.op("Conv", "relu0", weight, pads=[k // 2] * 4))
 
 
 def gemms(n: Net, *sizes: int) -> str:
@@ -403,6 +405,7 @@ LEFT: dict[str, tuple[str, Callable[[Net], Any]]] = {
     "border of two": ("merge-border", lambda n: conv(n, 3, conv(n, 3))),
     "quantized": ("merge-quantized", lambda n: add_(n, quantised(n, 3), quantised(n, 1))),
     "one quantized": ("merge-quantized", lambda n: add_(n, quantised(n, 3), conv(n, 1))),
+    "quantized, then scaled": ("merge-quantized", lambda n: add_(n, quantised(n, 3, 2.0), conv(n, 1))),
     "second reader": ("merge-second-reader", lambda n: [add_(n, (y := conv(n)), conv(n, 1)), n.op("Relu", y)]),
     "graph output": ("merge-second-reader", lambda n: [add_(n, (y := conv(n)), conv(n, 1)), y]),
     "row with a second reader": (
@@ -635,6 +638,15 @@ def test_two_layers_of_a_sum_with_a_reader_of_the_third() -> None:
     assert [c.verdict for c in found.candidates] == ["merged", "left"]
     assert found.candidates[1].reason is not None
     assert found.candidates[1].reason.code == "merge-second-reader"
+    demand_equal(model, made, RNG.normal(size=(2, 8, 8, 8)))
+
+
+def test_a_term_that_is_a_graph_output_is_added_by_a_sum() -> None:
+    """Optimisers of onnxruntime make one op of a Conv and an Add, and forget that the Conv is an output."""
+    model = build(lambda n: [n.op("Relu", n.op("Sum", y := conv(n), conv(n, 1, bias=True), conv(n, bias=True))), y])
+    made, found = merged(model)
+    assert found.changed
+    assert [node.op_type for node in made.graph.node] == ["Relu", "Conv", "Conv", "Sum", "Relu"]
     demand_equal(model, made, RNG.normal(size=(2, 8, 8, 8)))
 
 

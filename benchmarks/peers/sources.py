@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from benchmarks.peers.export import NETWORKS
+from benchmarks.training_forms import FORMS
 from tests.test_light_models import LIGHT, randomised
 from tests.zoo import ZOO
 
@@ -61,6 +62,7 @@ def files(only: str) -> Iterator[Path]:
     yield from (path for path in trained if only in path.stem)
     yield from exported(only)
     yield from zoo(only)
+    yield from forms(only)
 
 
 def light(only: str) -> Iterator[Path]:
@@ -103,6 +105,15 @@ def zoo(only: str) -> Iterator[Path]:
         if only in name:
             path = _folder("networks") / f"{name}.onnx"
             onnx.save(ZOO[name](dtype=np.float32), path)
+            yield path
+
+
+def forms(only: str) -> Iterator[Path]:
+    """Reparameterised networks as they are trained, with random statistics."""
+    for name, build in FORMS.items():
+        if only in name:
+            path = _folder("networks") / f"{name}.onnx"
+            onnx.save(build(), path)
             yield path
 
 

@@ -65,8 +65,16 @@ Reader = Callable[[View], "Step | None"]
 
 
 def quantized(view: View, name: str) -> bool:
-    """Whether weights come from whole numbers."""
-    return any(node.op_type == "DequantizeLinear" for node in view.scope.constants.chain(name))
+    """Whether weights come from whole numbers, by whatever ops."""
+    waiting, seen = [name], {name}
+    while waiting:
+        node = view.scope.constants.producer(waiting.pop())
+        if node is not None and node.op_type == "DequantizeLinear":
+            return True
+        new = set(node.input if node is not None else ()) - seen
+        seen |= new
+        waiting += new
+    return False
 
 
 def known(value: Linear) -> Lazy:

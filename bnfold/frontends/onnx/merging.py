@@ -142,7 +142,13 @@ class Writer:
         return self._sum(step) if isinstance(step, Sum) else [self._join(step)]
 
     def _sum(self, step: Sum) -> list[NodeProto]:
-        """Additions two by two; what is subtracted comes last."""
+        """Additions two by two; what is subtracted comes last.
+
+        A Sum where a term is a graph output: onnxruntime 1.31 fuses an Add with the Conv before it, and loses that.
+        """
+        seen = {value.name for value in self.editor.graph.output} & set(step.sources)
+        if seen and min(step.factors) > 0 and self.editor.constants.opset >= 8:
+            return [helper.make_node("Sum", [self._name(name) for name in step.sources], [step.target], step.name)]
         ranked = sorted(zip(step.factors, step.sources, strict=True), key=lambda pair: pair[0] < 0)
         (_, left), *rest = ranked
         nodes = []
