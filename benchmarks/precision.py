@@ -55,9 +55,9 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
     return wide
 
 
-def ratio(model: onnx.ModelProto, limit: float) -> tuple[float, int]:
+def ratio(model: onnx.ModelProto, limit: float, merge: bool = False) -> tuple[float, int]:
     """Error of the folded model over the original's own, and how many norms are gone without a trace."""
-    result = bnfold.fold(model, verify=False, precision_limit=limit)
+    result = bnfold.fold(model, verify=False, precision_limit=limit, merge=merge)
     value = model.graph.input[0]
     shape = [d.dim_value or 2 for d in value.type.tensor_type.shape.dim]
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)

@@ -119,16 +119,20 @@ def fold_onnx(
         )
     if target is not None:
         check_data_target(target, loaded.model, loaded.source.constants.folder)
-    try:
-        return _folded(model, loaded, folding, target, judging)
-    except (PlanError, VerificationError) as error:
-        if not isinstance(error.plan, Plan) or not (error.plan.merged or error.plan.dropped):
-            raise
-        why = error
-    less = replace(folding, merge=False, shrink=False)
-    complete, plan, check = _folded(model, _load(model, less), less, target, judging)
-    note = f"no layers were merged and no channels dropped: with them the result was refused ({why})"
-    return complete, replace(plan, notes=(*plan.notes, note)), check
+    less = [replace(folding, exact=True), replace(folding, merge=False, shrink=False)]
+    attempt, why = folding, ""
+    while True:
+        try:
+            complete, plan, check = _folded(model, loaded, attempt, target, judging)
+            return complete, replace(plan, notes=(*plan.notes, why)) if why else plan, check
+        except (PlanError, VerificationError) as error:
+            smaller = isinstance(error.plan, Plan) and (error.plan.merged or error.plan.dropped)
+            if not smaller or not less:
+                raise
+            done = "fewer channels were dropped" if len(less) > 1 else "no layers were merged and no channels dropped"
+            why = f"{done}: with more the result was refused ({error})"
+            attempt = less.pop(0)
+            loaded = _load(model, attempt)
 
 
 def _folded(
@@ -202,9 +206,9 @@ def smaller(
     kept = plan.skipped
     if folding.merge:
         merged = merge(state, folder, kept, frozen)
-        state, plan = merged.applied, replace(plan, merges=tuple(candidate.plain for candidate in merged.candidates))
+        state, plan = merged.applied, plan.with_merges(candidate.plain for candidate in merged.candidates)
     if folding.shrink:
-        shrunk = shrink(state, folder=folder, freeze_inputs=frozen, kept=kept)
+        shrunk = shrink(state, exact=folding.exact, folder=folder, freeze_inputs=frozen, kept=kept)
         state, plan = shrunk.applied, replace(plan, drops=tuple(_drops(shrunk)))
     return state, plan
 

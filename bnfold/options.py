@@ -38,6 +38,8 @@ class Folding:
     frozen: bool | None = None
     merge: bool = True
     shrink: bool = True
+    exact: bool = False
+    """Channels go only where not even a denormal number of them is left."""
 
     @classmethod
     def of(

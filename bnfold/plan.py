@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -237,6 +237,17 @@ class Plan:
     def dropped(self) -> tuple[ChannelDrop, ...]:
         """The drops that are carried out."""
         return tuple(drop for drop in self.drops if drop.dropped)
+
+    def with_merges(self, merges: Iterable[LayerMerge]) -> Plan:
+        """With what became of layers; norms that a merged layer took up are gone."""
+        found = tuple(merges)
+        into = {node: merge.into for merge in found if merge.verdict == "merged" for node in merge.nodes}
+        norms = [
+            replace(bn, verdict="folded", form="", into=(*bn.into, into[bn.name]), reason=None)
+            if bn.name in into and bn.verdict != "folded" and bn.form not in ("max", "clip") else bn
+            for bn in self.batch_norms
+        ]  # fmt: skip
+        return replace(self, batch_norms=tuple(norms), merges=found)
 
     @property
     def skipped(self) -> set[str]:

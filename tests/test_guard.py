@@ -22,6 +22,14 @@ def test_error_stays_within_three_times_the_originals(name: str, kind: str, k: i
     assert error <= 3.0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gamma", "gamma and deviation"])
+def test_merged_layers_of_unlike_scales_round_within_the_bound_of_the_check(kind: str) -> None:
+    """Branches whose scales differ by a million are rounded together; the check allows eight times the original's."""
+    error, _ = ratio(hostile("repvgg_a0", kind, 6), 32.0, merge=True)
+    assert error <= 8.0
+
+
 def test_without_the_guard_the_error_is_large() -> None:
     """The network of the test above does need the guard."""
     error, folded = ratio(hostile("resnetv2_50", "gamma", 6), float("inf"))

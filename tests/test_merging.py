@@ -851,3 +851,27 @@ def test_constants_in_a_sum_of_merged_layers_stay() -> None:
     made, _ = merged(model)
     assert [node.op_type for node in made.graph.node].count("Conv") == 1
     demand_equal(model, made, RNG.normal(size=(2, 8, 8, 8)))
+
+
+def test_a_merge_that_does_not_pass_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fold itself is not refused for it; the note says what was."""
+    writer = import_module("bnfold.frontends.onnx.merging").Writer
+    sound = writer._rounded
+    monkeypatch.setattr(writer, "_rounded", lambda self, step, value: sound(self, step, value * 1.01))
+    net = builder(dtype=np.float32)
+    x = net.relu(net.input((6, 6, 6)))
+    model = net.finish(net.relu(net.add(net.conv_bn(x, 6, 3), net.conv_bn(x, 6, 1))))
+    result = bnfold.fold(model)
+    assert result.check is not None
+    assert result.check.passed
+    assert result.plan.merged == ()
+    assert result.plan.counts()["folded"] == 2
+    assert any("no layers were merged" in note and "differs" in note for note in result.plan.notes)
+
+
+def test_a_norm_that_a_merged_layer_took_up_is_folded() -> None:
+    """`x + bn(x) + conv(x)` where the gauges alone would keep the norm: its verdict is that of what happened."""
+    model = build(lambda n: add_(n, add_(n, conv(n), n.bn("relu0", 8)), "relu0"))
+    result = bnfold.fold(model, verify=False)
+    assert [bn.verdict for bn in result.plan.batch_norms] == ["folded"]
+    assert "BatchNormalization" not in [node.op_type for node in result.model.graph.node]

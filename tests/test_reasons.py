@@ -26,7 +26,7 @@ RULES = {case.name: case.build for case in CASES}
 
 def _behind_a_custom_op() -> onnx.ModelProto:
     n = Net(2, 3, 4, 4)
-    y = n.bn(n.op("Mystery", "x", domain="com.example"), 3)
+    y = n.op("Mystery", n.bn(n.op("Mystery", "x", domain="com.example"), 3), domain="com.example")
     model = n.model(domains=("com.example",))
     model.graph.output.append(helper.make_tensor_value_info(y, TensorProto.DOUBLE, [2, 3, 4, 4]))
     return model
