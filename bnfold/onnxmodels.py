@@ -203,7 +203,7 @@ def smaller(
     from .frontends.onnx.merging import merge
     from .frontends.onnx.shrinking import shrink
 
-    kept = plan.skipped
+    kept = plan.held
     if folding.merge:
         merged = merge(state, folder, kept, frozen)
         state, plan = merged.applied, plan.with_merges(candidate.plain for candidate in merged.candidates)

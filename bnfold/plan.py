@@ -250,9 +250,13 @@ class Plan:
         return replace(self, batch_norms=tuple(norms), merges=found)
 
     @property
-    def skipped(self) -> set[str]:
-        """The names of the norms that were to be left alone, and of the tensors that they give."""
-        left = [bn for bn in self.batch_norms if bn.reason is not None and bn.reason.code == "skipped"]
+    def held(self) -> set[str]:
+        """The norms that no merge may take up, and the tensors that they give: it would cost the digits that they keep.
+
+        Also those that were to be left alone.
+        """
+        codes = ("skipped", "precision", "range")
+        left = [bn for bn in self.batch_norms if bn.reason is not None and bn.reason.code in codes]
         return {name for bn in left for name in (bn.name, bn.output)}
 
     @property

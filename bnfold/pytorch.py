@@ -122,7 +122,7 @@ def inspect_program(program: ExportedProgram, policy: Policy, options: Options) 
 
 def _merged(program: ExportedProgram, made: Plan) -> tuple[ExportedProgram, Plan]:
     """A folded program with its layers merged, and the plan that says so."""
-    found = merge(program, made.skipped)
+    found = merge(program, made.held)
     return found.program, made.with_merges(candidate.plain for candidate in found.candidates)
 
 

@@ -65,9 +65,17 @@ def test_a_wrong_model_fails_on_either_side_of_what_cannot_be_run(place: str, tm
     assert ("Quant_0.in0" if place == "before" else "relu6") in check.message
 
 
-def test_other_unknown_operators_are_no_match() -> None:
+@pytest.mark.parametrize("what", ["type", "attribute", "constant"])
+def test_other_unknown_operators_are_no_match(what: str) -> None:
     other = quantised()
-    next(node for node in other.graph.node if node.op_type == "Quant").op_type = "Trunc"
+    quant = next(node for node in other.graph.node if node.op_type == "Quant")
+    if what == "type":
+        quant.op_type = "Trunc"
+    elif what == "attribute":
+        next(a for a in quant.attribute if a.name == "signed").i = 1
+    else:
+        scale = next(t for t in other.graph.initializer if t.name == quant.input[1])
+        scale.CopyFrom(numpy_helper.from_array(np.array(0.2), scale.name))
     with pytest.raises(bnfold.VerificationError, match="other operators that nothing here can run"):
         bnfold.verify(quantised(), other)
 

@@ -593,8 +593,8 @@ def test_the_worst_entry_is_the_one_furthest_beyond_its_limit() -> None:
 
 def test_a_reference_that_nothing_can_run_raises(tmp_path: Path) -> None:
     net = Net()
-    net.domains["com.example"] = 1
-    net.output(net.node("Mystery", [net.input()], "mystery", domain="com.example"))
+    net.domains["com.microsoft"] = 1
+    net.output(net.node("Mystery", [net.input()], "mystery", domain="com.microsoft"))
     with pytest.raises(VerificationError, match=r"nothing here can run the original model .*Mystery"):
         judged(tmp_path, net.model(), net.model())
 

@@ -926,7 +926,7 @@ def test_identity_branches_whose_code_needs_their_shape(run: Any) -> None:
     m = alive(nn.Sequential(conv(), nn.ReLU(), *(Branch(run) for _ in range(3))))
     result = folded(m, X)
     assert set(fates(result).values()) == {"folded"}
-    assert "zeros of full shape" in result.plan.notes[0]
+    assert any("zeros of full shape" in note for note in result.plan.notes)
 
 
 class Masked(nn.BatchNorm2d):

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
 from ..errors import VerificationError
 from ..frontends.onnx.apply import Applied
 from ..frontends.onnx.files import bare, dump, load_whole
 from ..frontends.onnx.loops import infer_shapes
-from ..frontends.onnx.skeleton import skeleton
+from ..frontends.onnx.skeleton import constant_tensor, skeleton
 
 DOMAINS = frozenset({
     "", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "com.microsoft", "com.microsoft.nchwc",
@@ -45,23 +45,40 @@ def around(reference: Path, candidate: Path) -> Iterator[tuple[Path, Path, str]]
     said = f"{', '.join(kinds)} cannot be run here: what goes in was compared, and what comes out were inputs"
     with tempfile.TemporaryDirectory(prefix="bnfold-") as folder:
         types: dict[str, TypeProto] = {}
-        paths = []
-        for side, path in (("reference", reference), ("candidate", candidate)):
-            model = load_whole(path)
-            if [(n.domain, n.op_type) for n in foreign(model)] != [(n.domain, n.op_type) for n in found]:
-                raise VerificationError(f"{path.name} has other operators that nothing here can run: {kinds[0]}, ...")
-            paths.append(Path(folder) / side / path.name)
-            paths[-1].parent.mkdir()
-            dump(Applied(_without(model, types)), paths[-1])
+        paths = [Path(folder) / side / path.name for side, path in (("a", reference), ("b", candidate))]
+        first, second = load_whole(reference), load_whole(candidate)
+        if not _alike(first, second):
+            raise VerificationError(f"{candidate.name} has other operators that nothing here can run ({kinds[0]}, ...)")
+        for model, path in zip((first, second), paths, strict=True):
+            path.parent.mkdir()
+            dump(Applied(_without(model, types)), path)
         yield paths[0], paths[1], said
+
+
+def _alike(first: ModelProto, second: ModelProto) -> bool:
+    """Whether two models have the same unknown operators: types, attributes and constants, in this order."""
+    sides = [[_identity(model, node) for node in foreign(model)] for model in (first, second)]
+    return sides[0] == sides[1]
+
+
+def _identity(model: ModelProto, node: NodeProto) -> tuple[object, ...]:
+    """All that is known of what a node does."""
+    held = {t.name: t for t in model.graph.initializer}
+    held.update((n.output[0], t) for n in model.graph.node if (t := constant_tensor(n)) is not None)
+    constants = [None if name not in held else numpy_helper.to_array(held[name]) for name in node.input]
+    values = tuple(None if value is None else (value.dtype, value.shape, value.tobytes()) for value in constants)
+    attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+    return node.domain, node.op_type, tuple(attributes), values, len(node.output)
 
 
 def _without(model: ModelProto, types: dict[str, TypeProto]) -> ModelProto:
     """A model whose unknown operators are gone. `types`: of what they give, by names that both models share."""
     graph = model.graph
+    stored = {t.name for t in graph.initializer}
+    stored |= {node.output[0] for node in graph.node if constant_tensor(node) is not None}
     for i, node in enumerate(foreign(model)):
         label = f"{node.op_type}_{i}"
-        inputs = [name for name in node.input if name and name not in {t.name for t in graph.initializer}]
+        inputs = [name for name in node.input if name and name not in stored]
         known = _types(model)
         for j, name in enumerate(inputs):
             graph.node.append(helper.make_node("Identity", [name], [f"{label}.in{j}"], f"{label}.in{j}"))
