@@ -209,7 +209,10 @@ def smaller(
         state, plan = merged.applied, plan.with_merges(candidate.plain for candidate in merged.candidates)
     if folding.shrink:
         shrunk = shrink(state, exact=folding.exact, folder=folder, freeze_inputs=frozen, kept=kept)
-        state, plan = shrunk.applied, replace(plan, drops=tuple(_drops(shrunk)))
+        state, plan = (
+            shrunk.applied,
+            replace(plan, drops=tuple(_drops(shrunk)), shrunk=(shrunk.multiplications, shrunk.bytes)),
+        )
     return state, plan
 
 

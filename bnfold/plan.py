@@ -210,6 +210,8 @@ class Plan:
     moved: tuple[str, ...] = ()
     merges: tuple[LayerMerge, ...] = ()
     drops: tuple[ChannelDrop, ...] = ()
+    shrunk: tuple[Change, Change] = ((0, 0), (0, 0))
+    """Multiplications and bytes of all layers with weights, before and after channels are dropped."""
 
     KINDS: ClassVar[Mapping[str, type[Edit]]] = {
         "rescale": Rescale,
@@ -299,10 +301,13 @@ class Plan:
         lines = []
         if merged:
             groups = "1 group" if len(merged) == 1 else f"{len(merged)} groups"
-            lines.append(f"layers merged in {groups}: {_change(merged)}")
+            parts = [(sum(m.multiplications[i] for m in merged), sum(m.bytes[i] for m in merged)) for i in (0, 1)]
+            counts, sizes = zip(*parts, strict=True)
+            lines.append(f"layers merged in {groups}: multiplications {change(counts)}, bytes {change(sizes)}")
         if dropped:
             count, total = sum(drop.dropped for drop in dropped), sum(drop.channels for drop in dropped)
-            lines.append(f"{count} of {total} channels dropped: {_change(dropped)}")
+            said = f"multiplications {change(self.shrunk[0])}, bytes of weights {change(self.shrunk[1])}"
+            lines.append(f"{count} of {total} channels dropped: {said}")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -318,6 +323,7 @@ class Plan:
             "moved": list(self.moved),
             "merges": [_plain(merge) for merge in self.merges],
             "drops": [_plain(drop) for drop in self.drops],
+            "shrunk": [list(numbers) for numbers in self.shrunk],
         }
 
     @classmethod
@@ -335,6 +341,7 @@ class Plan:
                 tuple(data.get("moved", ())),
                 tuple(_entry(LayerMerge, entry) for entry in data.get("merges", ())),
                 tuple(_entry(ChannelDrop, entry) for entry in data.get("drops", ())),
+                _pairs(data.get("shrunk", [[0, 0], [0, 0]])),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"plan: not the layout of schema {SCHEMA} ({error!r})") from error
@@ -384,13 +391,6 @@ def change(numbers: Change) -> str:
     return f"{numbers[0]:,} -> {numbers[1]:,}" if numbers[0] != numbers[1] else f"{numbers[0]:,}"
 
 
-def _change(parts: Sequence[LayerMerge | ChannelDrop]) -> str:
-    """The multiplications and bytes of all parts, before and after."""
-    names = ("multiplications", "bytes")
-    sums = {name: (sum(getattr(p, name)[0] for p in parts), sum(getattr(p, name)[1] for p in parts)) for name in names}
-    return ", ".join(f"{name} {change(numbers)}" for name, numbers in sums.items())
-
-
 def _line(bn: BatchNorm) -> str:
     into = f" into {', '.join(bn.into)}" if bn.into else ""
     why = f" [{bn.reason.code}] {bn.reason}" if bn.reason else ""
@@ -410,6 +410,11 @@ def _listed(item: Any) -> Any:
     if isinstance(item, np.ndarray):
         return item.tolist()
     return list(item) if isinstance(item, tuple) else item
+
+
+def _pairs(numbers: Sequence[Sequence[int]]) -> tuple[Change, Change]:
+    (a, b), (c, d) = numbers
+    return (a, b), (c, d)
 
 
 T = TypeVar("T")

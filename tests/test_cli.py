@@ -155,6 +155,7 @@ def test_inspect_json_has_the_documented_keys_and_nothing_else_on_stdout() -> No
         "notes",
         "merges",
         "drops",
+        "shrunk",
         "output",
         "verification",
     ]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from io import StringIO
 
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 import bnfold
 from bnfold.errors import PlanError
@@ -15,8 +17,10 @@ from bnfold.frontends.onnx.apply import apply
 from bnfold.frontends.onnx.read import read
 from bnfold.frontends.onnx.skeleton import skeleton
 from bnfold.graph import Reason
-from bnfold.plan import BatchNorm, Conditioning, OtherNorm, Plan, Remove, Replace, Rescale
+from bnfold.plan import BatchNorm, ChannelDrop, Conditioning, LayerMerge, OtherNorm, Plan, Remove, Replace, Rescale
 from bnfold.planner import plan as make_plan
+from bnfold.report.page import to_html
+from bnfold.report.table import plan_table
 from tests.evaluate import evaluate
 from tests.test_rules import Net
 from tests.zoo import ZOO
@@ -179,3 +183,33 @@ def test_a_bias_of_its_own_makes_an_addition_a_constant_like_a_norm() -> None:
     n = Net(4, 6)
     y = n.op("Gemm", "x", n.w(n.rng.standard_normal((6, 5))), n.w(n.rng.normal(0.4, 1.0, 5)))
     assert bnfold.inspect(n.model(n.op("Add", y, n.w(n.rng.normal(0.4, 1.0, 5))))).counts()["batch_norms"] == 1
+
+
+def test_merges_and_drops_print_and_go_to_json() -> None:
+    why = Reason("merge-stride", "their strides differ")
+    merges = (
+        LayerMerge("sum", ("a", "b", "add"), "merged", "b", None, (200, 150), (80, 60)),
+        LayerMerge("chain", ("c", "d"), "left", "", why, (7, 7), (5, 5)),
+    )
+    drops = (ChannelDrop("t", ("a", "c"), 48, 20, 16, "dropped", Reason("blocks", "why"), (90, 40), (30, 20)),)
+    plan = Plan("m", (NORM,), merges=merges, drops=drops, shrunk=((1000, 600), (400, 300)))
+    assert Plan.from_json(plan.to_json()) == plan
+    assert (plan.changed, plan.merged, plan.dropped) == (True, merges[:1], drops)
+    assert plan.gains() == [
+        "layers merged in 1 group: multiplications 200 -> 150, bytes 80 -> 60",
+        "16 of 48 channels dropped: multiplications 1,000 -> 600, bytes of weights 400 -> 300",
+    ]
+    page = to_html([("pair", None, plan)])
+    for said in (
+        "Merged layers",
+        "a, b, add",
+        "[merge-stride] their strides differ",
+        "Channels that carry nothing",
+        "48",
+    ):
+        assert said in page
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(plan_table(plan))
+    table = console.export_text()
+    assert all(said in table for said in ("a, b, add", "16 of 48 channels", "1,000 -> 600"))
+    assert "c, d" not in table

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..plan import BatchNorm, Plan
+from ..plan import BatchNorm, Plan, change
 from .plots import profile
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ SHOWN = 3
 def plan_table(plan: Plan) -> RenderableType:
     """Every norm: name, where it sits, verdict, where it went or why it stayed; and a line that counts."""
     notes = [Text(f"note: {note}", "yellow") for note in plan.notes]
-    gains = [Text(line) for line in plan.gains()]
+    gains = [*([_smaller(plan)] if plan.merged or plan.dropped else []), *(Text(line) for line in plan.gains())]
     if not plan.batch_norms and not plan.others:
         return Group(*gains, *notes) if gains or notes else Text(f"{plan.model}: no batch norms")
     table = Table(title=escape(plan.model), title_justify="left", header_style="bold", expand=False)
@@ -50,12 +50,32 @@ def plan_table(plan: Plan) -> RenderableType:
     return Group(*stayed, table, *notes, Text(summary(plan)), *gains)
 
 
+def _smaller(plan: Plan) -> RenderableType:
+    """Merged layers and dropped channels: where, and what that saves."""
+    table = Table(header_style="bold", expand=False)
+    table.add_column("merged layers, dropped channels", overflow="fold")
+    table.add_column("into", overflow="fold")
+    for column in ("multiplications", "bytes"):
+        table.add_column(column, justify="right", overflow="fold")
+    for merge in plan.merged:
+        table.add_row(
+            escape(_some(merge.nodes)), escape(merge.into), change(merge.multiplications), change(merge.bytes)
+        )
+    for drop in plan.dropped:
+        where = f"{drop.dropped} of {drop.channels} channels of {drop.tensor}"
+        table.add_row(escape(where), escape(_some(drop.layers)), change(drop.multiplications), change(drop.bytes))
+    return table
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
 def fate(bn: BatchNorm) -> str:
     """Where it went, or why it stayed."""
     parts = []
     if bn.into:
-        more = f" and {len(bn.into) - SHOWN} more" if len(bn.into) > SHOWN else ""
-        parts.append(", ".join(bn.into[:SHOWN]) + more)
+        parts.append(_some(bn.into))
     if bn.reason:
         parts.append(f"[{bn.reason.code}] {bn.reason.text}" + (f" ({bn.reason.hint})" if bn.reason.hint else ""))
     return "; ".join(parts) or "needs no change elsewhere"
