@@ -16,6 +16,7 @@ from .solve import Outcome, Solution
 
 Edge = tuple[int, Op | None]
 LEFTOVER = "--leftovers all leaves a single Add or Max in its place"
+BORDER = f"a bias for each pixel, which the border needs, measures slower than the norm; {LEFTOVER}"
 
 
 class Explainer:
@@ -78,7 +79,7 @@ class Explainer:
             demand = self._nearest(side, self.eqs.still, port)
             if demand and demand.zeros:
                 text = f"its offset cannot pass {demand.op.name}, which {demand.why}"
-                return Reason("zero-padding", text, demand.op.name, LEFTOVER)
+                return Reason("zero-padding", text, demand.op.name, BORDER)
         demand = self._nearest(int(port.y[row]), self.eqs.still, port)
         other = self.producer.get(port.op.inputs[0])
         if demand and self._shared(port, row):
