@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 
 from benchmarks.process import in_turn, table
-from bnfold.frontends.onnx.read import read
-from bnfold.frontends.onnx.skeleton import skeleton
-from bnfold.planner import plan
+from bnfold.core.gauge.planner import plan
+from bnfold.onnx.read.read import read
+from bnfold.onnx.store.skeleton import skeleton
 from tests.zoo import ZOO
 
 LOAD_SAVE = "import sys, onnx; onnx.save(onnx.load(sys.argv[1]), sys.argv[2])"

@@ -27,11 +27,11 @@ import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 import bnfold
-from bnfold.equivalence.criterion import EPS, FLOOR, PARTS, PEAK, SKIPPED, Criterion, Errors, apart, facts, least_rms
-from bnfold.equivalence.inputs import KINDS, Array, Feed, feeds
-from bnfold.equivalence.judge import Hearing, Nudges
-from bnfold.equivalence.runners import OrtRunner, ReferenceRunner
-from bnfold.equivalence.subject import OnnxSubject
+from bnfold.judge.criteria.criterion import EPS, FLOOR, PARTS, PEAK, SKIPPED, Criterion, Errors, apart, facts, least_rms
+from bnfold.judge.criteria.inputs import KINDS, Array, Feed, feeds
+from bnfold.judge.judge import Hearing, Nudges
+from bnfold.judge.subjects.runners import OrtRunner, ReferenceRunner
+from bnfold.judge.subjects.subject import OnnxSubject
 from bnfold.limits import MULTIPLE
 from tests.zoo import ZOO
 

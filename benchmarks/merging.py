@@ -18,10 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
 from benchmarks.training_forms import FORMS
-from bnfold.frontends.onnx.merging import Merged, merge
-from bnfold.merging import rows, sums
-from bnfold.merging.cost import Cost
-from bnfold.merging.result import merged_of
+from bnfold.core.merging import rows, sums
+from bnfold.core.merging.cost import Cost
+from bnfold.core.merging.result import merged_of
+from bnfold.onnx.merging.merge import Merged, merge
 
 
 def _merged(model: onnx.ModelProto) -> Merged:

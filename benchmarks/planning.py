@@ -17,11 +17,11 @@ import click
 import numpy as np
 import onnx
 
-from bnfold.frontends.onnx.read import read
-from bnfold.frontends.onnx.skeleton import skeleton
-from bnfold.graph import Graph
-from bnfold.plan import Plan
-from bnfold.planner import plan
+from bnfold.core.gauge.planner import plan
+from bnfold.core.graph import Graph
+from bnfold.core.plan import Plan
+from bnfold.onnx.read.read import read
+from bnfold.onnx.store.skeleton import skeleton
 from tests.nets import Net
 from tests.zoo import ZOO
 

@@ -20,7 +20,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
 from benchmarks.latency import medians
-from bnfold.frontends.onnx.shrinking import shrink
+from bnfold.onnx.shrinking import shrink
 
 Mask = npt.NDArray[np.bool_]
 

@@ -37,15 +37,15 @@ if TYPE_CHECKING:
         swap_lrn,
         verify,
     )
-    from .equivalence.check import Check
-    from .equivalence.latency import Bench
-    from .lrn.calibrate_report import CalibrationResult
-    from .lrn.curves import plot_history
+    from .calibrate.report import CalibrationResult
+    from .core.plan import BatchNorm, Plan
+    from .judge.criteria.check import Check
+    from .judge.latency import Bench
     from .lrn.find import Site as LrnSite
     from .lrn.layer import MovingAverageBatchNorm
-    from .lrn.retrain import RetrainResult
-    from .lrn.swap_report import SwapResult
-    from .plan import BatchNorm, Plan
+    from .lrn.report import SwapResult
+    from .train.curves import plot_history
+    from .train.retrain import RetrainResult
 
 __all__ = [
     "BatchNorm",
@@ -81,23 +81,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BatchNorm": "plan",
-    "Bench": "equivalence.latency",
-    "CalibrationResult": "lrn.calibrate_report",
-    "Check": "equivalence.check",
+    "BatchNorm": "core.plan",
+    "Bench": "judge.latency",
+    "CalibrationResult": "calibrate.report",
+    "Check": "judge.criteria.check",
     "FoldResult": "api",
     "LrnSite": "lrn.find:Site",
     "MovingAverageBatchNorm": "lrn.layer",
-    "Plan": "plan",
-    "RetrainResult": "lrn.retrain",
-    "SwapResult": "lrn.swap_report",
+    "Plan": "core.plan",
+    "RetrainResult": "train.retrain",
+    "SwapResult": "lrn.report",
     "bench": "api",
     "calibrate": "api",
     "export": "api",
     "find_lrn": "api",
     "fold": "api",
     "inspect": "api",
-    "plot_history": "lrn.curves",
+    "plot_history": "train.curves",
     "restore": "api",
     "retrain": "api",
     "swap_lrn": "api",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .ends import run
+from .process.ends import run
 
 
 def main() -> None:

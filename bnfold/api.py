@@ -8,19 +8,19 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .core.plan import Plan
+from .doors.opening import is_onnx, open_model
 from .errors import UsageError
 from .limits import LEFTOVERS, MULTIPLE, PRECISION_LIMIT
-from .opening import is_onnx, open_model
 from .options import Folding, Progress, TorchOptions
-from .plan import Plan
 
 if TYPE_CHECKING:
-    from .data import Pixels
-    from .equivalence.check import Check
-    from .equivalence.latency import Bench
-    from .lrn.calibrate_report import CalibrationResult
-    from .lrn.retrain import RetrainResult
-    from .lrn.swap_report import SwapResult
+    from .calibrate.report import CalibrationResult
+    from .data.samples import Pixels
+    from .judge.criteria.check import Check
+    from .judge.latency import Bench
+    from .lrn.report import SwapResult
+    from .train.retrain import RetrainResult
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -131,7 +131,7 @@ def fold(
     Raises ModelError (a model that cannot be read or traced), OutputError (cannot write), UsageError (arguments that do
     not fit), VerificationError (the result differs, or nothing here can run the model).
     """
-    from .equivalence.inputs import Judging, inputs_of
+    from .judge.criteria.inputs import Judging, inputs_of
 
     options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
     folding = Folding.of(skip, precision_limit, leftovers, freeze_inputs, keep_inputs, merge, shrink)
@@ -195,10 +195,10 @@ def verify(
     Raises ModelError where a file cannot be read, DataError where data do not fit, UsageError where arguments do not,
     and VerificationError where nothing here can run the reference, or not on that device.
     """
-    from .equivalence.criterion import Criterion
-    from .equivalence.device import Device
-    from .equivalence.inputs import inputs_of
-    from .verifying import Pair
+    from .doors.verify import Pair
+    from .judge.criteria.criterion import Criterion
+    from .judge.criteria.device import Device
+    from .judge.criteria.inputs import inputs_of
 
     first = TorchOptions(inputs, kwargs, eval, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
     second = first
@@ -238,9 +238,9 @@ def bench(
     Models and other arguments: as for `verify`. Inputs are random, and lie on the device before the clock starts.
     `optimise`: let onnxruntime change the graphs, as when serving. `threads`: of the CPU. Errors as for `verify`.
     """
-    from .equivalence.device import Device
-    from .equivalence.inputs import inputs_of
-    from .verifying import Pair
+    from .doors.verify import Pair
+    from .judge.criteria.device import Device
+    from .judge.criteria.inputs import inputs_of
 
     first = TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
     second = first
@@ -294,9 +294,9 @@ def export(
     """
     if is_onnx(model):
         raise UsageError("export: a model of PyTorch expected; bnfold fold takes ONNX files as they are")
-    from .equivalence.inputs import Judging, inputs_of
-    from .exporting import Settings, export_model
-    from .torchfiles import opened
+    from .doors.export import Settings, export_model
+    from .doors.torch_models import opened
+    from .judge.criteria.inputs import Judging, inputs_of
 
     options = TorchOptions(inputs, kwargs, eval, bake, ignore_hooks, arch, arch_args, trust_pickle)
     loaded = opened(model, options, Folding.of(skip, precision_limit, leftovers, merge=merge, shrink=shrink))
@@ -314,9 +314,9 @@ def restore(module: Any, path: str | PathLike[str]) -> Any:
 
     `path`: a .pt, .pth or .safetensors file that `bnfold fold` wrote. ModelError where it is none, or does not fit.
     """
-    from .frontends.torch.checkpoint import Checkpoint
-    from .frontends.torch.load import load
-    from .frontends.torch.save import restore as rebuild
+    from .torch.store.checkpoint import Checkpoint
+    from .torch.store.load import load
+    from .torch.store.save import restore as rebuild
 
     state = load(Path(fspath(path)))
     if not isinstance(state, Checkpoint):
@@ -343,10 +343,10 @@ def find_lrn(
     not take the inputs, ModelError where it cannot be read or copied.
     """
     if is_onnx(model):
-        from .onnxmodels import find_onnx_lrns
+        from .doors.onnx import find_onnx_lrns
 
         return find_onnx_lrns(model)
-    from .swapping import find_sites
+    from .doors.swap import find_sites
 
     return find_sites(model, TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle))
 
@@ -392,7 +392,7 @@ def swap_lrn(
     NaN), ModelError (no LRN, or one that cannot be reached), OutputError.
     """
     if is_onnx(model):
-        from .onnxswapping import swap_file
+        from .doors.swap_onnx import swap_file
 
         if inplace:
             raise UsageError("inplace is for PyTorch modules")
@@ -402,7 +402,7 @@ def swap_lrn(
             drop_dropout=drop_dropout, batch_size=batch_size, samples=samples, pixels=pixels, seed=seed,
             progress=progress,
         )  # fmt: skip
-    from .swapping import swap_model
+    from .doors.swap import swap_model
 
     options = TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
     return swap_model(
@@ -454,7 +454,7 @@ def calibrate(
     OutputError.
     """
     if is_onnx(model):
-        from .onnxswapping import calibrate_file
+        from .doors.swap_onnx import calibrate_file
 
         if inplace:
             raise UsageError("inplace is for PyTorch networks")
@@ -464,7 +464,7 @@ def calibrate(
             order=order or "layerwise", decay=decay, batch_size=batch_size, samples=samples, pixels=pixels,
             resume=_path(resume), progress=progress,
         )  # fmt: skip
-    from .swapping import calibrate_model
+    from .doors.swap import calibrate_model
 
     options = TorchOptions(inputs, kwargs, arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
     return calibrate_model(
@@ -536,7 +536,7 @@ def retrain(
     DataError (data that do not fit the network), TrainingError (the loss is NaN; the last checkpoint stays).
     """
     if is_onnx(model):
-        from .onnxretraining import retrain_onnx
+        from .doors.retrain_onnx import retrain_onnx
 
         return retrain_onnx(
             model, data, teacher, _path(out), validation=validation, labels=labels,
@@ -545,7 +545,7 @@ def retrain(
             checkpoint=checkpoint, checkpoint_steps=checkpoint_steps, resume=resume, patience=patience, inplace=inplace,
             device=device, pixels=pixels, progress=progress,
         )  # fmt: skip
-    from .retraining import retrain_model
+    from .doors.retrain import retrain_model
 
     options = TorchOptions(arch=arch, arch_args=arch_args, trust_pickle=trust_pickle)
     return retrain_model(

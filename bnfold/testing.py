@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .api import verify
 
 if TYPE_CHECKING:
-    from .equivalence.check import Check
+    from .judge.criteria.check import Check
 
 
 def assert_equivalent(reference: Any, candidate: Any, inputs: Any = None, **options: Any) -> Check:

@@ -30,11 +30,11 @@ import torch
 from onnx import numpy_helper
 
 import bnfold
-from bnfold.equivalence.check import Check
-from bnfold.equivalence.device import Device
-from bnfold.equivalence.runners import OrtRunner
+from bnfold.core.plan import Plan
 from bnfold.errors import BnfoldError, VerificationError
-from bnfold.plan import Plan
+from bnfold.judge.criteria.check import Check
+from bnfold.judge.criteria.device import Device
+from bnfold.judge.subjects.runners import OrtRunner
 from tests.torch_zoo import ZOO, made
 from tests.zoo import ZOO as ONNX_ZOO
 

@@ -16,7 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded: its networks 
 def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches for the norms to blame end after so many trials, and not after so many seconds."""
     if "torch" in sys.modules:
-        from bnfold import modulefolding
+        from bnfold.doors import torch_modules as modulefolding
 
         monkeypatch.setattr(modulefolding, "clock", lambda: 0.0)
 

@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import bnfold.equivalence.judge
-import bnfold.onnxmodels  # and all that is forked need not be imported again
+import bnfold.doors.onnx  # and all that is forked need not be imported again
+import bnfold.judge.judge
 from bnfold.__main__ import main
 
 FOLD = ("fold", "model.onnx", "-o", "out.onnx", "--report", "report.json")
-JUDGE: Any = bnfold.equivalence.judge
+JUDGE: Any = bnfold.judge.judge
 OS: Any = os
 
 

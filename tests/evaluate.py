@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from bnfold.equivalence.reference import operators
-from bnfold.frontends.onnx.constants import default_opset
+from bnfold.judge.subjects.reference import operators
+from bnfold.onnx.read.constants import default_opset
 
 Array = npt.NDArray[Any]
 

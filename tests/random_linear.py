@@ -19,7 +19,7 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from bnfold.frontends.onnx.merging import merge
+from bnfold.onnx.merging.merge import merge
 from tests.evaluate import evaluate
 
 Array = npt.NDArray[Any]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from bnfold.affine import ChannelAffine
+from bnfold.core.affine import ChannelAffine
 
 Vector = npt.NDArray[np.float64]
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnfold.absorb import Layout, new_bias, scale_weight
-from bnfold.plan import Rescale
+from bnfold.core.absorb import Layout, new_bias, scale_weight
+from bnfold.core.plan import Rescale
 from tests.strategies import ConvCase, Vector, conv_cases, gammas, scales, vectors
 
 Array = npt.NDArray[Any]
@@ -96,7 +96,7 @@ def test_nothing_to_do_gives_the_weight_itself() -> None:
 
 def test_eps_does_not_underflow_in_float16() -> None:
     """A fold in half precision loses eps (6e-8 is its smallest number); float64 keeps it."""
-    from bnfold.affine import ChannelAffine
+    from bnfold.core.affine import ChannelAffine
 
     tiny = np.array([1e-7], np.float16)
     affine = ChannelAffine.from_batch_norm(np.zeros(1, np.float16), tiny, np.ones(1, np.float16), None, 1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnfold.affine import ChannelAffine
+from bnfold.core.affine import ChannelAffine
 from tests.strategies import Vector, affines, statistics
 
 relaxed = settings(deadline=None, max_examples=60)

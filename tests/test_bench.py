@@ -13,8 +13,8 @@ from torch import nn
 
 import bnfold
 from bnfold.cli import main
-from bnfold.equivalence.latency import Bench, interval, race
 from bnfold.errors import ModelError, UsageError, VerificationError
+from bnfold.judge.latency import Bench, interval, race
 from tests.nets import Net, conv_bn
 
 

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold.frontends.onnx.loops import infer_shapes
-from bnfold.frontends.onnx.skeleton import skeleton
+from bnfold.onnx.store.loops import infer_shapes
+from bnfold.onnx.store.skeleton import skeleton
 from tests.evaluate import evaluate
 from tests.test_rules import Net
 

@@ -18,8 +18,8 @@ from torch import nn
 
 import bnfold
 from bnfold import DataError, ModelError, UsageError
-from bnfold.lrn import state as states
-from bnfold.lrn.moments import Moments
+from bnfold.calibrate import state as states
+from bnfold.calibrate.moments import Moments
 
 from .lrn_nets import images
 from .torch_nets import alive

@@ -17,9 +17,10 @@ from torch import nn
 
 import bnfold
 from bnfold.cli import main
-from bnfold.equivalence import judge, runners, windows
-from bnfold.equivalence.judge import Pace
-from bnfold.equivalence.runners import ReferenceRunner
+from bnfold.judge import judge
+from bnfold.judge.judge import Pace
+from bnfold.judge.subjects import runners, windows
+from bnfold.judge.subjects.runners import ReferenceRunner
 from tests.nets import Net
 
 X = (torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)

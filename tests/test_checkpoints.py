@@ -15,8 +15,8 @@ from torch import nn
 
 import bnfold
 from bnfold.errors import ModelError, UsageError
-from bnfold.frontends.torch.checkpoint import Checkpoint
-from bnfold.frontends.torch.load import load
+from bnfold.torch.store.checkpoint import Checkpoint
+from bnfold.torch.store.load import load
 from tests.torch_nets import alive, error
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))

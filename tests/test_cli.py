@@ -23,16 +23,16 @@ from onnx import ModelProto, helper
 
 import bnfold
 from bnfold.cli import main
-from bnfold.equivalence.inputs import KINDS
+from bnfold.core.plan import Plan, Rescale
 from bnfold.errors import BnfoldError, ModelError
-from bnfold.plan import Plan, Rescale
+from bnfold.judge.criteria.inputs import KINDS
 
 from .nets import Net, conv_bn, input_bn, node_named, op_types
 
 COMMANDS = ("inspect", "fold", "verify")
-API = import_module("bnfold.onnxmodels")
-FILES = import_module("bnfold.frontends.onnx.files")
-JUDGE = import_module("bnfold.equivalence.judge")
+API = import_module("bnfold.doors.onnx")
+FILES = import_module("bnfold.onnx.files")
+JUDGE = import_module("bnfold.judge.judge")
 
 
 @pytest.fixture(autouse=True)

@@ -16,12 +16,12 @@ from rich.console import Console
 from torch import nn
 
 import bnfold
-from bnfold.equivalence.check import Measure, OutputError
-from bnfold.equivalence.criterion import Criterion
-from bnfold.lrn.calibrate_report import CalibrationReport, CalibrationResult
-from bnfold.lrn.history import History
-from bnfold.lrn.swap_report import SwapReport, SwapResult
+from bnfold.calibrate.report import CalibrationReport, CalibrationResult
+from bnfold.judge.criteria.check import Measure, OutputError
+from bnfold.judge.criteria.criterion import Criterion
+from bnfold.lrn.report import SwapReport, SwapResult
 from bnfold.report.table import check_table
+from bnfold.train.history import History
 
 from .nets import Net, conv_bn, input_bn
 from .test_cli import here, refused, run, run_process
@@ -248,7 +248,7 @@ def test_quantised_layers_are_named_for_what_they_cannot_take(gammas: list[float
 def test_a_reshape_to_a_list_of_known_length_gives_the_rank(inference: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """As exporters flatten space: Concat(batch, channels, height * width), each size computed."""
     if not inference:
-        monkeypatch.setattr("bnfold.frontends.onnx.read.infer_shapes", lambda model: model)
+        monkeypatch.setattr("bnfold.onnx.read.read.infer_shapes", lambda model: model)
     net = Net(0)
     conv = net.conv(net.input("x", ("N", 3, "H", "W")), (3, 4), "conv", k=1)
     shape = net.node("Shape", [conv], "shape")

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnfold.equivalence.check import Measure, OutputError
-from bnfold.equivalence.criterion import Criterion, facts
 from bnfold.errors import UsageError
+from bnfold.judge.criteria.check import Measure, OutputError
+from bnfold.judge.criteria.criterion import Criterion, facts
 
 
 def judged(a: Any, b: Any, **bounds: Any) -> OutputError:
@@ -113,7 +113,7 @@ def test_a_criterion_says_what_it_is() -> None:
 
 
 def test_large_outputs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    import bnfold.equivalence.criterion as criterion
+    import bnfold.judge.criteria.criterion as criterion
 
     monkeypatch.setattr(criterion, "BLOCK", 7)
     a = np.random.default_rng(0).standard_normal(100).astype(np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bnfold.data import Pixels, Samples, matched, open_data
+from bnfold.data.samples import Pixels, Samples, matched, open_data
 from bnfold.errors import BnfoldError, DataError, UsageError
 
 X = np.arange(24, dtype=np.float32).reshape(6, 1, 2, 2)

@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold.frontends.onnx.skeleton import nested_graphs
+from bnfold.onnx.store.skeleton import nested_graphs
 from tests import test_bodies, test_rules
 from tests.evaluate import evaluate
 from tests.nets import Net, op_types

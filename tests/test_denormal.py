@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import bnfold
-from bnfold.absorb import Layout, rounding
-from bnfold.plan import Rescale
+from bnfold.core.absorb import Layout, rounding
+from bnfold.core.plan import Rescale
 from tests.evaluate import evaluate
 from tests.nets import Net
 

@@ -18,9 +18,9 @@ from torch import nn
 import bnfold
 from bnfold.api import bench, verify
 from bnfold.cli import main
-from bnfold.equivalence.device import PROVIDERS, Device, check_placement, placements, require
-from bnfold.equivalence.runners import OrtRunner
 from bnfold.errors import UsageError, VerificationError
+from bnfold.judge.criteria.device import PROVIDERS, Device, check_placement, placements, require
+from bnfold.judge.subjects.runners import OrtRunner
 from tests.nets import conv_bn
 from tests.torch_nets import alive
 from tests.torch_zoo import ZOO, Entry

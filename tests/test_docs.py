@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bnfold.frontends.onnx.read import READERS, read
-from bnfold.frontends.onnx.skeleton import skeleton
-from bnfold.gauge.explain import Explainer
-from bnfold.gauge.guard import solve_within
-from bnfold.gauge.rules import RULES
+from bnfold.core.gauge.explain import Explainer
+from bnfold.core.gauge.guard import solve_within
+from bnfold.core.gauge.rules import RULES
 from bnfold.limits import PRECISION_LIMIT
+from bnfold.onnx.read.read import READERS, read
+from bnfold.onnx.store.skeleton import skeleton
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/how-it-works.md").read_text()
@@ -46,7 +46,7 @@ def test_every_reason_of_the_swap_is_documented() -> None:
 
 
 def test_every_conflict_of_the_solvers_can_be_explained() -> None:
-    text = "\n".join(path.read_text() for path in (ROOT / "bnfold/gauge").glob("*.py"))
+    text = "\n".join(path.read_text() for path in (ROOT / "bnfold/core/gauge").glob("*.py"))
     kinds = set(re.findall(r"Conflict\(\"([a-z]+)\"", text))
     assert kinds == {"constant", "scale", "sign", "shift", "dead", "precision", "centre", "range"}
     assert all(hasattr(Explainer, f"_{kind}") for kind in kinds)

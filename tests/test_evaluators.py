@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import bnfold
-from bnfold.frontends.onnx.constants import Constants
-from bnfold.frontends.onnx.evaluators import EVALUATORS, evaluable
+from bnfold.onnx.read.constants import Constants
+from bnfold.onnx.read.evaluators import EVALUATORS, evaluable
 from tests.test_decomposed import all_gone
 from tests.test_rules import Net
 

@@ -15,8 +15,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
 from bnfold.cli import main
-from bnfold.frontends.onnx.places import Place
-from bnfold.frontends.onnx.sidefile import overlapping
+from bnfold.onnx.store.places import Place
+from bnfold.onnx.write.sidefile import overlapping
 
 from .nets import Net, node_named
 from .test_onnx_file import agree, verdicts

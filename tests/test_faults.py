@@ -12,11 +12,11 @@ import pytest
 from onnx import numpy_helper
 
 import bnfold
+from bnfold.core.gauge import rules
+from bnfold.core.gauge.equations import Equations
+from bnfold.core.graph import Affine, Linear, Op
 from bnfold.errors import ModelError
-from bnfold.frontends.onnx import evaluators, read
-from bnfold.gauge import rules
-from bnfold.gauge.equations import Equations
-from bnfold.graph import Affine, Linear, Op
+from bnfold.onnx.read import evaluators, read
 
 from .nets import Net
 
@@ -108,7 +108,7 @@ def test_the_bias_of_a_product_that_cannot_be_told(monkeypatch: pytest.MonkeyPat
     net = Net(0)
     product = net.node("MatMul", [net.input("x", ("N", 3)), net.filter("w", 3, 4)], "product")
     net.output(net.bn(net.node("Add", [product, net.weight("b", np.arange(4.0))], "add"), 4, "bn"), ("N", 4))
-    monkeypatch.setattr("bnfold.frontends.onnx.linear.bias_of", broken(lambda *given: False, True))
+    monkeypatch.setattr("bnfold.onnx.read.linear.bias_of", broken(lambda *given: False, True))
     folded(net.model())
 
 

@@ -11,9 +11,9 @@ import pytest
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, helper
 
 import bnfold
-from bnfold.equivalence.runners import ReferenceRunner
-from bnfold.equivalence.widen import widened
-from bnfold.frontends.onnx.functions import called, inline, inlined
+from bnfold.judge.subjects.runners import ReferenceRunner
+from bnfold.judge.subjects.widen import widened
+from bnfold.onnx.read.functions import called, inline, inlined
 
 from .nets import FLOAT, Net
 from .test_onnx_file import fold, verdicts

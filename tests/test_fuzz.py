@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from bnfold import absorb
+from bnfold.core import absorb
 from tests import fuzz
 from tests.fuzz import apart, campaign
 
@@ -31,7 +31,7 @@ def test_random_files_fold_through_the_command(part: int) -> None:
 def test_the_fuzzer_sees_a_wrong_fold(monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight that is off by a thousandth shows, in float64 and in the judge of the command."""
     scale: Callable[..., Any] = absorb.scale_weight
-    wrong = "bnfold.frontends.onnx.weights.scale_weight"
+    wrong = "bnfold.onnx.write.weights.scale_weight"
     monkeypatch.setattr(wrong, lambda *arguments: scale(*arguments) * np.float32(1.001))
     problems, _ = campaign(range(30))
     assert len({problem.split(":")[0] for problem in problems}) > 10

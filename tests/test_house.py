@@ -6,7 +6,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,69 +18,75 @@ from scripts.oldest import lower_bounds
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bnfold"
-STAGES = [
-    {"version", "limits", "layers", "quiet", "ends", "private"},
-    {"errors"},
-    {"options"},
-    {"files", "kinds", "data", "config", "skip"},
-    {"graph", "affine"},
-    {"gauge"},
-    {"plan"},
-    {"planner", "absorb", "merging", "shrinking"},
-    {"strain"},
-    {"frontends"},
-    {"equivalence"},
-    {"lrn"},
-    {"report"},
-    {"onnxmodels", "pytorch"},
-    {"modulefolding"},
-    {"torchfiles"},
-    {"verifying", "opening"},
-    {"exporting", "retraining", "swapping", "onnxswapping", "onnxretraining"},
-    {"api"},
-    {"testing"},
-    {"cli", "__init__", "__main__"},
-]
-"""The direction in which a model flows: a part imports from its own stage and those above it, never from below."""
-ORDER = {name: i for i, stage in enumerate(STAGES) for name in stage}
+ROOMS = (
+    "version", "limits", "layers", "errors", "options", "files", "kinds", "process",
+    "core", "core.gauge", "core.merging", "core.shrinking",
+    "onnx.store", "onnx.read", "onnx.write", "onnx.merging", "onnx.shrinking", "onnx",
+    "torch.trace", "torch.read", "torch.write", "torch.store", "torch",
+    "data", "judge.criteria", "judge.subjects", "judge", "calibrate", "lrn", "train", "report",
+    "doors", "api", "", "testing", "cli", "__main__",
+)  # fmt: skip
+"""The direction in which a model flows: a room imports from itself and from those before it, also for types."""
 
 
-def _imports(path: Path) -> set[str]:
-    """The parts of bnfold that a file imports when it runs (imports for type checkers are not counted)."""
-    tree = ast.parse(path.read_text())
-    checking = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for inner in ast.walk(node)
+def _modules(package: Path) -> dict[str, Path]:
+    """The modules of bnfold by their dotted names below it; a package goes by its own name, bnfold itself by ""."""
+    return {
+        ".".join(path.relative_to(package).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
+        for path in sorted(package.rglob("*.py"))
     }
-    package = path.relative_to(PACKAGE.parent).parts[:-1]
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in checking:
-            base = package[: len(package) - node.level + 1]
-            full = [*base, *(node.module.split(".") if node.module else [])]
-            found |= {full[1]} if len(full) > 1 else {alias.name for alias in node.names}
+
+
+def _room(name: str, path: Path) -> str:
+    """The folder of a module, or the module itself where it stands in none."""
+    return name if path.name == "__init__.py" or "." not in name else name.rpartition(".")[0]
+
+
+def _imports(path: Path, modules: Mapping[str, Path], package: Path) -> set[str]:
+    """The modules of bnfold that a file imports, wherever in it, also for type checkers alone."""
+    found, own = set(), path.relative_to(package).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*own[: len(own) - node.level + 1], *(node.module.split(".") if node.module else [])]
+            names = {".".join([*base, alias.name]) for alias in node.names}
+            found |= {name if name in modules else ".".join(base) for name in names}
     return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_one_way(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for name in _imports(path) & set(ORDER):
-        assert ORDER[name] <= ORDER[own], f"{own} imports {name}"
+MODULES = _modules(PACKAGE)
 
 
-def test_every_part_has_its_place_in_the_order() -> None:
-    parts = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert parts - {"__pycache__"} == set(ORDER)
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_go_one_way(name: str) -> None:
+    place = {room: i for i, room in enumerate(ROOMS)}
+    own = _room(name, MODULES[name])
+    for other in _imports(MODULES[name], MODULES, PACKAGE):
+        assert place[_room(other, MODULES[other])] <= place[own], f"{own} imports {other}"
+
+
+def test_every_room_has_its_place_in_the_order() -> None:
+    assert {_room(name, path) for name, path in MODULES.items()} == set(ROOMS)
+    assert len([path for path in PACKAGE.glob("*.py") if path.name not in ("__init__.py", "__main__.py")]) <= 10
+
+
+def _circle(package: Path) -> list[str]:
+    """Modules that import one another in a circle; none where there is none."""
+    modules = _modules(package)
+    left = {name: _imports(path, modules, package) - {name} for name, path in modules.items()}
+    while ready := {name for name, needs in left.items() if not needs & left.keys()}:
+        left = {name: needs for name, needs in left.items() if name not in ready}
+    return sorted(left)
+
+
+def test_no_modules_import_one_another_in_a_circle(tmp_path: Path) -> None:
+    assert _circle(PACKAGE) == []
+    (tmp_path / "one.py").write_text("from .two import x")
+    (tmp_path / "two.py").write_text("if TYPE_CHECKING:\n    from . import one")
+    assert _circle(tmp_path) == ["one", "two"]
 
 
 def test_the_algebra_knows_numpy_and_nothing_else() -> None:
-    folders = ("gauge", "merging", "shrinking")
-    files = [path for folder in folders for path in PACKAGE.glob(f"{folder}/*.py")]
-    files += [PACKAGE / f"{name}.py" for name in ("graph", "affine", "plan", "planner")]
-    for path in [*files, PACKAGE / "absorb.py"]:
+    for path in (PACKAGE / "core").rglob("*.py"):
         for name in re.findall(r"^(?:import|from) ([a-z_]+)", path.read_text(), re.M):
             assert name == "numpy" or name in sys.stdlib_module_names, f"{path.name} imports {name}"
 
@@ -141,14 +147,29 @@ def test_every_command_has_help(command: str) -> None:
     assert result.output.startswith("Usage:")
 
 
-ROOMS = {
-    "catch_warnings": {"quiet.py"}, "simplefilter": {"quiet.py"}, "filterwarnings": set(), "captureWarnings": set(),
-    "disable": {"quiet.py"}, "redirect_stderr": {"quiet.py"}, "redirect_stdout": {"cli/output.py", "quiet.py"},
-    "dup2": {"cli/output.py", "ends.py"}, "signal": {"ends.py"}, "umask": set(), "safe_globals": set(),
-    "add_safe_globals": set(), "chdir": set(), "set_num_threads": {"equivalence/modules.py", "verifying.py"},
-    "allow_tf32": {"equivalence/modulecalls.py"}, "set_default_dtype": set(), "set_default_device": set(),
-    "use_deterministic_algorithms": set(), "setrecursionlimit": set(), "seterr": set(), "basicConfig": set(),
-}  # fmt: skip
+SWITCHES = {
+    "catch_warnings": {"process/quiet.py"},
+    "simplefilter": {"process/quiet.py"},
+    "filterwarnings": set(),
+    "captureWarnings": set(),
+    "disable": {"process/quiet.py"},
+    "redirect_stderr": {"process/quiet.py"},
+    "redirect_stdout": {"cli/output.py", "process/quiet.py"},
+    "dup2": {"cli/output.py", "process/ends.py"},
+    "signal": {"process/ends.py"},
+    "umask": set(),
+    "safe_globals": set(),
+    "add_safe_globals": set(),
+    "chdir": set(),
+    "set_num_threads": {"judge/subjects/modules.py", "doors/verify.py"},
+    "allow_tf32": {"judge/subjects/modulecalls.py"},
+    "set_default_dtype": set(),
+    "set_default_device": set(),
+    "use_deterministic_algorithms": set(),
+    "setrecursionlimit": set(),
+    "seterr": set(),
+    "basicConfig": set(),
+}
 """What changes the process for all of its threads, and the files that may use it, each for a reason that it gives."""
 
 
@@ -164,23 +185,25 @@ def _changes(path: Path) -> Iterator[tuple[str, int]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in ROOMS:
+            if name in SWITCHES:
                 yield name, node.lineno
             if name == "setattr" and isinstance(node.args[0], ast.Name) and node.args[0].id in imported:
                 yield f"setattr({node.args[0].id}, ...)", node.lineno
         for target in getattr(node, "targets", [getattr(node, "target", None)]):
             if isinstance(target, ast.Attribute):
                 base = ast.unparse(target.value)
-                if base.partition(".")[0] in imported or target.attr in ROOMS:
-                    yield target.attr if target.attr in ROOMS else f"{base}.{target.attr} = ...", target.lineno
+                if base.partition(".")[0] in imported or target.attr in SWITCHES:
+                    yield target.attr if target.attr in SWITCHES else f"{base}.{target.attr} = ...", target.lineno
 
 
 def test_nothing_of_the_process_is_changed() -> None:
     found = [
         (path.relative_to(PACKAGE).as_posix(), *change) for path in PACKAGE.rglob("*.py") for change in _changes(path)
     ]
-    assert [(own, name, line) for own, name, line in found if own not in ROOMS.get(name, set())] == []
-    assert {name: {own for own, used, _ in found if used == name} for name in ROOMS} == ROOMS, "a room that is not used"
+    assert [(own, name, line) for own, name, line in found if own not in SWITCHES.get(name, set())] == []
+    assert {name: {own for own, used, _ in found if used == name} for name in SWITCHES} == SWITCHES, (
+        "a switch that is not used"
+    )
 
 
 def test_the_rule_sees_what_it_forbids(tmp_path: Path) -> None:

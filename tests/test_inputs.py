@@ -16,9 +16,9 @@ from PIL import Image
 
 import bnfold
 from bnfold.cli import main
-from bnfold.equivalence.inputs import KINDS, Inputs, InputSpec
-from bnfold.equivalence.runners import input_specs
 from bnfold.errors import DataError, UsageError
+from bnfold.judge.criteria.inputs import KINDS, Inputs, InputSpec
+from bnfold.judge.subjects.runners import input_specs
 from tests.nets import Net, conv_bn
 
 

@@ -19,14 +19,14 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 import bnfold
 from bnfold.api import fold, verify
 from bnfold.cli import main
-from bnfold.equivalence.check import Check, Measure, OutputError
-from bnfold.equivalence.criterion import INTEGER_LIMIT, LIMITS, PARTS, PEAK, Criterion, Errors, apart, beside, facts
-from bnfold.equivalence.inputs import KINDS, RESIZED, Inputs, InputSpec, feeds, shape_choices
-from bnfold.equivalence.judge import ROUNDING
-from bnfold.equivalence.parts import worst_part
-from bnfold.equivalence.runners import OrtRunner, ReferenceRunner, input_specs
-from bnfold.equivalence.widen import widened
 from bnfold.errors import ModelError, UsageError, VerificationError
+from bnfold.judge.criteria.check import Check, Measure, OutputError
+from bnfold.judge.criteria.criterion import INTEGER_LIMIT, LIMITS, PARTS, PEAK, Criterion, Errors, apart, beside, facts
+from bnfold.judge.criteria.inputs import KINDS, RESIZED, Inputs, InputSpec, feeds, shape_choices
+from bnfold.judge.criteria.parts import worst_part
+from bnfold.judge.judge import ROUNDING
+from bnfold.judge.subjects.runners import OrtRunner, ReferenceRunner, input_specs
+from bnfold.judge.subjects.widen import widened
 from bnfold.report.data import to_json
 
 from .nets import Net, conv_bn, elem_type, initializer, node_named

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import bnfold
-from bnfold.gauge.leftovers import allowed
+from bnfold.core.gauge.leftovers import allowed
 from tests.test_rules import Net
 from tests.zoo import ZOO
 

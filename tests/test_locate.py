@@ -15,11 +15,11 @@ from onnx import ModelProto, numpy_helper
 from torch import nn
 
 import bnfold
-from bnfold.equivalence.check import Where
-from bnfold.frontends.onnx.files import check, load
-from bnfold.frontends.onnx.read import read
+from bnfold.core.gauge.planner import gauges
+from bnfold.judge.criteria.check import Where
 from bnfold.limits import LEFTOVERS
-from bnfold.planner import gauges
+from bnfold.onnx.files import check, load
+from bnfold.onnx.read.read import read
 from bnfold.report.table import check_table
 from tests.nets import Net
 from tests.torch_nets import alive, positive
@@ -93,8 +93,8 @@ def test_the_gauges_say_what_the_folded_model_holds(tmp_path: Path) -> None:
     path, out = tmp_path / "a.onnx", tmp_path / "b.onnx"
     onnx.save(preactivation(), path)
     bnfold.fold(path, out=out)
-    from bnfold.equivalence.device import Device
-    from bnfold.equivalence.probes import OnnxProbe
+    from bnfold.judge.criteria.device import Device
+    from bnfold.judge.subjects.probes import OnnxProbe
 
     model = load(path)
     known = gauges(read(model, check(model, "a", folder=tmp_path), "a", tmp_path, False, lambda name: False).graph)
@@ -111,7 +111,7 @@ def test_the_gauges_say_what_the_folded_model_holds(tmp_path: Path) -> None:
 
 
 def test_long_networks_are_searched_in_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bnfold.equivalence.locate as module
+    import bnfold.judge.criteria.locate as module
 
     monkeypatch.setattr(module, "MOST", 5)
     monkeypatch.setattr(module, "AT_ONCE", 2)
@@ -169,7 +169,7 @@ def test_in_modules_submodules_are_named() -> None:
 
 
 def test_a_verdict_is_never_lost_to_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bnfold.equivalence.probes as probes
+    import bnfold.judge.subjects.probes as probes
 
     def broken(*arguments: Any) -> Any:
         raise MemoryError
@@ -294,7 +294,7 @@ def test_programs_and_modules_are_matched_by_the_names_of_modules() -> None:
 
 
 def test_a_module_returns_the_only_tensor_that_is_made_inside_and_read_outside() -> None:
-    from bnfold.equivalence.scopes import Stem, returned
+    from bnfold.judge.criteria.scopes import Stem, returned
 
     nodes = [
         Stem("block.conv", ["x"], ["a"]), Stem("block", ["a"], ["b"]), Stem("block", ["b", "x"], ["c"]),
@@ -315,6 +315,6 @@ def test_a_module_returns_the_only_tensor_that_is_made_inside_and_read_outside()
     ],
 )
 def test_older_exporters_write_modules_into_the_names_of_nodes(name: str, path: str | None) -> None:
-    from bnfold.equivalence.scopes import spelt
+    from bnfold.judge.criteria.scopes import spelt
 
     assert spelt(name) == path

@@ -195,7 +195,7 @@ def test_a_train_that_returns_nothing_is_no_obstacle() -> None:
 
 
 def test_a_search_that_fails_does_not_break_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnfold import torchfiles
+    from bnfold.doors import torch_models as torchfiles
 
     def broken(*arguments: object) -> None:
         raise AttributeError("no such thing")

@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
+from bnfold.calibrate import state as states
 from bnfold.cli import main
 from bnfold.errors import BnfoldError, DataError, ModelError, UsageError
-from bnfold.lrn import state as states
 from bnfold.lrn.response import Response
 from tests.nets import Net
 from tests.test_light_models import randomised

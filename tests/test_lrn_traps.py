@@ -20,8 +20,8 @@ from torch import nn
 
 import bnfold
 from bnfold.cli import main
-from bnfold.equivalence.reference import operators
 from bnfold.errors import DataError, UsageError
+from bnfold.judge.subjects.reference import operators
 from bnfold.lrn.response import Response
 from tests.nets import Net
 

@@ -20,21 +20,21 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold.frontends.onnx import constants
-from bnfold.frontends.onnx.apply import apply
-from bnfold.frontends.onnx.files import dump, load
-from bnfold.frontends.onnx.merging import Merged, merge
-from bnfold.graph import Reason
-from bnfold.merging import reasons
-from bnfold.merging.algebra import Linear, add, average, compose, diagonal, identity, scaled
-from bnfold.merging.geometry import Axis, Geometry
+from bnfold.core.graph import Reason
+from bnfold.core.merging import reasons
+from bnfold.core.merging.algebra import Linear, add, average, compose, diagonal, identity, scaled
+from bnfold.core.merging.geometry import Axis, Geometry
+from bnfold.onnx.files import dump, load
+from bnfold.onnx.merging.merge import Merged, merge
+from bnfold.onnx.read import constants
+from bnfold.onnx.write.apply import apply
 from bnfold.options import Folding
 from tests.evaluate import evaluate
 from tests.random_linear import RandomLinear
 from tests.test_rules import Net
 from tests.zoo import ZOO, NetBuilder
 
-LOADED = import_module("bnfold.onnxmodels")
+LOADED = import_module("bnfold.doors.onnx")
 ROOT = Path(__file__).parents[1]
 Array = npt.NDArray[Any]
 RNG = np.random.default_rng(5)
@@ -855,7 +855,7 @@ def test_constants_in_a_sum_of_merged_layers_stay() -> None:
 
 def test_a_merge_that_does_not_pass_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fold itself is not refused for it; the note says what was."""
-    writer = import_module("bnfold.frontends.onnx.merging").Writer
+    writer = import_module("bnfold.onnx.merging.merge").Writer
     sound = writer._rounded
     monkeypatch.setattr(writer, "_rounded", lambda self, step, value: sound(self, step, value * 1.01))
     net = builder(dtype=np.float32)

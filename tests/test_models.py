@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import bnfold
-from bnfold.frontends.torch.load import build
+from bnfold.torch.store.load import build
 
 MODELS = Path(__file__).parents[1] / "models"
 EXPECTED = {"preact_resnet_mnist": (25, 25, 0), "densenet_digits": (27, 15, 12)}

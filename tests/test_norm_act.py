@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bnfold
+from bnfold.core.plan import Plan, Replace, Rescale
+from bnfold.doors.torch import Policy, inspect_program
 from bnfold.errors import InternalError
-from bnfold.frontends.torch import apply as applying
-from bnfold.frontends.torch.blame import TRIALS, Budget, Search
-from bnfold.frontends.torch.fold import Options, copied, survey
-from bnfold.plan import Plan, Replace, Rescale
-from bnfold.pytorch import Policy, inspect_program
+from bnfold.torch.write import apply as applying
+from bnfold.torch.write.blame import TRIALS, Budget, Search
+from bnfold.torch.write.fold import Options, copied, survey
 from tests.norm_act_nets import DPN, DenseNet, RegNetV
 from tests.norm_acts import CODE, PLAIN, ActFirst, Kind, Make, Places, Shared, Subclass, acts, without_offset
 from tests.torch_nets import alive, codes, error, fates, positive
@@ -206,7 +206,7 @@ def _chain(norms: int = 3) -> nn.Module:
 
 def _wrongly_planned(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Rescale], Rescale]) -> None:
     """Let the planner get the edits of layers wrong."""
-    import bnfold.pytorch as door
+    import bnfold.doors.torch as door
 
     real: Any = vars(door)["plan_that_fits"]
 
@@ -335,7 +335,7 @@ def test_the_search_ends_three_times_the_fold_after_it() -> None:
 
 @pytest.mark.slow
 def test_norms_that_the_search_did_not_reach_stay_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
-    import bnfold.modulefolding as folding
+    import bnfold.doors.torch_modules as folding
 
     net: Any = _chain()
     net[2] = Moody()

@@ -15,12 +15,12 @@ from onnx import ModelProto, TensorProto, helper
 import bnfold
 from benchmarks.judging import FAULTS
 from benchmarks.small_networks import Small
-from bnfold.equivalence.criterion import Criterion, Errors, beside, facts
-from bnfold.equivalence.inputs import Inputs
-from bnfold.equivalence.judge import Hearing, Noise, Nudges, judge
-from bnfold.equivalence.nudges import NudgedFile, nudged, weights
-from bnfold.equivalence.runners import CPU, OrtRunner
-from bnfold.equivalence.subject import OnnxSubject
+from bnfold.judge.criteria.criterion import Criterion, Errors, beside, facts
+from bnfold.judge.criteria.inputs import Inputs
+from bnfold.judge.judge import Hearing, Noise, Nudges, judge
+from bnfold.judge.subjects.nudges import NudgedFile, nudged, weights
+from bnfold.judge.subjects.runners import CPU, OrtRunner
+from bnfold.judge.subjects.subject import OnnxSubject
 
 from .nets import Net, conv_bn, initializer
 from .test_judge import append, copied, judged
@@ -75,7 +75,7 @@ def test_modules_on_zeros_pass(end: str) -> None:
     from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-    from bnfold.equivalence.modules import ModuleSubject
+    from bnfold.judge.subjects.modules import ModuleSubject
 
     class Twice(nn.Module):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
@@ -126,7 +126,7 @@ def test_modules_on_zeros_pass(end: str) -> None:
 @pytest.mark.slow
 def test_a_program_is_heard_with_other_weights() -> None:
     torch = pytest.importorskip("torch")
-    from bnfold.equivalence.modules import ModuleSubject
+    from bnfold.judge.subjects.modules import ModuleSubject
 
     x = torch.randn(2, 4)
     program = torch.export.export(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).eval(), (x,))
@@ -317,7 +317,7 @@ def test_what_only_onnxruntime_can_run_is_judged_by_it(tmp_path: Path) -> None:
 
 def test_a_file_that_only_onnxruntime_can_run_is_held_against_a_module(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from bnfold.equivalence.modules import ModuleSubject
+    from bnfold.judge.subjects.modules import ModuleSubject
 
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.GELU()).eval()
     names = ["conv_weight", "conv_bias", "bn_gamma", "bn_beta", "bn_mean", "bn_var"]

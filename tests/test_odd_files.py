@@ -13,7 +13,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold.frontends.onnx.scope import INNER
+from bnfold.onnx.read.scope import INNER
 from tests.nets import Net
 
 Array = npt.NDArray[Any]

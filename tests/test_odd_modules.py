@@ -102,7 +102,7 @@ class Deciding(nn.Module):
 def test_what_torch_prints_of_a_failed_trace_is_not_seen(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnfold.quiet._shared", lambda: False)  # pytest's workers have threads of their own
+    monkeypatch.setattr("bnfold.process.quiet._shared", lambda: False)  # pytest's workers have threads of their own
     plan = bnfold.inspect(alive(Deciding()), (X,))
     assert plan.counts()["folded"] == 1
     assert "data-dependent" in plan.notes[0]

@@ -21,21 +21,21 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from bnfold.frontends.onnx.apply import apply
-from bnfold.frontends.onnx.constants import default_opset
-from bnfold.frontends.onnx.read import READERS
-from bnfold.gauge.branch import Cut
-from bnfold.gauge.equations import AffinePort, Bend, Equations, Ids
-from bnfold.gauge.rules import _outputs, pinned
-from bnfold.gauge.solve import Outcome, Solution
-from bnfold.graph import Graph
+from bnfold.core.gauge.branch import Cut
+from bnfold.core.gauge.equations import AffinePort, Bend, Equations, Ids
+from bnfold.core.gauge.planner import _planned
+from bnfold.core.gauge.rules import _outputs, pinned
+from bnfold.core.gauge.solve import Outcome, Solution
+from bnfold.core.graph import Graph
+from bnfold.core.plan import Plan
+from bnfold.onnx.read.constants import default_opset
+from bnfold.onnx.read.read import READERS
+from bnfold.onnx.write.apply import apply
 from bnfold.options import Folding
-from bnfold.plan import Plan
-from bnfold.planner import _planned
 
 from .evaluate import evaluate
 
-LOADED = import_module("bnfold.onnxmodels")
+LOADED = import_module("bnfold.doors.onnx")
 Array = npt.NDArray[Any]
 RNG = np.random.default_rng(11)
 X = (2, 4, 3, 5)

@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 
 import bnfold
+from bnfold.core.gauge.planner import plan as make_plan
+from bnfold.core.graph import Reason
+from bnfold.core.plan import BatchNorm, ChannelDrop, Conditioning, LayerMerge, OtherNorm, Plan, Remove, Replace, Rescale
 from bnfold.errors import PlanError
-from bnfold.frontends.onnx.apply import apply
-from bnfold.frontends.onnx.read import read
-from bnfold.frontends.onnx.skeleton import skeleton
-from bnfold.graph import Reason
-from bnfold.plan import BatchNorm, ChannelDrop, Conditioning, LayerMerge, OtherNorm, Plan, Remove, Replace, Rescale
-from bnfold.planner import plan as make_plan
+from bnfold.onnx.read.read import read
+from bnfold.onnx.store.skeleton import skeleton
+from bnfold.onnx.write.apply import apply
 from bnfold.report.page import to_html
 from bnfold.report.table import plan_table
 from tests.evaluate import evaluate
@@ -118,9 +118,9 @@ def test_it_prints_a_line_for_each_norm() -> None:
 
 
 def test_a_plan_for_another_model_is_refused() -> None:
-    from bnfold.frontends.onnx.apply import apply
-    from bnfold.frontends.onnx.read import read
-    from bnfold.frontends.onnx.skeleton import skeleton
+    from bnfold.onnx.read.read import read
+    from bnfold.onnx.store.skeleton import skeleton
+    from bnfold.onnx.write.apply import apply
 
     model = ZOO["mlp"](dtype=np.float32)
     source = read(model, skeleton(model), "mlp")

@@ -18,10 +18,10 @@ from click.testing import CliRunner
 
 import bnfold
 from bnfold.cli import main
-from bnfold.config import SETTINGS, read_config
-from bnfold.equivalence.check import HISTOGRAM, Check, Measure, OutputError
-from bnfold.equivalence.inputs import KINDS
+from bnfold.cli.config import SETTINGS, read_config
 from bnfold.errors import UsageError
+from bnfold.judge.criteria.check import HISTOGRAM, Check, Measure, OutputError
+from bnfold.judge.criteria.inputs import KINDS
 from bnfold.report.junit import to_junit
 from bnfold.report.page import to_html
 from bnfold.testing import assert_equivalent
@@ -209,7 +209,7 @@ def test_fold_writes_the_page_too(here: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "model.onnx : out.onnx" in text
     done = CliRunner().invoke(main, ["fold", "model.onnx", "-o", "out.onnx", "--html", "out.onnx", "-q"])
     assert done.exit_code == 2
-    from bnfold.frontends.onnx import weights
+    from bnfold.onnx.write import weights
 
     right = weights._scaled
     monkeypatch.setattr(weights, "_scaled", lambda *given: right(*given) * 1.01)
@@ -452,8 +452,8 @@ def test_the_document_names_every_option_of_the_command() -> None:
 
 
 def test_the_numbers_of_the_document_are_those_of_the_code() -> None:
-    from bnfold.equivalence.criterion import CLEAR, LIMITS, PARTS, PEAK
-    from bnfold.equivalence.judge import NOISE_MULTIPLE
+    from bnfold.judge.criteria.criterion import CLEAR, LIMITS, PARTS, PEAK
+    from bnfold.judge.judge import NOISE_MULTIPLE
     from bnfold.limits import MULTIPLE
 
     text = (ROOT / "docs/judging.md").read_text()

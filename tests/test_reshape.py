@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bnfold.gauge.reshape import reshape_ids
-from bnfold.graph import Dim
+from bnfold.core.gauge.reshape import reshape_ids
+from bnfold.core.graph import Dim
 
 relaxed = settings(deadline=None, max_examples=200)
 

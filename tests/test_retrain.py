@@ -23,11 +23,11 @@ from torch import nn
 import bnfold
 from bnfold.cli import main
 from bnfold.errors import BnfoldError, DataError, TrainingError, UsageError
-from bnfold.lrn.history import Epoch, History
-from bnfold.lrn.ranks import Ranks
-from bnfold.lrn.recipe import Recipe
-from bnfold.lrn.retrain import retrain as loop_of
-from bnfold.lrn.schedule import groups, order, rate
+from bnfold.train.history import Epoch, History
+from bnfold.train.ranks import Ranks
+from bnfold.train.recipe import Recipe
+from bnfold.train.retrain import retrain as loop_of
+from bnfold.train.schedule import groups, order, rate
 
 SOURCE = """
 import torch

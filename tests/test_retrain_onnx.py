@@ -15,9 +15,9 @@ from sklearn.datasets import load_digits
 
 import bnfold
 from bnfold.cli import main
-from bnfold.equivalence.runners import OrtRunner
 from bnfold.errors import DataError, ModelError, UsageError
-from bnfold.lrn.onnx_torch import OnnxNetwork, network, written_back
+from bnfold.judge.subjects.runners import OrtRunner
+from bnfold.train.onnx_torch import OnnxNetwork, network, written_back
 from tests.nets import Net
 from tests.test_light_models import randomised
 from tests.test_lrn_onnx import LIGHT, kinds
@@ -111,7 +111,7 @@ def test_networks_of_the_onnx_package_give_the_same_in_torch(name: str, tmp_path
 
 
 def test_what_torch_would_compute_otherwise_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnfold.lrn import onnx_functions
+    from bnfold.train import onnx_functions
 
     onnx.save(classifier(), tmp_path / "a.onnx")
     monkeypatch.setitem(onnx_functions.FUNCTIONS, "Relu", lambda a, i, t: torch.abs(i[0]))

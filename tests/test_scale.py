@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnfold.gauge.scale import Scale
+from bnfold.core.gauge.scale import Scale
 
 relaxed = settings(deadline=None, max_examples=150)
 

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnfold.gauge.scale import Scale
-from bnfold.gauge.shift import Shift
+from bnfold.core.gauge.scale import Scale
+from bnfold.core.gauge.shift import Shift
 
 relaxed = settings(deadline=None, max_examples=150)
 Row = tuple[list[int], list[int], int]

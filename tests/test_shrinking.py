@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
 from benchmarks.shrinking import Landmark
-from bnfold.frontends.onnx.shrinking import Shrunk, shrink
+from bnfold.onnx.shrinking import Shrunk, shrink
 
 from .evaluate import evaluate
 from .random_graphs import RandomGraph

@@ -25,7 +25,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from torch import nn
 
 import bnfold
-from bnfold.quiet import TURN, own_process, tracing
+from bnfold.process.quiet import TURN, own_process, tracing
 from tests.nets import Net
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -162,7 +162,7 @@ def test_bench_puts_the_number_of_threads_back() -> None:
 
 
 def test_silence_ends_with_the_block() -> None:
-    from bnfold.quiet import aside, quiet, tracing
+    from bnfold.process.quiet import aside, quiet, tracing
 
     before = _state()
     with quiet(), tracing(), aside():

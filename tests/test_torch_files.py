@@ -637,7 +637,7 @@ def test_export_names_the_sizes_and_parts_outputs(here: Path) -> None:
 
 
 def test_a_wrong_export_is_not_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnfold.frontends.torch import program as programs
+    from bnfold.torch.write import program as programs
 
     real: Any = vars(programs)["scale_weight"]
     monkeypatch.setattr(programs, "scale_weight", lambda *a: real(*a) * 1.01)

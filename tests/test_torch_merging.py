@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 import bnfold
-from bnfold.frontends.torch.constants import op_name
-from bnfold.frontends.torch.merging import merge
+from bnfold.torch.trace.constants import op_name
+from bnfold.torch.write.merging import merge
 from tests.random_linear import RandomLinear
 from tests.torch_linear import OfGraph
 

@@ -21,15 +21,15 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
 import bnfold
-from bnfold.absorb import new_bias, scale_weight, tapped
-from bnfold.frontends.torch.aliases import _shares
-from bnfold.frontends.torch.bindings import ActivationBinding, LinearBinding
-from bnfold.frontends.torch.capture import Capture
-from bnfold.frontends.torch.constants import ALIASES
-from bnfold.frontends.torch.read import READERS, House, Source, read
-from bnfold.graph import Affine, Graph, Linear, Op, Opaque
-from bnfold.plan import Plan, Remove, Replace, Rescale
-from bnfold.planner import gauges, plan
+from bnfold.core.absorb import new_bias, scale_weight, tapped
+from bnfold.core.gauge.planner import gauges, plan
+from bnfold.core.graph import Affine, Graph, Linear, Op, Opaque
+from bnfold.core.plan import Plan, Remove, Replace, Rescale
+from bnfold.torch.read.aliases import _shares
+from bnfold.torch.read.bindings import ActivationBinding, LinearBinding
+from bnfold.torch.read.read import READERS, House, Source, read
+from bnfold.torch.trace.capture import Capture
+from bnfold.torch.trace.constants import ALIASES
 from tests.torch_nets import alive, positive
 
 aten = torch.ops.aten

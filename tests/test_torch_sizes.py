@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bnfold
-from bnfold.frontends.torch.sizes import resized, shapes
+from bnfold.torch.trace.sizes import resized, shapes
 from tests.torch_nets import alive, codes, error, fates
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -744,7 +744,7 @@ def test_inputs_are_needed() -> None:
 
 
 def test_a_wrong_fold_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnfold.frontends.torch import apply as applying
+    from bnfold.torch.write import apply as applying
 
     real: Any = vars(applying)["scale_weight"]
     monkeypatch.setattr(applying, "scale_weight", lambda *a: real(*a) * 1.01)
@@ -851,7 +851,7 @@ def test_memory_that_only_code_knows_is_found_by_running_the_module_itself() -> 
 
 @pytest.mark.parametrize("bake", [False, True])
 def test_a_failure_in_the_middle_puts_everything_back(bake: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnfold.frontends.torch import apply as applying
+    from bnfold.torch.write import apply as applying
 
     real: Any = vars(applying)["write"]
     m = net(lambda s, x: s.e(s.d(torch.relu(s.b(s.c(x))))), c=conv(), b=nn.BatchNorm2d(8), d=conv(bias=True),
@@ -1057,7 +1057,7 @@ def test_leftovers_take_their_input_by_the_name_that_norms_give_it() -> None:
 
 
 def test_wrong_weights_are_not_blamed_on_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnfold.frontends.torch import apply as applying
+    from bnfold.torch.write import apply as applying
 
     real: Any = vars(applying)["scale_weight"]
     monkeypatch.setattr(applying, "scale_weight", lambda *a: real(*a) * 1.01)

@@ -12,8 +12,8 @@ import onnxruntime as ort
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from bnfold.equivalence.reference import OPERATORS, operators
-from bnfold.equivalence.runners import ReferenceRunner
+from bnfold.judge.subjects.reference import OPERATORS, operators
+from bnfold.judge.subjects.runners import ReferenceRunner
 
 
 def model(op: str, shape: tuple[int, ...], weights: list[npt.NDArray[Any]], **attributes: Any) -> ModelProto:

@@ -143,11 +143,11 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> t
 
 def pixels(inputs: tuple[str, ...] | None, means: tuple[float, ...], stds: tuple[float, ...]) -> Any:
     """What images become: of the size that --input names. UsageError where the numbers do not fit."""
-    from ..data import Pixels
+    from ..data.samples import Pixels
 
     size, channels = None, 3
     if inputs:
-        from ..frontends.torch.specs import tensor
+        from ..torch.trace.specs import tensor
 
         shape = tuple(tensor(inputs[0]).shape)
         if len(shape) == 4:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..ends import blameless, heed
 from ..errors import BnfoldError, OutputError, UsageError
-from ..quiet import own_process, quiet
+from ..process.ends import blameless, heed
+from ..process.quiet import own_process, quiet
 
 if TYPE_CHECKING:
-    from ..config import PairSettings
-    from ..equivalence.check import Check
-    from ..plan import Plan
+    from ..core.plan import Plan
+    from ..judge.criteria.check import Check
+    from .config import PairSettings
 
 
 def check_reports(reports: Sequence[Path | None], output: Path, model: Path) -> None:
@@ -54,8 +54,8 @@ def _files(given: Path) -> set[Path]:
     """A file that is there, and those with the external data of an ONNX model."""
     if given.suffix != ".onnx" or not given.is_file():
         return {given} if given.exists() else set()
-    from ..frontends.onnx.external import side_files
-    from ..frontends.onnx.files import load, may_have_sides
+    from ..onnx.files import load, may_have_sides
+    from ..onnx.store.external import side_files
 
     try:
         return {given, *(side_files(load(given), given.parent) if may_have_sides(given) else ())}

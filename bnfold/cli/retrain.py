@@ -131,7 +131,7 @@ def retrain(
 def _check_curves(curves: Path | None, output: Path, model: Path) -> None:
     if curves is None:
         return
-    from ..lrn.curves import check_picture
+    from ..train.curves import check_picture
 
     if curves.resolve() == output.resolve():
         raise UsageError(f"{curves}: the curves and the output are the same file")
@@ -139,7 +139,7 @@ def _check_curves(curves: Path | None, output: Path, model: Path) -> None:
 
 
 def _write(report_file: Path | None, curves: Path | None, text: str, result: Any) -> None:
-    from ..lrn.curves import plot_history
+    from ..train.curves import plot_history
 
     if report_file is not None:
         with written(report_file) as temporary:

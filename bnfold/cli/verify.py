@@ -16,8 +16,8 @@ from .options import FILE, common, comparing_on, judging, means_given, network
 from .output import check_spared, check_targets, errors, progress_line, show_checks, write_checks
 
 if TYPE_CHECKING:
-    from ..config import PairSettings
-    from ..equivalence.check import Check
+    from ..judge.criteria.check import Check
+    from .config import PairSettings
 
 OPTIONS = {"mean": "means", "std": "stds"}
 """What the arguments of the API are called among the options."""
@@ -105,8 +105,8 @@ def _pairs(
     reference: Path | None, candidate: Path | None, config: Path | None, given: dict[str, Any]
 ) -> list[PairSettings]:
     """What is to be compared: the pair of the command line, or those of a file, with what was said beside it."""
-    from ..config import PairSettings, read_config
-    from ..verifying import check_settings
+    from ..doors.verify import check_settings
+    from .config import PairSettings, read_config
 
     if config is None:
         if reference is None or candidate is None:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from ..calibrate.forward import run, watched
+from ..calibrate.moments import Moments
+from ..data.batches import Feed
 from ..errors import DataError
-from .batches import Feed
-from .forward import run, watched
-from .moments import Moments
 from .placement import Place
 
 KEPT = 1_000_000

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import DataError, ModelError
-from ..frontends.torch.capture import one_line
-from ..frontends.torch.fold import copied, evaluated
+from ..torch.trace.capture import one_line
+from ..torch.write.fold import copied, evaluated
 from .record import CONTAINERS, Record, is_layer, record
 from .response import Response
 from .slices import lrn_of, rewritten, slices, traced, with_dropouts

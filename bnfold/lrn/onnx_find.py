@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from ..equivalence.inputs import Array, Feed
-from ..equivalence.widen import widen, widened_feed
-from ..graph import Reason
-from .onnx_run import Looking
+from ..calibrate.onnx_run import Looking
+from ..core.graph import Reason
+from ..judge.criteria.inputs import Array, Feed
+from ..judge.subjects.widen import widen, widened_feed
 from .response import Response, identify
 
 POOLS = frozenset({"MaxPool"})

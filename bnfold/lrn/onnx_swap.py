@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from ..data import Pixels
-from ..equivalence.inputs import Array
+from ..calibrate.moments import Moments, check_fits
+from ..calibrate.onnx_run import Batches, Looking, batches, made_up
+from ..data.samples import Pixels
 from ..errors import DataError, ModelError, UsageError
+from ..judge.criteria.inputs import Array
 from .affine_fit import RISING, Fit, fit, quality
-from .moments import Moments, check_fits
 from .onnx_find import POOLS, WITHIN, OnnxSite, Wires, find
 from .onnx_merge import sweep
-from .onnx_run import Batches, Looking, batches, made_up
-from .swap_report import SwapReport, SwapResult, SwapSite
+from .report import SwapReport, SwapResult, SwapSite
 
 Progress = Callable[[str], None]
 EPSILON = 1e-5

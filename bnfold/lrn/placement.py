@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..graph import Reason
+from ..core.graph import Reason
 from .affine_fit import RISING
 from .find import ACTIVATIONS, POOLS, RELUS, Chain, Site, Survey, operation
 from .lift import exchanged

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..frontends.torch.fold import evaluated
+from ..torch.write.fold import evaluated
 from .response import Response, identify
 
 DIVISIONS = {operator.truediv, torch.div, torch.true_divide, torch.divide, "div", "divide", "true_divide"}

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import Pixels
+from ..calibrate.passes import check_statistics
+from ..data.batches import Feed, feed
+from ..data.samples import Pixels
 from ..errors import ModelError, UsageError
-from ..frontends.torch.capture import one_line
-from ..frontends.torch.fold import copied
+from ..torch.trace.capture import one_line
+from ..torch.write.fold import copied
 from .affine_fit import Fit, fit, quality
-from .batches import Feed, feed
 from .find import Site, Survey, arguments, survey
 from .gather import Gathered, gather, output_error
 from .lift import exchanged
-from .passes import check_statistics
 from .placement import NORMS, Place, decide, place
-from .swap_report import SwapReport, SwapResult, SwapSite
+from .report import SwapReport, SwapResult, SwapSite
 
 Progress = Callable[[str], None]
 PLACEMENTS = ("foldable", "in-place")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from ..plan import Plan
+from ..core.plan import Plan
 from ..version import __version__
 
 if TYPE_CHECKING:
-    from ..equivalence.check import Check
+    from ..judge.criteria.check import Check
 
 
 def report(

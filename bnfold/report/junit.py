@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from ..equivalence.check import Check, OutputError
+from ..judge.criteria.check import Check, OutputError
 
 
 def to_junit(checks: Sequence[tuple[str, Check | str]]) -> str:

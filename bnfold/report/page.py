@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ..equivalence.check import HISTOGRAM, Check, OutputError, Where
-from ..graph import Reason
-from ..plan import ChannelDrop, LayerMerge, Plan, change
+from ..core.graph import Reason
+from ..core.plan import ChannelDrop, LayerMerge, Plan, change
+from ..judge.criteria.check import HISTOGRAM, Check, OutputError, Where
 from ..version import __version__
 from .table import fate, finest_line, summary
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from rich.text import Text
 
-from ..equivalence.check import Where
+from ..judge.criteria.check import Where
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 72

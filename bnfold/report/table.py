@@ -11,12 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ..plan import BatchNorm, Plan, change
+from ..core.plan import BatchNorm, Plan, change
 from .plots import profile
 
 if TYPE_CHECKING:
-    from ..equivalence.check import Check, OutputError
-    from ..equivalence.latency import Bench
+    from ..judge.criteria.check import Check, OutputError
+    from ..judge.latency import Bench
 
 STYLES = {"folded": "green", "reduced": "yellow", "kept": "red"}
 COLUMNS = {"output": 0, "inputs": 8, "largest error": 8, "relative": 8, "own error": 7, "judged by": 6, "value": 5,

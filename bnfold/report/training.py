@@ -9,7 +9,7 @@ from rich.table import Table
 from ..version import __version__
 
 if TYPE_CHECKING:
-    from ..lrn.history import History
+    from ..train.history import History
 
 SCHEMA = 1
 

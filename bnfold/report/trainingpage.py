@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from ..lrn.history import History
+from ..train.history import History
 from .page import table_html, whole
 from .training import history_lines
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import bnfold
-from bnfold.frontends.onnx.merging import merge
+from bnfold.onnx.merging.merge import merge
 
 CONSTANTS = {
     "wide.weight": [[[1.0, 2.0, -1.0]]], "wide.bias": [0.5], "point.weight": [[[3.0]]], "point.bias": [1.0],

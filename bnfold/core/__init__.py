@@ -1,0 +1,1 @@
+"""The gauge algebra: graphs, gauges, plans. numpy and nothing else."""

@@ -1,0 +1,1 @@
+"""What counts as the same, on which inputs, and where models part."""

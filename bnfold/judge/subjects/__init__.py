@@ -1,0 +1,1 @@
+"""What is judged: ONNX models, modules and exported programs, run and looked into."""

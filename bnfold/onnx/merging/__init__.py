@@ -1,0 +1,1 @@
+"""Linear layers of ONNX models that become one."""

@@ -1,0 +1,1 @@
+"""How an ONNX model lies in memory and on the disk."""

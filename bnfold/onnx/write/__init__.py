@@ -1,0 +1,1 @@
+"""Edits of an ONNX model, and the file that holds it."""

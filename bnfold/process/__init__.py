@@ -1,0 +1,1 @@
+"""What a process has once: signals and exits, warnings and streams, private copies of modules."""

@@ -1,1 +1,0 @@
-"""Channels that carry nothing leave a network: the algebra, in numpy. `frontends.onnx.shrinking` carries it out."""

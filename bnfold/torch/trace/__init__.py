@@ -1,0 +1,1 @@
+"""What torch.export sees of a network."""

@@ -1,0 +1,1 @@
+"""Edits of modules and exported programs."""

@@ -1,0 +1,1 @@
+"""Retraining: the loop, what it makes small, and where it goes on."""
