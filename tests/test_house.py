@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 import bnfold
@@ -67,6 +68,22 @@ def test_imports_go_one_way(name: str) -> None:
 def test_every_room_has_its_place_in_the_order() -> None:
     assert {_room(name, path) for name, path in MODULES.items()} == set(ROOMS)
     assert len([path for path in PACKAGE.glob("*.py") if path.name not in ("__init__.py", "__main__.py")]) <= 10
+
+
+def test_the_map_shows_every_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    shown = page[: page.index("## A fold")]
+    for room in ROOMS:
+        if room and (PACKAGE / room.replace(".", "/")).is_dir():
+            assert f"{room.rpartition('.')[2]}/" in shown, room
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob(".github/**/*.yml")), ids=lambda path: path.name)
+def test_workflows_and_forms_can_be_read(path: Path) -> None:
+    data = yaml.safe_load(path.read_text())
+    runs = [step.get("run", "") for job in data.get("jobs", {}).values() for step in job["steps"]]
+    assert data["name"]
+    assert path.name != "ci.yml" or any("bash .ci/run" in run for run in runs)
 
 
 def _circle(package: Path) -> list[str]:
