@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         swap_lrn,
         verify,
     )
-    from .calibrate.report import CalibrationResult
+    from .calibration.report import CalibrationResult
     from .core.plan import BatchNorm, Plan
     from .judge.criteria.check import Check
     from .judge.latency import Bench
@@ -83,7 +83,7 @@ __all__ = [
 _HOMES = {
     "BatchNorm": "core.plan",
     "Bench": "judge.latency",
-    "CalibrationResult": "calibrate.report",
+    "CalibrationResult": "calibration.report",
     "Check": "judge.criteria.check",
     "FoldResult": "api",
     "LrnSite": "lrn.find:Site",

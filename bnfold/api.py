@@ -15,7 +15,7 @@ from .limits import LEFTOVERS, MULTIPLE, PRECISION_LIMIT
 from .options import Folding, Progress, TorchOptions
 
 if TYPE_CHECKING:
-    from .calibrate.report import CalibrationResult
+    from .calibration.report import CalibrationResult
     from .data.samples import Pixels
     from .judge.criteria.check import Check
     from .judge.latency import Bench

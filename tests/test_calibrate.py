@@ -18,8 +18,8 @@ from torch import nn
 
 import bnfold
 from bnfold import DataError, ModelError, UsageError
-from bnfold.calibrate import state as states
-from bnfold.calibrate.moments import Moments
+from bnfold.calibration import state as states
+from bnfold.calibration.moments import Moments
 
 from .lrn_nets import images
 from .torch_nets import alive

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 import bnfold
-from bnfold.calibrate.report import CalibrationReport, CalibrationResult
+from bnfold.calibration.report import CalibrationReport, CalibrationResult
 from bnfold.judge.criteria.check import Measure, OutputError
 from bnfold.judge.criteria.criterion import Criterion
 from bnfold.lrn.report import SwapReport, SwapResult

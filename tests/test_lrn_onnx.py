@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import bnfold
-from bnfold.calibrate import state as states
+from bnfold.calibration import state as states
 from bnfold.cli import main
 from bnfold.errors import BnfoldError, DataError, ModelError, UsageError
 from bnfold.lrn.response import Response

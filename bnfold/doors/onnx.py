@@ -86,7 +86,7 @@ def find_onnx_lrns(model: str | PathLike[str] | ModelProto) -> list[OnnxSite]:
     """
     import onnx
 
-    from ..calibrate.onnx_run import made_up
+    from ..calibration.onnx_run import made_up
     from ..lrn.onnx_find import find, guesses
     from ..onnx.files import load_whole
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from ..calibrate.onnx_run import batches
+from ..calibration.onnx_run import batches
 from ..data.samples import Pixels
 from ..errors import UsageError
 from ..files import check_target, written

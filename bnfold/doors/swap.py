@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ..calibrate.calibrate import calibrate
-from ..calibrate.report import CalibrationResult
+from ..calibration.calibrate import calibrate
+from ..calibration.report import CalibrationResult
 from ..data.batches import feed
 from ..errors import UsageError
 from ..files import check_target, written

@@ -10,9 +10,9 @@ from typing import Any
 import onnx
 from onnx import ModelProto
 
-from ..calibrate.onnx_calibrate import calibrate_onnx
-from ..calibrate.onnx_run import batches
-from ..calibrate.report import CalibrationResult, check_options
+from ..calibration.onnx_calibrate import calibrate_onnx
+from ..calibration.onnx_run import batches
+from ..calibration.report import CalibrationResult, check_options
 from ..data.samples import Pixels
 from ..errors import UsageError
 from ..files import check_target, written

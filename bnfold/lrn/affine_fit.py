@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..calibrate.moments import FEW, TINY
+from ..calibration.moments import FEW, TINY
 
 Array = npt.NDArray[np.float64]
 STEPS = 25

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from ..calibrate.forward import run, watched
-from ..calibrate.moments import Moments
+from ..calibration.forward import run, watched
+from ..calibration.moments import Moments
 from ..data.batches import Feed
 from ..errors import DataError
 from .placement import Place

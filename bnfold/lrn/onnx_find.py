@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from ..calibrate.onnx_run import Looking
+from ..calibration.onnx_run import Looking
 from ..core.graph import Reason
 from ..judge.criteria.inputs import Array, Feed
 from ..judge.subjects.widen import widen, widened_feed

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from ..calibrate.moments import Moments, check_fits
-from ..calibrate.onnx_run import Batches, Looking, batches, made_up
+from ..calibration.moments import Moments, check_fits
+from ..calibration.onnx_run import Batches, Looking, batches, made_up
 from ..data.samples import Pixels
 from ..errors import DataError, ModelError, UsageError
 from ..judge.criteria.inputs import Array

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..calibrate.passes import check_statistics
+from ..calibration.passes import check_statistics
 from ..data.batches import Feed, feed
 from ..data.samples import Pixels
 from ..errors import ModelError, UsageError
