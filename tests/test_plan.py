@@ -213,3 +213,13 @@ def test_merges_and_drops_print_and_go_to_json() -> None:
     table = console.export_text()
     assert all(said in table for said in ("a, b, add", "16 of 48 channels", "1,000 -> 600"))
     assert "c, d" not in table
+
+
+def test_an_inspection_says_what_a_fold_would_be_refused_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> None:
+        raise PlanError("conv1: the folded weights exceed the range of float32")
+
+    monkeypatch.setattr("bnfold.onnx.write.apply.apply", refuse)
+    plan = bnfold.inspect(ZOO["mlp"](dtype=np.float32))
+    assert plan.counts()["batch_norms"] > 0
+    assert any("a fold would be refused: conv1" in note for note in plan.notes)

@@ -56,7 +56,11 @@ class OnnxModel:
         """The plan, and the model's LRNs."""
         loaded = _load(self.model, self.folding, lengths=True)
         plan = _plan(loaded, self.folding)
-        return _with_lrns(_carried_out(loaded, plan, self.folding)[1], self.model)
+        try:
+            plan = _carried_out(loaded, plan, self.folding)[1]
+        except PlanError as error:
+            plan = replace(plan, notes=(*plan.notes, f"a fold would be refused: {error}"))
+        return _with_lrns(plan, self.model)
 
     def fold(
         self, out: Path | None, judging: Judging, inplace: bool = False
