@@ -148,11 +148,14 @@ def test_a_file_that_onnxruntime_optimised_folds(tmp_path: Path) -> None:
     np.testing.assert_allclose(new, old, rtol=0, atol=3e-6 * np.abs(old).max())
 
 
-def test_ranks_come_back_from_the_layers_behind() -> None:
+@pytest.mark.parametrize("depth", [1, 1500])
+def test_ranks_come_back_from_the_layers_behind(depth: int) -> None:
     """An operator that nobody knows hides the rank of what it gives; the convolution behind says it."""
     n = Net(2, 3, 8, 8)
-    y = n.op("Mystery", "x", domain="example.ops")
-    y = n.op("MaxPool", n.op("Relu", n.bn(y, 4, GOOD)), kernel_shape=[2, 2])
+    y = n.bn(n.op("Mystery", "x", domain="example.ops"), 4, GOOD)
+    for _ in range(depth):
+        y = n.op("Relu", y)
+    y = n.op("MaxPool", y, kernel_shape=[2, 2])
     y = n.conv(y, 4, 5, 3)
     model = n.model(opset=17, domains=("example.ops",))
     model.graph.output.append(helper.make_tensor_value_info(y, TensorProto.DOUBLE, None))

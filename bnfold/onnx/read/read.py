@@ -270,9 +270,11 @@ POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
 
 def _complete_ranks(views: Sequence[Node], shapes: dict[str, Shape | None]) -> None:
     """Ranks and channels that nothing says but the layers that read a tensor, by way of what keeps its shape."""
+    # from the front: what is constant follows from what is before it, and a long chain is not asked from its end
+    fixed = {name for view in views for name in view.outputs if name in view.context.constants}
     for view in reversed(views):
         source = view.input(0)
-        if not source or source in view.context.constants or shapes.get(source) is not None:
+        if not source or shapes.get(source) is not None or source in fixed or source in view.context.constants:
             continue
         weight, out = view.shape(view.input(1)) or (), shapes.get(view.outputs[0]) if view.outputs else None
         if view.type in ("Conv", "ConvTranspose") and len(weight) > 2:
